@@ -1,0 +1,43 @@
+-- Events, one row each, as the SDKs sent them.
+
+CREATE TABLE IF NOT EXISTS events (
+    id                       BIGSERIAL PRIMARY KEY,
+    event_id                 UUID NOT NULL UNIQUE,
+    org_id                   UUID NOT NULL,
+    app_id                   UUID NOT NULL,
+    schema_version           VARCHAR(20) NOT NULL,
+    timestamp                TIMESTAMPTZ NOT NULL,
+    service_name             VARCHAR(255) NOT NULL,
+    service_version          VARCHAR(100) NOT NULL,
+    service_language         VARCHAR(50) NOT NULL,
+    service_language_version VARCHAR(50),
+    user_id                  VARCHAR(255) NOT NULL,
+    session_id               VARCHAR(255),
+    os                       VARCHAR(50) NOT NULL,
+    os_version               VARCHAR(100),
+    arch                     VARCHAR(50),
+    ci                       BOOLEAN,
+    shell                    VARCHAR(50),
+    event_type               VARCHAR(100) NOT NULL,
+    event_category           VARCHAR(50),
+    event_data               JSONB NOT NULL,
+    sdk_version              VARCHAR(50) NOT NULL,
+    transmission_timestamp   TIMESTAMPTZ NOT NULL,
+    batch_size               INTEGER NOT NULL,
+    retry_count              INTEGER NOT NULL,
+    received_at              TIMESTAMPTZ NOT NULL DEFAULT now()
+);
+
+COMMENT ON TABLE events IS 'Events as the SDKs sent them, each stored once.';
+COMMENT ON COLUMN events.timestamp IS 'When it happened, by the clock of the machine where it did.';
+COMMENT ON COLUMN events.received_at IS 'When it was stored, by the clock of this database.';
+COMMENT ON COLUMN events.user_id IS 'Anonymous: begins with client_ or anon_.';
+
+COMMENT ON INDEX events_pkey IS 'The order of arrival, for whatever reads the table bit by bit.';
+COMMENT ON INDEX events_event_id_key IS 'An event is stored once, however often it is sent.';
+
+CREATE INDEX IF NOT EXISTS events_app_timestamp_idx ON events (app_id, timestamp);
+COMMENT ON INDEX events_app_timestamp_idx IS 'What happened in an application over a time.';
+
+CREATE INDEX IF NOT EXISTS events_app_user_idx ON events (app_id, user_id);
+COMMENT ON INDEX events_app_user_idx IS 'One user''s events, for export and erasure.';

@@ -1,0 +1,132 @@
+"""Settings: environment variables that begin with ``TK__``, or a ``.env`` file, or the command line."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import psycopg2
+from dotenv import dotenv_values
+from psycopg2.extensions import parse_dsn
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+
+PREFIX = "TK__"
+ENV_FILE = ".env"
+
+
+class InvalidSettings(Exception):
+    """A setting that cannot be used. The text is one line that names it, and holds no value that may be secret."""
+
+
+class _Group(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Server(_Group):
+    """Where and how it listens. Times in seconds."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
+    port: int = Field(3000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    log_level: Literal["debug", "info", "warn", "error", "critical"] = Field(
+        "info", description="The least severe messages that are logged."
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("*",), description="Web origins that may send events, separated by commas; * for any."
+    )
+    max_connections: int = Field(4096, ge=1, description="Connections beyond this are closed at once.")
+    header_timeout: float = Field(10, gt=0, description="Seconds for the headers of a request to arrive.")
+    body_timeout: float = Field(60, gt=0, description="Seconds for the body of a request to arrive.")
+    idle_timeout: float = Field(75, gt=0, description="Seconds that a connection may stay open between requests.")
+    shutdown_timeout: float = Field(10, ge=0, description="Seconds for requests in flight to finish at a stop.")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+class Database(_Group):
+    """Where the events are stored."""
+
+    url: SecretStr | None = Field(None, description="PostgreSQL URL; without one the embedded PostgreSQL is used.")
+    data_dir: Path | None = Field(None, description="Where the embedded PostgreSQL keeps its data.")
+    max_connections: int = Field(10, ge=1, description="Connections to the database that this server keeps open.")
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            try:
+                parsed = parse_dsn(value.get_secret_value())
+            except psycopg2.ProgrammingError:
+                parsed = {}
+            if not parsed:
+                raise ValueError("not a PostgreSQL URL such as postgresql://user:password@host:5432/database")
+        return value
+
+
+class Ingest(_Group):
+    """What is taken in."""
+
+    max_body_bytes: int = Field(5_242_880, ge=1, description="Bytes of a body, before and after decompression.")
+    timestamp_tolerance: int = Field(600, ge=0, description="Seconds by which a request's timestamp may be off.")
+
+
+class Settings(BaseSettings):
+    """All settings. The environment wins over the file, and what is passed to :func:`load` over both."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="ignore", frozen=True)
+
+    server: Server = Server()
+    database: Database = Database()
+    ingest: Ingest = Ingest()
+
+
+def load(overrides: Mapping[str, Any] = {}, environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings.
+
+    :param overrides: values by the name of their variable, such as ``TK__SERVER__PORT``.
+    :raise InvalidSettings: when one of them does not parse, or is none.
+    """
+    _check_names([*environ, *dotenv_values(ENV_FILE)])
+    try:
+        return Settings(_env_file=ENV_FILE, **_nested(overrides))  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise InvalidSettings(f"{variable(*map(str, first['loc'][:2]))}: {message}") from None
+    except SettingsError:
+        raise InvalidSettings(f"{PREFIX}…: a group of settings has no value of its own") from None
+
+
+def variable(*path: str) -> str:
+    """The name of the variable of a setting, such as ``("server", "port")``."""
+    return PREFIX + "__".join(path).upper()
+
+
+def variables() -> Iterator[tuple[str, Any, str]]:
+    """Every variable, with its default and what it is for."""
+    for group_name, group in Settings.model_fields.items():
+        for name, field in type(group.default).model_fields.items():
+            yield variable(group_name, name), field.default, field.description or ""
+
+
+def _check_names(names: list[str]) -> None:
+    known = [name for name, _, _ in variables()]
+    for name in names:
+        if name.upper().startswith(PREFIX) and name.upper() not in known:
+            similar = difflib.get_close_matches(name.upper(), known, n=1)
+            hint = f"; did you mean {similar[0]}?" if similar else ""
+            raise InvalidSettings(f"{name}: there is no such setting{hint}")
+
+
+def _nested(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    nested: dict[str, dict[str, Any]] = {}
+    for name, value in overrides.items():
+        group, _, field = name.removeprefix(PREFIX).lower().partition("__")
+        nested.setdefault(group, {})[field] = value
+    return nested

@@ -1,0 +1,134 @@
+"""Credentials, remembered: a request normally costs no query before its events are written."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from datetime import datetime, timedelta, timezone
+from typing import Any, Protocol
+from uuid import UUID
+
+from cachetools import TTLCache
+from twisted.internet.defer import Deferred, ensureDeferred, succeed
+from twisted.internet.task import LoopingCall
+
+from tkserver import log
+from tkserver.ingest.shield import Shared
+from tkserver.storage.errors import StorageError
+from tkserver.storage.tokens import Credential, TokenStore
+
+_log = log.logger(__name__)
+
+MAX_REMEMBERED = 10_000
+"""How many answers of the table are remembered, those that there is no such credential included."""
+
+LIFETIME = 60.0
+"""Seconds for which one is; a change is heard of at once, this is for what was not heard."""
+
+USAGE_INTERVAL = 30.0
+"""Seconds between two writes of ``last_used_at``."""
+
+
+class Listener(Protocol):
+    """Knows whether changes to credentials would be heard."""
+
+    listening: bool
+
+
+class CredentialCache:
+    """Looks up credentials, each at most once as long as nothing changes.
+
+    Any change forgets everything: changes are rare, and what was looked up by token, by application, or in vain
+    hangs together in too many ways to forget less.
+
+    :param clock: gives seconds, on any scale.
+    """
+
+    def __init__(self, store: TokenStore, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._remembered: TTLCache[Hashable, Any] = TTLCache(MAX_REMEMBERED, LIFETIME, clock)
+        self._under_way: dict[Hashable, Shared[Any]] = {}
+        self._generation = 0
+        self._listener: Listener | None = None
+
+    def attach(self, listener: Listener) -> None:
+        """Remember things from now on, while this listener hears of changes."""
+        self._listener = listener
+
+    def forget(self) -> None:
+        """A credential may have changed: forget all, and what is being looked up just now with it."""
+        self._generation += 1
+        self._remembered.clear()
+        self._under_way.clear()
+
+    def by_token(self, token: str) -> Deferred[Credential | None]:
+        """The active credential with this bearer token."""
+        return self._look_up(token, lambda: self._store.by_token(token))
+
+    def by_app(self, org_id: UUID, app_id: UUID) -> Deferred[tuple[Credential, ...]]:
+        """All active credentials of an application."""
+        return self._look_up((org_id, app_id), lambda: self._store.by_app(org_id, app_id))
+
+    def _look_up(self, key: Hashable, query: Callable[[], Awaitable[Any]]) -> Deferred[Any]:
+        if self._listener is not None and self._listener.listening and key in self._remembered:
+            return succeed(self._remembered[key])
+        under_way = self._under_way.get(key)
+        if under_way is None:
+            under_way = Shared(ensureDeferred(self._query(key, query)))
+            self._under_way[key] = under_way
+        return under_way.wait()
+
+    async def _query(self, key: Hashable, query: Callable[[], Awaitable[Any]]) -> Any:
+        generation = self._generation
+        try:
+            found = await query()
+        finally:
+            if generation == self._generation:
+                self._under_way.pop(key, None)
+        if generation == self._generation:
+            self._remembered[key] = found
+        return found
+
+
+class Usage:
+    """Keeps ``last_used_at`` to the minute without a write per request.
+
+    :param now: gives the time in UTC.
+    """
+
+    def __init__(self, store: TokenStore, reactor: Any, now: Callable[[], datetime]) -> None:
+        self._store = store
+        self._now = now
+        self._times: dict[UUID, datetime] = {}
+        self._loop = LoopingCall(self._write)
+        self._loop.clock = reactor
+
+    def start(self) -> None:
+        self._loop.start(USAGE_INTERVAL, now=False)
+
+    async def stop(self) -> None:
+        """Write what there is still to write."""
+        if self._loop.running:
+            self._loop.stop()
+        await self._flush()
+
+    def note(self, credential: Credential) -> None:
+        """This credential has just been used."""
+        self._times[credential.id] = self._now()
+
+    def _write(self) -> Deferred[None]:
+        return ensureDeferred(self._flush())
+
+    async def _flush(self) -> None:
+        times, self._times = self._times, {}
+        if times:
+            try:
+                await self._store.mark_used(times)
+            except StorageError as error:
+                _log.warn("when tokens were last used could not be written: {error}", error=error)
+                self._times = {**times, **self._times}
+
+
+def utc_now(seconds: Callable[[], float]) -> Callable[[], datetime]:
+    """A calendar from a clock that counts seconds since 1970."""
+    epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
+    return lambda: epoch + timedelta(seconds=seconds())

@@ -1,0 +1,85 @@
+"""One request, told top to bottom: verify it, read its events, store them, answer."""
+
+from __future__ import annotations
+
+from twisted.internet.defer import ensureDeferred
+
+from tkserver.ingest.credentials import Usage
+from tkserver.ingest.shield import shielded
+from tkserver.ingest.verification import IngestRequest, Verified, Verifier
+from tkserver.storage.errors import DataRefused
+from tkserver.storage.events import EventStore, Outcome, Submission
+from tkserver.wire import answer
+from tkserver.wire.answer import Answer
+from tkserver.wire.batch import Batch, EventRefusal, read_batch
+from tkserver.wire.media import decode_body
+from tkserver.wire.refusal import AllEventsRejected, DoNotTrack, NonceReused
+
+
+class Ingestion:
+    """Takes requests in.
+
+    :param max_body_bytes: the most that a compressed body may inflate to.
+    """
+
+    def __init__(self, verifier: Verifier, events: EventStore, usage: Usage, max_body_bytes: int) -> None:
+        self._verifier = verifier
+        self._events = events
+        self._usage = usage
+        self._max_body_bytes = max_body_bytes
+
+    async def take(self, request: IngestRequest) -> Answer:
+        """
+        :raise Refusal: when the request is refused as a whole.
+        :raise StorageError: when its events could not be stored this time.
+        """
+        try:
+            verified = await self._verifier.verify(request)
+        except DoNotTrack:
+            return answer.no_content()
+        self._usage.note(verified.credential)
+        batch = self._read(request)
+        if not batch.events:
+            raise _all_rejected(batch.refusals)
+        outcome = await shielded(ensureDeferred(self._store(verified, batch)))
+        return _answer(batch, outcome)
+
+    def _read(self, request: IngestRequest) -> Batch:
+        text = decode_body(
+            request.body,
+            content_type=request.headers.get("content-type"),
+            content_encoding=request.headers.get("content-encoding"),
+            max_bytes=self._max_body_bytes,
+        )
+        return read_batch(text, declared_size=request.headers.get("x-batch-size"))
+
+    async def _store(self, verified: Verified, batch: Batch) -> Outcome:
+        submission = Submission(verified.org_id, verified.app_id, verified.nonce, batch.events)
+        try:
+            (outcome,) = await self._events.store([submission])
+        except DataRefused:
+            outcome = await self._events.store_sound_part(submission)
+        return outcome
+
+
+def _answer(batch: Batch, outcome: Outcome) -> Answer:
+    if outcome.nonce_reused:
+        raise NonceReused("this X-Nonce was used before: sign each request with a new one")
+    refusals = (
+        *batch.refusals,
+        *_refusals(batch, outcome.conflicts, "event_id_conflict", "event_id: belongs to another application"),
+        *_refusals(batch, outcome.unstorable, "invalid_schema", "event.data: cannot be stored"),
+    )
+    accepted = len(batch.events) - len(outcome.conflicts) - len(outcome.unstorable)
+    if not accepted:
+        raise _all_rejected(refusals)
+    return answer.stored(accepted=accepted, duplicates=outcome.duplicates, refusals=refusals)
+
+
+def _refusals(batch: Batch, places: frozenset[int], code: str, message: str) -> list[EventRefusal]:
+    return [EventRefusal(place, batch.events[place].event_id, code, message) for place in places]
+
+
+def _all_rejected(refusals: tuple[EventRefusal, ...]) -> AllEventsRejected:
+    first = min(refusals, key=lambda refusal: refusal.index)
+    return AllEventsRejected(f"every event was refused, the first for: {first.message}", refusals)

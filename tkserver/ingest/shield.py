@@ -1,0 +1,51 @@
+"""Keeping work alive when the client that asked for it goes away."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from tkserver import log
+from tkserver.storage.errors import StorageError
+
+T = TypeVar("T")
+
+_log = log.logger(__name__)
+
+
+class Shared(Generic[T]):
+    """Work with any number of waiters, who may give up waiting without disturbing it or each other.
+
+    When a client hangs up, its handler's Deferred is cancelled, and with it whatever that is waiting for. A commit
+    under way must not hang on that, nor a query that others are waiting for too.
+    """
+
+    def __init__(self, work: Deferred[T]) -> None:
+        self._waiting: list[Deferred[T]] = []
+        self._done = False
+        self._result: T | Failure
+        work.addBoth(self._finish)
+
+    def wait(self) -> Deferred[T]:
+        """A Deferred with the result, whose cancellation does not reach the work."""
+        waiter: Deferred[T] = Deferred(self._waiting.remove)
+        if self._done:
+            waiter.callback(self._result)  # a Failure becomes an errback by itself
+        else:
+            self._waiting.append(waiter)
+        return waiter
+
+    def _finish(self, result: T | Failure) -> None:
+        self._done, self._result = True, result
+        waiting, self._waiting = self._waiting, []
+        for waiter in waiting:
+            waiter.callback(result)
+        if not waiting and isinstance(result, Failure) and not result.check(StorageError):
+            _log.failure("nobody was left to hear of this", result)
+
+
+def shielded(work: Deferred[T]) -> Deferred[T]:
+    """A Deferred with the result of ``work``, whose cancellation does not reach it."""
+    return Shared(work).wait()

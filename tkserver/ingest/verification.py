@@ -1,0 +1,229 @@
+"""Who sent this, and may they: the chain of checks between the headers of a request and its events.
+
+Each check is a small step that takes a :class:`Claim` and gives it back, possibly knowing more, or raises a
+:class:`~tkserver.wire.refusal.Refusal`. :class:`Verifier` strings them on a Deferred in the contract's order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
+from uuid import UUID
+
+import msgspec
+from twisted.internet.defer import Deferred, succeed
+
+from tkserver.ingest.credentials import CredentialCache
+from tkserver.storage.tokens import Credential
+from tkserver.wire import signature
+from tkserver.wire.refusal import (
+    DoNotTrack,
+    InvalidId,
+    InvalidNonce,
+    InvalidSignature,
+    InvalidTimestamp,
+    InvalidToken,
+    MissingAuthorization,
+    MissingSignature,
+    MissingTimestamp,
+    TimestampOutOfWindow,
+    TokenMismatch,
+)
+
+_NO_SECRET = "0" * 64
+"""Signed with where there is no credential, so that this takes as long as where there is one."""
+
+_INTEGER = re.compile(r"-?[0-9]+")
+_VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,128}")
+_MAX_TIMESTAMP_DIGITS = 20
+
+
+@dataclass(frozen=True)
+class IngestRequest:
+    """A request as it came in.
+
+    :ivar headers: by lower-case name. Values as sent, ISO 8859-1.
+    :ivar body: as sent, still compressed where it is.
+    """
+
+    org_id: str
+    app_id: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A request and what is known of it so far.
+
+    :ivar candidates: the credentials that it may have been signed with.
+    :ivar credential: the one that it was signed with.
+    """
+
+    request: IngestRequest
+    org_id: UUID | None = None
+    app_id: UUID | None = None
+    candidates: tuple[Credential, ...] = ()
+    credential: Credential | None = None
+
+    def header(self, name: str) -> str | None:
+        return self.request.headers.get(name)
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A request that may be taken in."""
+
+    request: IngestRequest
+    org_id: UUID
+    app_id: UUID
+    credential: Credential
+    nonce: str | None
+
+
+T = TypeVar("T")
+
+Step = Callable[[Claim], "Claim | Deferred[Claim]"]
+
+
+class Verifier:
+    """Runs a request through the chain.
+
+    :param now: gives seconds since 1970.
+    :param tolerance: seconds by which the clocks of client and server may differ, either way.
+    """
+
+    def __init__(self, credentials: CredentialCache, now: Callable[[], float], tolerance: int) -> None:
+        self._credentials = credentials
+        self._now = now
+        self._tolerance = tolerance
+        self.steps: tuple[Step, ...] = (
+            identify_application,
+            require_headers,
+            self.find_candidates,
+            require_candidates,
+            check_signature,
+            self.check_timestamp,
+            check_nonce,
+            check_scope,
+            honour_do_not_track,
+        )
+
+    def verify(self, request: IngestRequest) -> Deferred[Verified]:
+        """
+        :raise Refusal: by the first step that fails.
+        :raise DoNotTrack: when the client asked for that.
+        """
+        claim: Deferred[Claim] = succeed(Claim(request))
+        for step in self.steps:
+            claim.addCallback(step)
+        return claim.addCallback(_verified)
+
+    def find_candidates(self, claim: Claim) -> Deferred[Claim]:
+        """By the bearer token where there is one, and else by the application."""
+        authorization = claim.header("authorization")
+        if authorization is None:
+            found = self._credentials.by_app(_known(claim.org_id), _known(claim.app_id))
+            return found.addCallback(lambda candidates: replace(claim, candidates=candidates))
+        token = _bearer_token(authorization)
+        if token is None:
+            return succeed(claim)
+        known = self._credentials.by_token(token)
+        return known.addCallback(lambda one: replace(claim, candidates=(one,) if one else ()))
+
+    def check_timestamp(self, claim: Claim) -> Claim:
+        text = claim.header("x-timestamp") or ""
+        if not _INTEGER.fullmatch(text):
+            raise InvalidTimestamp("X-Timestamp must be Unix seconds, in decimal")
+        sent = int(text[:_MAX_TIMESTAMP_DIGITS])
+        if abs(int(self._now()) - sent) > self._tolerance:
+            raise TimestampOutOfWindow(
+                f"X-Timestamp differs from this server's clock by more than {self._tolerance} seconds:"
+                " check the clock of the client"
+            )
+        return claim
+
+
+def identify_application(claim: Claim) -> Claim:
+    org_id = _uuid(claim.request.org_id, "organisation")
+    return replace(claim, org_id=org_id, app_id=_uuid(claim.request.app_id, "application"))
+
+
+def require_headers(claim: Claim) -> Claim:
+    if claim.header("x-signature") is None:
+        raise MissingSignature("the X-Signature header is missing")
+    if claim.header("x-timestamp") is None:
+        raise MissingTimestamp("the X-Timestamp header is missing")
+    if claim.header("authorization") is None and claim.header("x-nonce") is None:
+        raise MissingAuthorization("send Authorization: Bearer <token>, or sign with an X-Nonce")
+    return claim
+
+
+def require_candidates(claim: Claim) -> Claim:
+    if not claim.candidates:
+        _signed_by(claim, _NO_SECRET)
+        raise InvalidToken("no active credential fits this request")
+    return claim
+
+
+def check_signature(claim: Claim) -> Claim:
+    for candidate in claim.candidates:
+        if _signed_by(claim, candidate.secret):
+            return replace(claim, credential=candidate)
+    raise InvalidSignature("the signature does not fit: check the secret and what is signed")
+
+
+def check_nonce(claim: Claim) -> Claim:
+    nonce = claim.header("x-nonce")
+    if nonce is not None and not _VISIBLE_ASCII.fullmatch(nonce):
+        raise InvalidNonce("X-Nonce must be 1 to 128 visible ASCII characters")
+    return claim
+
+
+def check_scope(claim: Claim) -> Claim:
+    credential = _known(claim.credential)
+    if (credential.org_id, credential.app_id) != (claim.org_id, claim.app_id):
+        raise TokenMismatch("the token belongs to another organisation or application")
+    return claim
+
+
+def honour_do_not_track(claim: Claim) -> Claim:
+    if "1" in (claim.header("dnt"), claim.header("sec-gpc")):
+        raise DoNotTrack
+    return claim
+
+
+def _verified(claim: Claim) -> Verified:
+    org_id, app_id, credential = _known(claim.org_id), _known(claim.app_id), _known(claim.credential)
+    return Verified(claim.request, org_id, app_id, credential, claim.header("x-nonce"))
+
+
+def _known(value: T | None) -> T:
+    """What an earlier step has found out."""
+    assert value is not None, "the steps are in the wrong order"
+    return value
+
+
+def _uuid(text: str, whose: str) -> UUID:
+    try:
+        return msgspec.convert(text, UUID)
+    except msgspec.ValidationError:
+        raise InvalidId(f"the {whose} id in the path is not a UUID") from None
+
+
+def _bearer_token(authorization: str) -> str | None:
+    scheme, _, token = authorization.partition(" ")
+    token = token.strip()
+    return token if scheme.lower() == "bearer" and token and "\0" not in token else None
+
+
+def _signed_by(claim: Claim, secret: str) -> bool:
+    nonce = claim.header("x-nonce")
+    message = signature.signed_message(
+        (claim.header("x-timestamp") or "").encode("latin-1"),
+        None if nonce is None else nonce.encode("latin-1"),
+        claim.request.body,
+    )
+    return signature.matches(secret, message, (claim.header("x-signature") or "").encode("latin-1"))

@@ -1,0 +1,207 @@
+"""The composition root: the only place that knows every concrete class, and in which order they start and stop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.application.internet import backoffPolicy
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, maybeDeferred
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.threads import deferToThreadPool
+
+from tkserver import __version__, log
+from tkserver.config import Settings
+from tkserver.ingest.credentials import CredentialCache, Usage, utc_now
+from tkserver.ingest.ingestion import Ingestion
+from tkserver.ingest.readiness import Readiness
+from tkserver.ingest.verification import Verifier
+from tkserver.storage import demo, migrations
+from tkserver.storage.embedded import EmbeddedError, EmbeddedPostgres, default_data_dir
+from tkserver.storage.errors import StorageError
+from tkserver.storage.events import EventStore
+from tkserver.storage.migrations import IncompatibleDatabase
+from tkserver.storage.pool import Pool
+from tkserver.storage.tokens import ChangeListener, TokenStore
+from tkserver.web.app import Api
+from tkserver.web.headers import CorsPolicy
+from tkserver.web.site import ApiSite, Limits
+
+_log = log.logger(__name__)
+
+T = TypeVar("T")
+
+FORGET_NONCES_INTERVAL = 60.0
+"""Seconds."""
+
+FIRST_EVENT = Path(__file__).parent / "examples" / "first_event.sh"
+
+
+class TkServer(Service):
+    """The whole server.
+
+    :param fail: called with a line of text when it cannot go on; ends the process.
+    """
+
+    name = "tkserver"
+
+    def __init__(self, settings: Settings, reactor: Any, fail: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._fail = fail
+        self._embedded = _embedded(settings)
+        dsn = self._dsn = _dsn(settings, self._embedded)
+
+        self._pool = Pool(reactor, dsn, settings.database.max_connections)
+        events, tokens = EventStore(self._pool), TokenStore(self._pool)
+        credentials = CredentialCache(tokens, reactor.seconds)
+        self._listener = ChangeListener(reactor, dsn, credentials.forget)
+        credentials.attach(self._listener)
+        self._usage = Usage(tokens, reactor, utc_now(reactor.seconds))
+        self._forget_nonces = _periodically(reactor, events.forget_nonces)
+
+        verifier = Verifier(credentials, reactor.seconds, settings.ingest.timestamp_tolerance)
+        ingestion = Ingestion(verifier, events, self._usage, settings.ingest.max_body_bytes)
+        readiness = Readiness(events.probe, reactor.seconds)
+        api = Api(ingestion, readiness.check, reactor.seconds)
+        cors = CorsPolicy(settings.server.cors_origins)
+        self._site = ApiSite(api.resource(), _limits(settings), cors, reactor)
+
+        self._port: IListeningPort | None = None
+        self._starting: Deferred[None] | None = None
+        self._pause: Deferred[None] | None = None
+        self._stopping = False
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on."""
+        assert self._port is not None
+        return int(self._port.getHost().port)  # type: ignore[attr-defined]
+
+    def privilegedStartService(self) -> None:
+        """Take the port, while still allowed to take any."""
+        host, port = self._settings.server.host, self._settings.server.port
+        try:
+            self._port = self._reactor.listenTCP(port, self._site, backlog=1024, interface=host)
+        except CannotListenError as error:
+            self._fail(f"cannot listen on {host} port {port}: {error.socketError}")
+
+    def startService(self) -> None:
+        super().startService()
+        if self._port is not None:
+            _log.info(
+                "tkserver {version} listens on http://{host}:{port}",
+                version=__version__,
+                host=_in_url(self._settings.server.host),
+                port=self.port,
+            )
+            self._starting = ensureDeferred(self._start_storage())
+
+    def stopService(self) -> Deferred[None]:
+        """Stop in the order in which the parts lean on each other, each after the one before has ended."""
+        super().stopService()
+        return ensureDeferred(self._stop())
+
+    async def _start_storage(self) -> None:
+        try:
+            if self._embedded is not None:
+                await self._in_thread(self._embedded.start)
+                _log.info("embedded PostgreSQL, its data in {data_dir}", data_dir=str(self._embedded.data_dir))
+            await self._migrate()
+            if self._embedded is not None:
+                await self._in_thread(demo.install, self._dsn)
+        except (EmbeddedError, IncompatibleDatabase) as error:
+            self._fail(str(error))
+            return
+        except CancelledError:
+            return
+        self._pool.start()
+        self._listener.start()
+        self._usage.start()
+        self._forget_nonces.start(FORGET_NONCES_INTERVAL)
+        if self._embedded is not None:
+            url = f"http://{_in_url(self._settings.server.host)}:{self.port}"
+            _log.info("to send a first event: sh {script} {url}", script=str(FIRST_EVENT), url=url)
+
+    async def _migrate(self) -> None:
+        """Bring the schema up to date, as soon as there is a database to do it in."""
+        backoff = backoffPolicy(initialDelay=0.2, maxDelay=2.0, factor=1.5)
+        failures = 0
+        while True:
+            try:
+                await self._in_thread(migrations.migrate, self._dsn)
+                return
+            except StorageError as error:
+                if failures == 0:
+                    _log.warn("the database cannot be used yet, trying until it can: {error}", error=error)
+            if self._stopping:
+                raise CancelledError
+            self._pause = deferLater(self._reactor, backoff(failures))
+            await self._pause
+            failures += 1
+
+    async def _stop(self) -> None:
+        self._stopping = True
+        if self._port is not None:
+            await maybeDeferred(self._port.stopListening)
+        await self._site.drain(self._settings.server.shutdown_timeout)
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._starting is not None:
+            await self._starting
+        if self._forget_nonces.running:
+            self._forget_nonces.stop()
+        await self._usage.stop()
+        await self._listener.stop()
+        await self._pool.stop()
+        if self._embedded is not None:
+            await self._in_thread(self._embedded.stop)
+        _log.info("stopped")
+
+    def _in_thread(self, work: Callable[..., T], *arguments: object) -> Deferred[T]:
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work, *arguments)
+
+
+def _embedded(settings: Settings) -> EmbeddedPostgres | None:
+    if settings.database.url is not None:
+        return None
+    return EmbeddedPostgres(settings.database.data_dir or default_data_dir())
+
+
+def _dsn(settings: Settings, embedded: EmbeddedPostgres | None) -> str:
+    if embedded is not None:
+        return embedded.dsn
+    assert settings.database.url is not None
+    return settings.database.url.get_secret_value()
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        max_body_bytes=settings.ingest.max_body_bytes,
+        max_connections=settings.server.max_connections,
+        header_timeout=settings.server.header_timeout,
+        body_timeout=settings.server.body_timeout,
+        idle_timeout=settings.server.idle_timeout,
+    )
+
+
+def _periodically(reactor: Any, work: Callable[[], Any]) -> LoopingCall:
+    """A call to be made again and again, whose failures are for the next one to mend."""
+
+    async def once() -> None:
+        try:
+            await work()
+        except StorageError as error:
+            _log.debug("put off: {error}", error=error)
+
+    loop = LoopingCall(lambda: ensureDeferred(once()))
+    loop.clock = reactor
+    return loop
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

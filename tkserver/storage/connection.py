@@ -1,0 +1,226 @@
+"""One database connection that is always there again: made, watched, and made anew when it is lost."""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import Notify, parse_dsn
+from twisted.application.internet import backoffPolicy
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThreadPool
+from twisted.python.failure import Failure
+from txpostgres import txpostgres
+
+from tkserver.storage.errors import ConnectionLost, StorageError, Unavailable, translate
+
+Rows = list[tuple[Any, ...]]
+
+CONNECT_TIMEOUT = 5.0
+"""Seconds for one attempt to connect."""
+
+_DEFAULTS = {
+    "client_encoding": "UTF8",
+    "fallback_application_name": "tkserver",
+    # Seconds, and the last in milliseconds: a peer that has gone silent is noticed within some 11 s.
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+
+
+class PersistentConnection:
+    """A connection that heals itself.
+
+    :param dsn: a libpq URL or connection string.
+    :param session: statements that are run on each new connection before it is used.
+    :param up: called each time that the connection is ready to be used.
+    :param down: called each time that it is lost, or could not be made, with the reason.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        dsn: str,
+        *,
+        session: Sequence[str] = (),
+        up: Callable[[], None],
+        down: Callable[[StorageError], None],
+    ) -> None:
+        self._reactor = reactor
+        self._dsn = dsn
+        self._session = "; ".join(session)
+        self._up = up
+        self._down = down
+        self._observers: list[Callable[[Notify], None]] = []
+        self._backoff = backoffPolicy(initialDelay=0.1, maxDelay=1.5, factor=1.5)
+        self._connection: _Connection | None = None
+        self._stopping = False
+        self._pause: Deferred[None] | None = None
+        self._loop: Deferred[None] | None = None
+        self.connected = False
+
+    def start(self) -> None:
+        """Begin to connect. Returns at once; it goes on trying until :meth:`stop`."""
+        self._loop = ensureDeferred(self._stay_connected())
+
+    async def stop(self) -> None:
+        """Close the connection for good. What is under way on it fails with :exc:`ConnectionLost`."""
+        self._stopping = True
+        self.drop()
+        if self._pause is not None:
+            self._pause.cancel()
+        if self._loop is not None:
+            await self._loop
+
+    def drop(self) -> None:
+        """Close the connection, to be made anew: it does not answer, or its state is unknown."""
+        if self._connection is not None:
+            self._connection.close()
+
+    def on_notify(self, observer: Callable[[Notify], None]) -> None:
+        """Have ``observer`` called with each NOTIFY that arrives, on this and on every later connection."""
+        self._observers.append(observer)
+
+    def query(self, sql: str, parameters: Sequence[object] = (), *, timeout: float) -> Deferred[Rows]:
+        """Run one statement, which is one transaction.
+
+        :param timeout: seconds after which the connection is given up, whatever the database is doing. The
+            session's own ``statement_timeout`` should be shorter, and normally comes first.
+        :return: the rows; none for a statement that gives none.
+        :raise StorageError: when it did not work.
+        """
+        return ensureDeferred(self._query(sql, parameters, timeout))
+
+    async def _query(self, sql: str, parameters: Sequence[object], timeout: float) -> Rows:
+        connection = self._connection
+        if connection is None or not self.connected:
+            raise ConnectionLost("not connected")
+        timer = self._reactor.callLater(timeout, self.drop)
+        try:
+            cursor = connection.cursor()
+            await cursor.execute(sql, parameters or None)
+            return cursor.fetchall() if cursor.description else []
+        except CancelledError:
+            raise Unavailable("statement timeout") from None
+        except Exception as error:
+            if connection.closed:
+                connection.close()
+                raise ConnectionLost("the connection was lost") from None
+            raise translate(error) or error from None
+        finally:
+            if timer.active():
+                timer.cancel()
+
+    async def _stay_connected(self) -> None:
+        failures = 0
+        while not self._stopping:
+            try:
+                connection = await self._connect()
+            except StorageError as error:
+                self._down(error)
+                await self._sleep(self._backoff(failures))
+                failures += 1
+                continue
+            failures = 0
+            self.connected = True
+            self._up()
+            await connection.ended
+            self.connected = False
+            self._down(ConnectionLost("the connection was lost"))
+
+    async def _connect(self) -> _Connection:
+        threads = self._reactor.getThreadPool()
+        parameters = await deferToThreadPool(self._reactor, threads, _connection_parameters, self._dsn)
+        if self._stopping:
+            raise Unavailable("stopping")
+        connection = self._connection = _Connection(self._reactor)
+        timer = self._reactor.callLater(CONNECT_TIMEOUT, connection.close)
+        try:
+            await connection.connect(**parameters)
+            if self._session:
+                await connection.runOperation(self._session)
+        except Exception as error:
+            connection.close()
+            raise translate(error) or ConnectionLost("no answer to the attempt to connect") from None
+        finally:
+            if timer.active():
+                timer.cancel()
+        for observer in self._observers:
+            connection.addNotifyObserver(observer)
+        return connection
+
+    async def _sleep(self, seconds: float) -> None:
+        self._pause = deferLater(self._reactor, seconds)
+        with suppress(CancelledError):
+            await self._pause
+        self._pause = None
+
+
+class _Connection(txpostgres.Connection):  # type: ignore[misc]
+    """txpostgres' connection, which also says when it has ended.
+
+    :ivar ended: fires when the connection is lost or closed.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        super().__init__(reactor)
+        self.ended: Deferred[None] = Deferred()
+
+    def doRead(self) -> Exception | None:
+        """Called by the reactor, which logs a traceback of what is raised here and takes what is returned quietly."""
+        try:
+            super().doRead()
+        except psycopg2.Error as error:
+            return error
+        return None
+
+    def connectionLost(self, reason: Failure) -> None:
+        with suppress(psycopg2.Error):
+            super().connectionLost(reason)
+        if not self.ended.called:
+            self.ended.callback(None)
+
+    def close(self) -> None:
+        if self.pollable() is not None:
+            super().close()
+
+
+def _connection_parameters(dsn: str) -> dict[str, object]:
+    """The parts of a DSN, with every host name resolved.
+
+    libpq resolves names itself, and blocks while it does; so this is called in a thread.
+    """
+    given = parse_dsn(dsn)
+    if given.get("host") and "hostaddr" not in given:
+        given.update(_resolved(given["host"].split(","), given.get("port", "").split(",")))
+    return {**_DEFAULTS, **given}
+
+
+def _resolved(hosts: list[str], ports: list[str]) -> dict[str, str]:
+    if len(ports) == 1:
+        ports *= len(hosts)
+    found: list[tuple[str, str, str]] = []
+    for host, port in zip(hosts, ports, strict=True):
+        found += [(host, address, port) for address in _addresses(host)]
+    names, addresses, all_ports = zip(*found, strict=True)
+    return {"host": ",".join(names), "hostaddr": ",".join(addresses), "port": ",".join(all_ports)}
+
+
+def _addresses(host: str) -> list[str]:
+    """The addresses of a host, as libpq's ``hostaddr`` takes them: none for a socket directory."""
+    if not host or host.startswith(("/", "@")):
+        return [""]
+    with suppress(ValueError):
+        return [str(ipaddress.ip_address(host))]
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        raise Unavailable("the database's host name cannot be resolved") from None
+    return list(dict.fromkeys(str(address[4][0]) for address in found))

@@ -1,0 +1,262 @@
+"""Events into their table: any number of submissions, one statement, one commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
+from uuid import UUID
+
+import msgspec
+
+from tkserver.storage.errors import DataRefused
+from tkserver.storage.pool import Execute, Pool
+from tkserver.wire.event import Event
+
+NONCE_LIFETIME = "20 minutes"
+"""For how long a nonce may not be used again: longer than both sides of the timestamp's window together."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What one request asks to have stored.
+
+    :ivar nonce: ``None`` where the request had none.
+    :ivar events: by their place in the batch, from 0; at least one.
+    """
+
+    org_id: UUID
+    app_id: UUID
+    nonce: str | None
+    events: dict[int, Event]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a submission that was committed.
+
+    :ivar nonce_reused: nothing of it was stored, for its nonce belongs to another request.
+    :ivar duplicates: how many events this application had already sent, in this or in another batch.
+    :ivar conflicts: the places of the events whose id belongs to another application.
+    :ivar unstorable: the places of the events that the database will not take.
+    """
+
+    nonce_reused: bool = False
+    duplicates: int = 0
+    conflicts: frozenset[int] = frozenset()
+    unstorable: frozenset[int] = frozenset()
+
+    def accepts_any_of(self, submission: Submission) -> bool:
+        """Whether at least one event of the submission that this is the outcome of is now stored."""
+        return not self.nonce_reused and len(submission.events) > len(self.conflicts) + len(self.unstorable)
+
+    def merged_with(self, other: Outcome) -> Outcome:
+        """The outcome of two halves of one submission."""
+        return Outcome(
+            nonce_reused=self.nonce_reused or other.nonce_reused,
+            duplicates=self.duplicates + other.duplicates,
+            conflicts=self.conflicts | other.conflicts,
+            unstorable=self.unstorable | other.unstorable,
+        )
+
+
+# The requests and their events come as two JSON arrays of arrays, which PostgreSQL takes apart faster than anything
+# else that one round trip allows. It answers with the exceptions only: a row (request, null, null) for a request
+# whose nonce was used before, and a row (request, event id, whether this application owns it) for each event that
+# was not inserted. Under REPEATABLE READ every row that an id collides with is visible to this same statement, or
+# the statement fails and is tried again.
+_STORE = f"""
+WITH request AS MATERIALIZED (
+    SELECT (r->>0)::int AS request, (r->>1)::uuid AS org_id, (r->>2)::uuid AS app_id, r->>3 AS nonce
+    FROM jsonb_array_elements(%s::jsonb) AS r
+), fresh AS MATERIALIZED (
+    SELECT * FROM request AS r
+    WHERE r.nonce IS NULL OR NOT EXISTS (
+        SELECT FROM nonces AS n
+        WHERE n.app_id = r.app_id AND n.org_id = r.org_id AND n.nonce = r.nonce
+          AND n.used_at > now() - interval '{NONCE_LIFETIME}'
+    )
+), incoming AS MATERIALIZED (
+    SELECT f.request, f.org_id, f.app_id, (e->>1)::uuid AS event_id, e
+    FROM jsonb_array_elements(%s::jsonb) AS e JOIN fresh AS f ON f.request = (e->>0)::int
+), stored AS (
+    INSERT INTO events (
+        org_id, app_id, event_id, schema_version, timestamp,
+        service_name, service_version, service_language, service_language_version,
+        user_id, session_id, os, os_version, arch, ci, shell,
+        event_type, event_category, event_data,
+        sdk_version, transmission_timestamp, batch_size, retry_count
+    )
+    SELECT
+        org_id, app_id, event_id, e->>2, (e->>3)::timestamptz,
+        e->>4, e->>5, e->>6, e->>7,
+        e->>8, e->>9, e->>10, e->>11, e->>12, (e->>13)::boolean, e->>14,
+        e->>15, e->>16, e->17,
+        e->>18, (e->>19)::timestamptz, (e->>20)::int, (e->>21)::int
+    FROM incoming
+    ORDER BY event_id, request
+    ON CONFLICT (event_id) DO NOTHING
+    RETURNING event_id, org_id, app_id
+), missed AS MATERIALIZED (
+    SELECT i.request, i.event_id, coalesce((
+        SELECT (o.org_id, o.app_id) = (i.org_id, i.app_id) FROM events AS o WHERE o.event_id = i.event_id
+    ), false) AS own
+    FROM incoming AS i
+    WHERE NOT EXISTS (
+        SELECT FROM stored AS s
+        WHERE s.event_id = i.event_id AND s.org_id = i.org_id AND s.app_id = i.app_id
+    )
+), burnt AS (
+    INSERT INTO nonces (org_id, app_id, nonce)
+    SELECT f.org_id, f.app_id, f.nonce FROM fresh AS f
+    WHERE f.nonce IS NOT NULL
+      AND (SELECT count(*) FROM incoming AS i WHERE i.request = f.request)
+        > (SELECT count(*) FROM missed AS m WHERE m.request = f.request AND NOT m.own)
+    ON CONFLICT (app_id, org_id, nonce) DO UPDATE SET used_at = excluded.used_at
+)
+SELECT r.request, NULL::text, NULL::boolean FROM request AS r WHERE r.request NOT IN (SELECT f.request FROM fresh AS f)
+UNION ALL
+SELECT m.request, m.event_id::text, m.own FROM missed AS m
+"""
+
+_FORGET_NONCES = f"DELETE FROM nonces WHERE used_at < now() - interval '{NONCE_LIFETIME}'"
+
+_PROBE = """
+INSERT INTO readiness (checked_at) VALUES (now()) ON CONFLICT (id) DO UPDATE SET checked_at = excluded.checked_at
+"""
+
+
+class EventStore:
+    """The events of every application."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def store(self, submissions: Sequence[Submission]) -> list[Outcome]:
+        """Store all submissions in one commit, or none.
+
+        No two of them may have the same nonce for the same application.
+
+        :return: what became of each.
+        :raise DataRefused: when there is a value among them that the database will never take.
+        :raise StorageError: when it did not work this time.
+        """
+        return await _store(self._pool.run, submissions)
+
+    async def store_sound_part(self, submission: Submission) -> Outcome:
+        """Store, in one commit, what the database takes of a submission that it refused as a whole.
+
+        Halves of it are tried until each event that is refused stands alone.
+        """
+        return await self._pool.transaction(partial(_store_halves, submission=submission))
+
+    async def forget_nonces(self) -> None:
+        """Delete the nonces that are too old to matter."""
+        await self._pool.run(_FORGET_NONCES)
+
+    async def probe(self) -> None:
+        """Write something.
+
+        :raise StorageError: when the database accepts no writes.
+        """
+        await self._pool.run(_PROBE)
+
+
+async def _store(execute: Execute, submissions: Sequence[Submission]) -> list[Outcome]:
+    requests = [(n, s.org_id, s.app_id, s.nonce) for n, s in enumerate(submissions)]
+    events = [_row(n, event) for n, s in enumerate(submissions) for event in _once_each(s.events.values())]
+    exceptions: dict[int, dict[str | None, bool]] = {}
+    for request, event_id, own in await execute(_STORE, (_json(requests), _json(events))):
+        exceptions.setdefault(request, {})[event_id] = own
+    return [_outcome(s.events, exceptions.get(n, {})) for n, s in enumerate(submissions)]
+
+
+async def _store_halves(execute: Execute, submission: Submission) -> Outcome:
+    await execute("SAVEPOINT halves")
+    try:
+        (outcome,) = await _store(execute, [submission])
+        return outcome
+    except DataRefused:
+        await execute("ROLLBACK TO SAVEPOINT halves")
+    places = sorted(submission.events)
+    if len(places) == 1:
+        return Outcome(unstorable=frozenset(places))
+    first, second = (
+        replace(submission, events={place: submission.events[place] for place in half})
+        for half in (places[: len(places) // 2], places[len(places) // 2 :])
+    )
+    outcome = await _store_halves(execute, first)
+    if outcome.nonce_reused:
+        return outcome
+    if outcome.accepts_any_of(first):
+        second = replace(second, nonce=None)  # the first half has just used it
+    return outcome.merged_with(await _store_halves(execute, second))
+
+
+def _once_each(events: Iterable[Event]) -> Iterable[Event]:
+    """The events without those whose id came before; the first one stays."""
+    first: dict[UUID, Event] = {}
+    for event in events:
+        first.setdefault(event.event_id, event)
+    return first.values()
+
+
+def _outcome(events: dict[int, Event], exceptions: dict[str | None, bool]) -> Outcome:
+    """
+    :param exceptions: the ids that were not inserted, and whether this application owns them; or the one key
+        ``None`` where the nonce was used before.
+    """
+    if None in exceptions:
+        return Outcome(nonce_reused=True)
+    if not exceptions and len({event.event_id for event in events.values()}) == len(events):
+        return Outcome()
+    seen: set[str] = set()
+    duplicates = 0
+    conflicts: list[int] = []
+    for place, event in events.items():
+        event_id = str(event.event_id)
+        if not exceptions.get(event_id, True):
+            conflicts.append(place)
+        elif event_id in exceptions or event_id in seen:
+            duplicates += 1
+        seen.add(event_id)
+    return Outcome(duplicates=duplicates, conflicts=frozenset(conflicts))
+
+
+def _row(request: int, event: Event) -> tuple[object, ...]:
+    """An event's values in the order in which ``_STORE`` takes them apart."""
+    service, environment, occurrence, metadata = event.service, event.environment, event.event, event.metadata
+    return (
+        request,
+        event.event_id,
+        event.schema_version,
+        _utc(event.timestamp),
+        service.name,
+        service.version,
+        service.language,
+        service.language_version,
+        event.user_id,
+        event.session_id,
+        environment.os,
+        environment.os_version,
+        environment.arch,
+        environment.ci,
+        environment.shell,
+        occurrence.type,
+        occurrence.category,
+        occurrence.data,
+        metadata.sdk_version,
+        _utc(metadata.transmission_timestamp),
+        metadata.batch_size,
+        metadata.retry_count,
+    )
+
+
+def _utc(time: datetime) -> datetime:
+    """PostgreSQL takes offsets of less than 16 hours only; RFC 3339 has them up to 24."""
+    return time if time.tzinfo is timezone.utc else time.astimezone(timezone.utc)
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()

@@ -1,0 +1,164 @@
+"""One connection: its deadlines, and how it ends."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.protocol import connectionDone
+from twisted.python.failure import Failure
+from twisted.web.http import RESPONSES, HTTPChannel
+
+from tkserver.web.request import BodyTooLarge
+from tkserver.wire import answer
+from tkserver.wire.refusal import BadRequest, Refusal, RequestTimeout
+
+if TYPE_CHECKING:
+    from tkserver.web.site import ApiSite
+
+LINGER = 5.0
+"""Seconds for which a peer may go on sending what is not read, so that it gets to read the answer."""
+
+
+class Phase(Enum):
+    """What a connection is busy with."""
+
+    IDLE = "idle"
+    HEADERS = "receiving headers"
+    BODY = "receiving a body"
+    HANDLING = "handling a request"
+    ENDING = "ending"
+
+
+class ApiChannel(HTTPChannel):
+    """A connection that no peer can hold open for longer than it should.
+
+    The deadlines are absolute: twisted.web's own timeout starts anew with every byte. They end when a request has
+    arrived; how long it then takes is not the peer's doing.
+    """
+
+    maxHeaders = 100
+    site: ApiSite
+    transport: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = Phase.HEADERS
+        self._deadline: IDelayedCall | None = None
+        self._unread = False
+        self._anything_received = False
+
+    # --- what arrives
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self.transport.logstr = "http"  # Twisted's own holds the peer's address, and stands in front of log lines
+        self.site.connected(self)
+        self._enter(Phase.HEADERS)
+
+    def dataReceived(self, data: bytes) -> None:
+        self._anything_received = True
+        if self.phase is Phase.IDLE:
+            self._enter(Phase.HEADERS)
+        if self.phase is not Phase.ENDING:
+            super().dataReceived(data)
+
+    def lineReceived(self, line: bytes) -> None:
+        if self.phase is not Phase.ENDING:
+            super().lineReceived(line)
+
+    def allHeadersReceived(self) -> None:
+        self._enter(Phase.BODY)
+        super().allHeadersReceived()
+
+    def rawDataReceived(self, data: bytes) -> None:
+        if self.phase is Phase.ENDING:
+            return
+        try:
+            super().rawDataReceived(data)
+        except BodyTooLarge:
+            self.requests[-1].refuse_body()
+            self.allContentReceived()
+
+    def allContentReceived(self) -> None:
+        self._enter(Phase.HANDLING)
+        super().allContentReceived()
+
+    def requestDone(self, request: Any) -> None:
+        """A request has been answered. What was sent after it is looked at next."""
+        self._enter(Phase.IDLE)
+        super().requestDone(request)
+
+    def checkPersistence(self, request: Any, version: bytes) -> bool:
+        return bool(super().checkPersistence(request, version)) and not self.site.draining
+
+    # --- how it ends
+
+    def leave_unread(self) -> None:
+        """What the peer is still sending will not be read: answer, and end."""
+        self._unread = True
+        self.persistent = False
+
+    def wind_down(self) -> None:
+        """End after the request that is arriving or being handled; at once where there is none."""
+        self.persistent = False
+        if self.phase is Phase.IDLE or not self._anything_received:
+            self.loseConnection()
+
+    def abort(self) -> None:
+        """End now, whatever is under way."""
+        self.transport.abortConnection()
+
+    def loseConnection(self) -> None:
+        self._enter(Phase.ENDING)
+        if self._unread:
+            # Closing a socket with unread data in it resets the connection, and the answer may never be seen.
+            self.transport.unregisterProducer()
+            self.transport.resumeProducing()
+            getattr(self.transport, "loseWriteConnection", self.transport.loseConnection)()
+        else:
+            super().loseConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self._set_deadline(None)
+        self.phase = Phase.ENDING
+        super().connectionLost(reason)
+        self.site.disconnected(self)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        """Called by twisted.web for what is no HTTP."""
+        self._refuse(BadRequest("this is not a well-formed HTTP/1.1 request"))
+
+    def lineLengthExceeded(self, _: bytes) -> None:
+        self._refuse(BadRequest(f"a line of the headers is longer than {self.MAX_LENGTH} bytes"))
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer a request that has not arrived whole, and never will."""
+        to_send = answer.refused(refusal)
+        lines = [b"HTTP/1.1 %d %s" % (to_send.status, RESPONSES[to_send.status])]
+        every = {**self.site.headers(to_send), "Connection": "close"}
+        lines += [f"{name}: {value}".encode("latin-1") for name, value in every.items()]
+        self.transport.write(b"\r\n".join([*lines, b"", to_send.body or b""]))
+        self.leave_unread()
+        self.loseConnection()
+
+    # --- deadlines
+
+    def _enter(self, phase: Phase) -> None:
+        if self.phase is not Phase.ENDING:
+            self.phase = phase
+            self._set_deadline(self.site.limits.seconds_in(phase))
+
+    def _set_deadline(self, seconds: float | None) -> None:
+        if self._deadline is not None and self._deadline.active():
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.site.reactor.callLater(seconds, self._too_late)
+
+    def _too_late(self) -> None:
+        if self.phase is Phase.ENDING:
+            self.abort()
+        elif self.phase is Phase.IDLE or not self._anything_received:
+            self.loseConnection()
+        else:
+            self._refuse(RequestTimeout(f"the request did not arrive in time, while {self.phase.value}"))

@@ -1,0 +1,65 @@
+"""The headers that every answer carries, and those by which browsers let pages read it (CORS)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tkserver.wire.answer import Answer
+
+COMMON = {
+    "Server": "tkserver",
+    "X-Clacks-Overhead": "GNU Terry Pratchett",
+    "Cache-Control": "no-store",
+}
+
+_EXPOSED = "Retry-After, X-Clacks-Overhead"
+_PREFLIGHT_SECONDS = 86_400
+
+
+@dataclass(frozen=True)
+class CorsPolicy:
+    """Which web pages may talk to this server (Fetch standard, "CORS protocol").
+
+    :ivar origins: such as ``https://example.com``; ``*`` for any.
+    """
+
+    origins: Sequence[str] = ("*",)
+
+    def headers(self, origin: str | None) -> dict[str, str]:
+        """For any answer.
+
+        :param origin: the request's ``Origin`` header, where it has one.
+        """
+        if "*" in self.origins:
+            return {"Access-Control-Allow-Origin": "*", "Access-Control-Expose-Headers": _EXPOSED}
+        if origin is None or origin not in self.origins:
+            return {"Vary": "Origin"}
+        return {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": _EXPOSED,
+            "Vary": "Origin",
+        }
+
+    @staticmethod
+    def preflight(method: str | None, headers: str | None) -> dict[str, str]:
+        """For the answer to ``OPTIONS``: whatever is asked for is allowed.
+
+        Named, for ``*`` does not stand for ``Authorization``.
+
+        :param method: the ``Access-Control-Request-Method`` header; ``headers`` likewise.
+        """
+        return {
+            "Access-Control-Allow-Methods": method or "GET, POST, OPTIONS",
+            "Access-Control-Allow-Headers": headers or "*",
+            "Access-Control-Max-Age": str(_PREFLIGHT_SECONDS),
+        }
+
+
+def of_answer(answer: Answer) -> dict[str, str]:
+    """The headers of an answer, wherever it is written."""
+    headers = {**COMMON, **answer.headers}
+    if answer.body is not None:
+        headers["Content-Type"] = "application/json"
+        headers["Content-Length"] = str(len(answer.body))
+    return headers

@@ -1,0 +1,113 @@
+"""One HTTP request as twisted.web sees it, with a bound on its body and one way to answer it."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote_to_bytes
+
+from twisted.python.failure import Failure
+from twisted.web import server
+
+from tkserver import log
+from tkserver.wire import answer
+from tkserver.wire.answer import Answer
+from tkserver.wire.refusal import InternalError
+
+if TYPE_CHECKING:
+    from tkserver.web.channel import ApiChannel
+    from tkserver.web.site import ApiSite
+
+_log = log.logger(__name__)
+
+
+class BodyTooLarge(Exception):
+    """More of a body has arrived than is taken."""
+
+
+class ApiRequest(server.Request):
+    """A request whose body is never longer in memory than is allowed.
+
+    :ivar body_too_large: there was more of it, which was not read. The request is handled all the same, so that
+        its route and method are looked at first.
+    """
+
+    defaultContentType = None
+    channel: ApiChannel
+    site: ApiSite
+    content: Any
+
+    def __init__(self, channel: ApiChannel, *args: Any, **kwargs: Any) -> None:
+        super().__init__(channel, *args, parsePOSTFormSubmission=False, **kwargs)
+        self.body_too_large = False
+        self._body_limit = channel.site.limits.max_body_bytes
+
+    def gotLength(self, length: int | None) -> None:
+        """The headers have arrived. A length of ``None``: chunked."""
+        self.content = BytesIO()
+        if length is not None and length > self._body_limit:
+            self.requestHeaders.removeHeader(b"Expect")  # no invitation to send what will not be read
+            self.refuse_body()
+            self.channel.length = 0  # to the channel, all of it is here
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """A part of the body has arrived."""
+        if self.content.tell() + len(data) > self._body_limit:
+            raise BodyTooLarge
+        self.content.write(data)
+
+    def refuse_body(self) -> None:
+        """Do without the body, and without the rest of the connection."""
+        self.body_too_large = True
+        self.content = BytesIO()
+        self.channel.leave_unread()
+
+    def process(self) -> None:
+        """The whole request has arrived."""
+        self.site = self.channel.site
+        # No route has anything but UTF-8 in it, and what is none must not be an error of its own.
+        path = self.path.lstrip(b"/") if self.path == b"*" else self.path[1:]
+        self.prepath = []
+        self.postpath = [_utf8(part) for part in path.split(b"/")]
+        self.render(self.site.resource)
+
+    def getRequestHostname(self) -> bytes:
+        """Nothing depends on the name by which a client calls this server, and it may be anything."""
+        return b"tkserver"
+
+    def header(self, name: str) -> str | None:
+        """The last value that was sent for a header, ISO 8859-1."""
+        values = self.requestHeaders.getRawHeaders(name.encode())
+        return values[-1].decode("latin-1") if values else None
+
+    def headers_by_name(self) -> dict[str, str]:
+        """All of them: the last value of each by its lower-case name."""
+        return {
+            name.lower().decode("latin-1"): values[-1].decode("latin-1")
+            for name, values in self.requestHeaders.getAllRawHeaders()
+        }
+
+    def body(self) -> bytes:
+        return bytes(self.content.getvalue())
+
+    def respond(self, to_send: Answer) -> bytes:
+        """Set status and headers, and give the body that is still to be written."""
+        self.setResponseCode(to_send.status)
+        every = self.site.headers(to_send, self.header("origin"))
+        if not self.channel.persistent:
+            every["Connection"] = "close"
+        for name, value in every.items():
+            self.responseHeaders.setRawHeaders(name, [value])
+        return to_send.body or b""
+
+    def processingFailed(self, reason: Failure) -> Failure:
+        """Nothing should come here: errors have their answers in the routes. Twisted would send a page of HTML."""
+        _log.failure("a request could not be handled", reason)
+        if not self.startedWriting:
+            self.write(self.respond(answer.refused(InternalError("something went wrong on this server"))))
+        self.finish()
+        return reason
+
+
+def _utf8(part: bytes) -> bytes:
+    return unquote_to_bytes(part).decode("utf-8", "replace").encode()

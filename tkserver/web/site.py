@@ -1,0 +1,108 @@
+"""All connections: how many there may be, and how they come to an end together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress
+from twisted.web.http import Request, datetimeToString
+from twisted.web.resource import IResource
+from twisted.web.server import Site
+
+from tkserver.web.channel import LINGER, ApiChannel, Phase
+from tkserver.web.headers import CorsPolicy, of_answer
+from tkserver.web.request import ApiRequest
+from tkserver.wire.answer import Answer
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may ask of the server. Times in seconds.
+
+    :ivar header_timeout: for all headers of a request, from the first byte or from the connection's begin.
+    :ivar body_timeout: for all of a body, from the end of the headers.
+    :ivar idle_timeout: between the end of a request and the first byte of the next.
+    """
+
+    max_body_bytes: int = 5_242_880
+    max_connections: int = 4096
+    header_timeout: float = 10.0
+    body_timeout: float = 60.0
+    idle_timeout: float = 75.0
+
+    def seconds_in(self, phase: Phase) -> float | None:
+        """For how long a connection may be in a phase; ``None`` for as long as it takes."""
+        return {
+            Phase.IDLE: self.idle_timeout,
+            Phase.HEADERS: self.header_timeout,
+            Phase.BODY: self.body_timeout,
+            Phase.HANDLING: None,
+            Phase.ENDING: LINGER,
+        }[phase]
+
+
+class ApiSite(Site):
+    """Serves one resource over HTTP/1.1.
+
+    :ivar draining: no request is taken after those that are under way.
+    """
+
+    protocol = ApiChannel  # type: ignore[assignment]  # HTTP/1.1 and nothing else
+    requestFactory = ApiRequest
+    noisy = False
+
+    def __init__(self, resource: IResource, limits: Limits, cors: CorsPolicy, reactor: Any) -> None:
+        super().__init__(resource, reactor=reactor, timeout=None)
+        self.limits = limits
+        self.cors = cors
+        self.draining = False
+        self._channels: set[ApiChannel] = set()
+        self._drained: Deferred[None] | None = None
+
+    def buildProtocol(self, addr: IAddress | None) -> Any:
+        """``None``, which closes the connection, where there are too many already."""
+        if len(self._channels) >= self.limits.max_connections:
+            return None
+        return super().buildProtocol(addr)
+
+    def headers(self, answer: Answer, origin: str | None = None) -> dict[str, str]:
+        """All headers of an answer.
+
+        :param origin: the request's ``Origin`` header, where it has one.
+        """
+        date = datetimeToString(self.reactor.seconds()).decode()
+        return {"Date": date, **self.cors.headers(origin), **of_answer(answer)}
+
+    def connected(self, channel: ApiChannel) -> None:
+        self._channels.add(channel)
+
+    def disconnected(self, channel: ApiChannel) -> None:
+        self._channels.discard(channel)
+        if self._drained is not None and not self._channels:
+            if self._cutting.active():
+                self._cutting.cancel()
+            drained, self._drained = self._drained, None
+            drained.callback(None)
+
+    def drain(self, deadline: float) -> Deferred[None]:
+        """Finish the requests under way and end every connection.
+
+        :param deadline: seconds after which connections are cut.
+        """
+        self.draining = True
+        for channel in list(self._channels):
+            channel.wind_down()
+        if not self._channels:
+            return succeed(None)
+        self._drained = Deferred()
+        self._cutting = self.reactor.callLater(deadline, self._cut)
+        return self._drained
+
+    def _cut(self) -> None:
+        for channel in list(self._channels):
+            channel.abort()
+
+    def log(self, request: Request) -> None:
+        """No access log: Twisted's holds the addresses of clients."""

@@ -1,0 +1,120 @@
+"""A body, from the bytes that came over the wire to its events and refusals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from uuid import UUID
+
+import msgspec
+from msgspec import Raw, Struct
+
+from tkserver.wire.event import Event, InvalidEvent, event_id_of, read_event
+from tkserver.wire.refusal import (
+    BatchSizeMismatch,
+    BatchTooLarge,
+    EmptyBatch,
+    InvalidEncoding,
+    InvalidJson,
+)
+from tkserver.wire.scanner import Scanner
+
+MAX_EVENTS = 1000
+"""The most events that one batch may hold."""
+
+
+@dataclass(frozen=True)
+class EventRefusal:
+    """One event that is refused for ever.
+
+    :ivar index: its place in the batch, from 0.
+    :ivar event_id: the nil UUID where the event has none that parses.
+    :ivar code: see :class:`tkserver.wire.event.InvalidEvent`; also ``event_id_conflict``.
+    """
+
+    index: int
+    event_id: UUID
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The events of a body by their place in it, and the refusals of those that break a rule."""
+
+    events: dict[int, Event]
+    refusals: tuple[EventRefusal, ...]
+
+
+def read_batch(body: bytes, *, declared_size: str | None = None) -> Batch:
+    """Decode a body and check each of its events by itself.
+
+    :param body: JSON, no longer compressed.
+    :param declared_size: the ``X-Batch-Size`` header, where it was sent.
+    :raise Refusal: when the body as a whole cannot be taken.
+    """
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidEncoding(f"the body is not UTF-8: byte {error.start} does not fit") from None
+    raw_events = _split(body)
+    _check_size(len(raw_events), declared_size)
+    events: dict[int, Event] = {}
+    refusals: list[EventRefusal] = []
+    for index, raw in enumerate(raw_events):
+        try:
+            events[index] = read_event(raw)
+        except InvalidEvent as error:
+            refusals.append(EventRefusal(index, event_id_of(raw), error.code, error.message))
+    return Batch(events, tuple(refusals))
+
+
+def _check_size(size: int, declared: str | None) -> None:
+    if size == 0:
+        raise EmptyBatch("the batch has no events: send 1 to 1000")
+    if size > MAX_EVENTS:
+        raise BatchTooLarge(f"the batch has more than {MAX_EVENTS} events: send it in parts")
+    if declared is not None and declared.strip() != str(size):
+        raise BatchSizeMismatch(f"X-Batch-Size says {declared[:20]} but the batch has {size}")
+
+
+# --- splitting a body into its events
+
+
+class _Envelope(Struct):
+    events: list[Raw]
+
+
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+
+
+def _split(body: bytes) -> list[bytes] | list[Raw]:
+    """The JSON texts of a body's events.
+
+    :raise InvalidJson: when the body is not a JSON object with an ``events`` array.
+    """
+    try:
+        return _envelope_decoder.decode(body).events
+    except msgspec.ValidationError as error:
+        raise InvalidJson(f"the body must be a JSON object with an events array: {error}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        try:
+            return _scan(body)
+        except ValueError:
+            raise InvalidJson(f"the body is not JSON: {error}") from None
+
+
+def _scan(body: bytes) -> list[bytes]:
+    """What :func:`_split` does, for a body that the decoder did not take; stops where there are too many events.
+
+    :raise ValueError: when it is not what it should be.
+    """
+    scanner = Scanner(body.decode())
+    events: list[bytes] | None = None
+    for key, (start, _) in scanner.members():
+        if key == "events":
+            spans = islice(scanner.elements(start), MAX_EVENTS + 1)
+            events = [scanner.text[first:end].encode() for first, end in spans]
+    if events is None:
+        raise ValueError("no events")
+    return events

@@ -1,0 +1,271 @@
+"""One event: its types, its limits, and what is wrong with one that is refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Annotated, Any
+from uuid import UUID
+
+import msgspec
+from msgspec import Meta, Raw, Struct
+
+from tkserver.wire import jsonb
+from tkserver.wire.scanner import Scanner
+
+MAX_EVENT_BYTES = 102_400
+"""The longest event, in bytes of JSON as sent."""
+
+USER_ID_PREFIXES = ("client_", "anon_")
+
+NIL_UUID = UUID(int=0)
+"""Stands for the id of an event that has none: SDKs parse the field as a UUID."""
+
+_MAX_INTEGER = 2_147_483_647
+
+Text20 = Annotated[str, Meta(min_length=1, max_length=20)]
+Text50 = Annotated[str, Meta(min_length=1, max_length=50)]
+Text100 = Annotated[str, Meta(min_length=1, max_length=100)]
+Text255 = Annotated[str, Meta(min_length=1, max_length=255)]
+Time = Annotated[datetime, Meta(tz=True)]
+Count = Annotated[int, Meta(ge=0, le=_MAX_INTEGER)]
+
+
+class Service(Struct, frozen=True, gc=False):
+    """The program that sent the event."""
+
+    name: Text255
+    version: Text100
+    language: Text50
+    language_version: Text50 | None = None
+
+
+class Environment(Struct, frozen=True, gc=False):
+    """Where that program ran."""
+
+    os: Text50
+    os_version: Text100 | None = None
+    arch: Text50 | None = None
+    ci: bool | None = None
+    shell: Text50 | None = None
+
+
+class Occurrence(Struct, frozen=True, gc=False):
+    """What happened. ``data`` keeps the client's own bytes: any JSON, never decoded and encoded again."""
+
+    type: Text100
+    data: Raw
+    category: Text50 | None = None
+
+
+class Metadata(Struct, frozen=True, gc=False):
+    """How the event was sent."""
+
+    sdk_version: Text50
+    transmission_timestamp: Time
+    batch_size: Count
+    retry_count: Count
+
+
+class Event(Struct, frozen=True, gc=False):
+    """An event that keeps every rule of the contract. Keys that are not listed here are ignored."""
+
+    schema_version: Text20
+    event_id: UUID
+    timestamp: Time
+    service: Service
+    user_id: Text255
+    environment: Environment
+    event: Occurrence
+    metadata: Metadata
+    session_id: Text255 | None = None
+
+
+class InvalidEvent(Exception):
+    """An event that would be refused again for ever.
+
+    :ivar code: ``unsupported_schema``, ``invalid_schema`` or ``event_too_large``.
+    :ivar message: begins with the path of the field that is wrong, where one is.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+_event_decoder = msgspec.json.Decoder(Event)
+
+
+def read_event(raw: bytes | Raw) -> Event:
+    """Decode and check one event.
+
+    :param raw: its JSON text, known to be well-formed.
+    :raise InvalidEvent: when it breaks a rule.
+    """
+    size = memoryview(raw).nbytes
+    if size > MAX_EVENT_BYTES:
+        raise InvalidEvent("event_too_large", f"the event has {size} bytes, the limit is {MAX_EVENT_BYTES}")
+    try:
+        event = _event_decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _explain(raw, error) from None
+    except msgspec.DecodeError:
+        # Well-formed, and still not decoded: the decoder has no place for a lone surrogate, and nor has PostgreSQL.
+        raise _invalid(_path_of_lone_surrogate(bytes(raw)), "holds a lone surrogate") from None
+    except RecursionError:
+        raise _invalid("event.data", f"nested deeper than {jsonb.MAX_DEPTH} levels") from None
+    _check(event, bytes(raw))
+    return event
+
+
+def _check(event: Event, raw: bytes) -> None:
+    """The rules that types alone do not express."""
+    if not event.schema_version.startswith("1."):
+        raise _unsupported_schema(event.schema_version)
+    if not event.user_id.startswith(USER_ID_PREFIXES):
+        raise _invalid("user_id", "must begin with client_ or anon_: only anonymous ids are taken")
+    _check_range("timestamp", event.timestamp)
+    _check_range("metadata.transmission_timestamp", event.metadata.transmission_timestamp)
+    # JSON has one way only to write U+0000, so that its absence spares a look at every string.
+    if rb"\u0000" in raw:
+        for path, text in _texts(event):
+            if "\0" in text:
+                raise _invalid(path, "holds U+0000")
+    if objection := jsonb.objection(bytes(event.event.data)):
+        raise _invalid("event.data", objection)
+
+
+def _check_range(path: str, time: datetime) -> None:
+    if time.tzinfo is not timezone.utc:
+        try:
+            time.astimezone(timezone.utc)
+        except OverflowError:
+            raise _invalid(path, "is out of range in UTC") from None
+
+
+def _texts(struct: Struct, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every string of a struct and those within it, with its path."""
+    for name in struct.__struct_fields__:
+        value = getattr(struct, name)
+        if isinstance(value, str):
+            yield prefix + name, value
+        elif isinstance(value, Struct):
+            yield from _texts(value, f"{prefix}{name}.")
+
+
+def _path_of_lone_surrogate(raw: bytes) -> str:
+    """Where the first lone surrogate stands, as a path. ``$`` where it is in a key of the event itself."""
+    pending: list[tuple[str, Any]] = [("", json.loads(raw))]
+    while pending:
+        path, value = pending.pop()
+        if isinstance(value, str) and _SURROGATE.search(value):
+            return "event.data" if path.startswith("event.data") else path or "$"
+        if isinstance(value, dict):
+            pending += [(f"{path}.{key}".lstrip("."), inner) for key, inner in value.items()]
+            pending += [(path, key) for key in value]
+        elif isinstance(value, list):
+            pending += [(path, inner) for inner in value]
+    return "$"
+
+
+def event_id_of(raw: bytes | Raw) -> UUID:
+    """The id of an event that may otherwise be broken; the nil UUID where it has none that parses."""
+
+    class Identified(Struct):
+        event_id: UUID
+
+    try:
+        return msgspec.json.decode(raw, type=Identified).event_id
+    except msgspec.ValidationError:
+        return NIL_UUID
+    except (msgspec.DecodeError, RecursionError):
+        return _scan_for_event_id(bytes(raw).decode())
+
+
+def _scan_for_event_id(text: str) -> UUID:
+    if text.startswith("{"):
+        for key, (start, end) in Scanner(text).members():
+            if key == "event_id":
+                try:
+                    return msgspec.json.decode(text[start:end], type=UUID)
+                except (msgspec.DecodeError, RecursionError):
+                    break
+    return NIL_UUID
+
+
+# --- what is wrong, in words
+
+
+def _invalid(path: str, problem: str) -> InvalidEvent:
+    return InvalidEvent("invalid_schema", f"{path}: {problem}")
+
+
+def _unsupported_schema(version: str) -> InvalidEvent:
+    return InvalidEvent("unsupported_schema", f"schema_version: {version!r} is not supported, only 1.x is")
+
+
+def _explain(raw: bytes | Raw, error: msgspec.ValidationError) -> InvalidEvent:
+    """Turn the decoder's complaint into the contract's code and a message for people."""
+    version = _schema_version_of(raw)
+    if version is not None and not version.startswith("1."):
+        # An event of another schema may well be shaped differently: say so rather than find fault with it.
+        return _unsupported_schema(version)
+    problem, _, path = str(error).partition(" - at `$.")
+    path = path.rstrip("`")
+    missing = re.fullmatch(r"Object missing required field `(.+)`", problem)
+    if missing:
+        path = f"{path}.{missing[1]}" if path else missing[1]
+        return _invalid(path, "missing")
+    return _invalid(path or "$", _in_words(problem))
+
+
+def _schema_version_of(raw: bytes | Raw) -> str | None:
+    class Versioned(Struct):
+        schema_version: Text20
+
+    try:
+        return msgspec.json.decode(raw, type=Versioned).schema_version
+    except (msgspec.DecodeError, RecursionError):
+        return None
+
+
+_NOUNS = {
+    "str": "a string",
+    "int": "an integer",
+    "float": "a number with a fraction",
+    "bool": "a boolean",
+    "null": "null",
+    "object": "an object",
+    "array": "an array",
+    "datetime": "an RFC 3339 date-time",
+    "uuid": "a UUID",
+}
+
+
+def _noun(name: str) -> str:
+    return _NOUNS.get(name.removesuffix(" | null"), name)
+
+
+# The decoder's messages are part of no promise; one that is not known here is passed on as it is.
+_WORDS = (
+    (r"Expected `.+` of length <= (\d+)", "longer than {0} characters"),
+    (r"Expected `.+` of length >= 1", "empty"),
+    (r"Expected `int` >= (.+)", "less than {0}"),
+    (r"Expected `int` <= (.+)", "greater than {0}"),
+    (r"Expected `(.+)`, got `(.+)`", "must be {0}, not {1}"),
+    (r"Expected `datetime` with a timezone component", "has no offset: end it with Z or +hh:mm"),
+    (r"Invalid RFC3339 encoded datetime", "not an RFC 3339 date-time"),
+    (r"Invalid UUID", "not a UUID"),
+)
+
+
+def _in_words(problem: str) -> str:
+    for pattern, words in _WORDS:
+        if match := re.fullmatch(pattern, problem):
+            return words.format(*map(_noun, match.groups()))
+    return problem
