@@ -30,6 +30,7 @@ COMMENT ON COLUMN api_tokens.last_used_at IS 'To the minute; written now and the
 CREATE INDEX IF NOT EXISTS api_tokens_app_idx ON api_tokens (app_id);
 COMMENT ON INDEX api_tokens_app_idx IS
     'The credentials of an application, for requests that carry a signature and no token.';
+COMMENT ON INDEX api_tokens_pkey IS 'The credential whose last use is to be noted.';
 COMMENT ON INDEX api_tokens_token_key IS 'The credential of a bearer token.';
 
 -- Servers cache credentials, and forget them when this tells them to. Written as a trigger so that a change made by

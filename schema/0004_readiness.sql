@@ -6,3 +6,4 @@ CREATE TABLE IF NOT EXISTS readiness (
 );
 
 COMMENT ON TABLE readiness IS 'One row, written by GET /health/ready.';
+COMMENT ON INDEX readiness_pkey IS 'That there is one row only.';

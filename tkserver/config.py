@@ -29,19 +29,26 @@ class _Group(BaseModel):
 class Server(_Group):
     """Where and how it listens. Times in seconds."""
 
-    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on.")
-    port: int = Field(3000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    log_level: Literal["debug", "info", "warn", "error", "critical"] = Field(
-        "info", description="The least severe messages that are logged."
-    )
-    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
-        ("*",), description="Web origins that may send events, separated by commas; * for any."
-    )
-    max_connections: int = Field(4096, ge=1, description="Connections beyond this are closed at once.")
-    header_timeout: float = Field(10, gt=0, description="Seconds for the headers of a request to arrive.")
-    body_timeout: float = Field(60, gt=0, description="Seconds for the body of a request to arrive.")
-    idle_timeout: float = Field(75, gt=0, description="Seconds that a connection may stay open between requests.")
-    shutdown_timeout: float = Field(10, ge=0, description="Seconds for requests in flight to finish at a stop.")
+    host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 3000
+    log_level: Annotated[
+        Literal["debug", "info", "warn", "error", "critical"],
+        Field(description="The least severe messages that are logged."),
+    ] = "info"
+    cors_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="Web origins that may send events, separated by commas; * for any."),
+    ] = ("*",)
+    max_connections: Annotated[int, Field(ge=1, description="Connections beyond this are closed at once.")] = 4096
+    header_timeout: Annotated[float, Field(gt=0, description="Seconds for the headers of a request to arrive.")] = 10
+    body_timeout: Annotated[float, Field(gt=0, description="Seconds for the body of a request to arrive.")] = 60
+    idle_timeout: Annotated[
+        float, Field(gt=0, description="Seconds that a connection may stay open between requests.")
+    ] = 75
+    shutdown_timeout: Annotated[
+        float, Field(ge=0, description="Seconds for requests in flight to finish at a stop.")
+    ] = 10
 
     @field_validator("cors_origins", mode="before")
     @classmethod
@@ -52,9 +59,13 @@ class Server(_Group):
 class Database(_Group):
     """Where the events are stored."""
 
-    url: SecretStr | None = Field(None, description="PostgreSQL URL; without one the embedded PostgreSQL is used.")
-    data_dir: Path | None = Field(None, description="Where the embedded PostgreSQL keeps its data.")
-    max_connections: int = Field(10, ge=1, description="Connections to the database that this server keeps open.")
+    url: Annotated[
+        SecretStr | None, Field(description="PostgreSQL URL; without one the embedded PostgreSQL is used.")
+    ] = None
+    data_dir: Annotated[Path | None, Field(description="Where the embedded PostgreSQL keeps its data.")] = None
+    max_connections: Annotated[
+        int, Field(ge=1, description="Connections to the database that this server keeps open.")
+    ] = 10
 
     @field_validator("url")
     @classmethod
@@ -72,8 +83,12 @@ class Database(_Group):
 class Ingest(_Group):
     """What is taken in."""
 
-    max_body_bytes: int = Field(5_242_880, ge=1, description="Bytes of a body, before and after decompression.")
-    timestamp_tolerance: int = Field(600, ge=0, description="Seconds by which a request's timestamp may be off.")
+    max_body_bytes: Annotated[int, Field(ge=1, description="Bytes of a body, before and after decompression.")] = (
+        5_242_880
+    )
+    timestamp_tolerance: Annotated[
+        int, Field(ge=0, description="Seconds by which a request's timestamp may be off.")
+    ] = 600
 
 
 class Settings(BaseSettings):
@@ -86,15 +101,15 @@ class Settings(BaseSettings):
     ingest: Ingest = Ingest()
 
 
-def load(overrides: Mapping[str, Any] = {}, environ: Mapping[str, str] = os.environ) -> Settings:
+def load(overrides: Mapping[str, Any]) -> Settings:
     """Read the settings.
 
     :param overrides: values by the name of their variable, such as ``TK__SERVER__PORT``.
     :raise InvalidSettings: when one of them does not parse, or is none.
     """
-    _check_names([*environ, *dotenv_values(ENV_FILE)])
+    _check_names([*os.environ, *dotenv_values(ENV_FILE)])
     try:
-        return Settings(_env_file=ENV_FILE, **_nested(overrides))  # type: ignore[arg-type]
+        return Settings(_env_file=ENV_FILE, **_nested(overrides))  # type: ignore[arg-type, call-arg]
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         message = str(first["msg"]).removeprefix("Value error, ")

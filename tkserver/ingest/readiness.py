@@ -1,4 +1,4 @@
-"""Whether the database would store events, asked at most once a second however many want to know."""
+"""Whether the database stores events, found out at most once a second however many want to know."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from twisted.internet.defer import Deferred, ensureDeferred
 
 from tkserver.ingest.shield import Shared
+from tkserver.storage.errors import StorageError
 
 FRESH = 1.0
 """Seconds for which an answer holds. Anybody may ask, and finding out costs a write."""
@@ -32,8 +33,13 @@ class Readiness:
         now = self._clock()
         if self._answer is None or now - self._asked_at >= FRESH:
             self._asked_at = now
-            self._answer = Shared(ensureDeferred(self._ask()))
+            answer = self._answer = Shared(ensureDeferred(self._ask()))
+            return answer.wait()
         return self._answer.wait()
 
     async def _ask(self) -> None:
-        await self._probe()
+        try:
+            await self._probe()
+        except StorageError:
+            self._asked_at = float("-inf")  # nothing was written, and it may be over at any moment
+            raise

@@ -35,7 +35,7 @@ _DATA_CLASSES = {"22", "23", "54"}  # data exception; integrity constraint viola
 
 
 def translate(error: BaseException) -> StorageError | None:
-    """The driver's exception as one of ours; ``None`` when it is not about the database at all.
+    """The driver's exception as one of ours; ``None`` when it is no fault of the database.
 
     SQLSTATE classes: PostgreSQL manual, appendix A.
     """
@@ -45,10 +45,8 @@ def translate(error: BaseException) -> StorageError | None:
         return None
     state = error.pgcode
     if state is None:
-        # The driver speaks for itself, about the connection, and the text holds no value that was sent.
-        text = _first_line(error)
-        lost = isinstance(error, (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError))
-        return ConnectionLost(text) if lost else Unavailable(text)
+        # The driver speaks for itself: of a mistake in our use of it, or of the connection, and then without values.
+        return None if isinstance(error, psycopg2.ProgrammingError) else ConnectionLost(_first_line(error))
     condition = f"{_name(state)} ({state})"
     if state in _COLLISIONS:
         return Collision(condition)

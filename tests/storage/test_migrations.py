@@ -1,0 +1,64 @@
+"""The schema is brought up to date, once, whoever else is at it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.database import Database, DatabaseServer
+from tkserver.storage import migrations
+from tkserver.storage.errors import ConnectionLost, Unavailable
+
+MIGRATIONS = sorted(migrations.directory().glob("*.sql"))
+
+
+def test_names() -> None:
+    """Migrations are numbered without a gap, and begin with a comment."""
+    assert [path.name[:5] for path in MIGRATIONS] == [f"{n:04}_" for n in range(1, len(MIGRATIONS) + 1)]
+    assert all(path.read_text().startswith("-- ") for path in MIGRATIONS)
+
+
+@pytest.mark.parametrize("path", MIGRATIONS, ids=lambda path: path.name)
+def test_each_can_be_run_twice(database: Database, path: Path) -> None:
+    """A server that was killed before it could note that a migration was applied runs it again."""
+    database.query("DELETE FROM _yoyo_migration WHERE migration_id = %s", path.stem)
+    migrations.migrate(database.dsn)
+    assert database.value("SELECT count(*) FROM _yoyo_migration") == len(MIGRATIONS)
+
+
+def test_nothing_to_do_needs_no_rights(database: Database) -> None:
+    """Where the schema is up to date, the server's role may be one that cannot change it."""
+    role = f"reader_{database.value('SELECT current_database()')}"
+    database.query(f"CREATE ROLE {role} LOGIN")
+    database.query(f"GRANT SELECT ON _yoyo_migration TO {role}")
+    try:
+        migrations.migrate(database.dsn.replace("postgres@", f"{role}@"))
+    finally:
+        database.query(f"DROP OWNED BY {role}")
+        database.query(f"DROP ROLE {role}")
+
+
+def test_not_there() -> None:
+    """A database that cannot be reached may be there later."""
+    with pytest.raises(ConnectionLost):
+        migrations.migrate("postgresql://nobody@127.0.0.1:1/none")
+
+
+def test_one_at_a_time(database_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While another server migrates, this one waits, and not for ever."""
+    monkeypatch.setattr(migrations, "_LOCK_PATIENCE", 0.4)
+    with database_server.empty() as database:
+        with (
+            migrations._alone(migrations.connect(database.dsn)),
+            pytest.raises(Unavailable, match="another server is still migrating"),
+        ):
+            migrations.migrate(database.dsn)
+        migrations.migrate(database.dsn)
+
+
+def test_too_old(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PostgreSQL that is too old is refused, in words."""
+    monkeypatch.setattr(migrations, "OLDEST_POSTGRESQL", 99)
+    with pytest.raises(migrations.IncompatibleDatabase, match=r"PostgreSQL \d+ is too old: 99 or later is needed"):
+        migrations.migrate(database.dsn)
