@@ -293,7 +293,10 @@ class TestOptionsAndSettings:
             assert f"listens on http://127.0.0.2:{server.port}" in server.log
             wait_for(lambda: ready(f"http://127.0.0.2:{server.port}"))
         quiet = Twistd(directory, {**settings, "TK__SERVER__PORT": "0"}, arguments[:2] + arguments[4:6]).launch()
-        wait_for(lambda: database.value("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tkserver'"))
+        connected = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        wait_for(lambda: database.value(connected))
         assert quiet.stop() == 0
         assert "listens on" not in quiet.log
 
