@@ -1,43 +1,42 @@
-"""Events for tests."""
+"""Events as a client sends them, made to order."""
 
 from __future__ import annotations
 
-import copy
 import uuid
-from typing import Any
+from typing import Any, Final
 
-MISSING: Any = object()
-"""As an override: without that key."""
-
-_EVENT: dict[str, Any] = {
-    "schema_version": "1.0.0",
-    "timestamp": "2026-01-02T03:04:05.678901Z",
-    "service": {"name": "my-cli", "version": "1.2.3", "language": "rust"},
-    "user_id": "client_0123456789abcdef",
-    "environment": {"os": "linux", "arch": "x86_64"},
-    "event": {"type": "command_executed", "category": "usage", "data": {"command": "build", "duration_ms": 12.5}},
-    "metadata": {
-        "sdk_version": "0.3.0",
-        "transmission_timestamp": "2026-01-02T03:05:00Z",
-        "batch_size": 1,
-        "retry_count": 0,
-    },
-}
+MISSING: Final = object()
+"""As the value of an override: the key is not there at all."""
 
 
 def make_event(**overrides: Any) -> dict[str, Any]:
-    """A valid event with an id of its own.
+    """A valid event with every key of the contract. Its id is new each time, all else is always the same.
 
-    :param overrides: values by dotted path, with ``__`` for the dot: ``service__name="x"``.
+    :param overrides: values by path, with two underscores between the levels, as in ``service__name="x"``.
     """
-    event = {**copy.deepcopy(_EVENT), "event_id": str(uuid.uuid4())}
+    event: dict[str, Any] = {
+        "schema_version": "1.0.0",
+        "event_id": str(uuid.uuid4()),
+        "timestamp": "2026-01-02T03:04:05.678901Z",
+        "service": {"name": "my-cli", "version": "1.2.3", "language": "rust", "language_version": "1.85.0"},
+        "user_id": "client_0123456789abcdef",
+        "session_id": "sess_0123456789abcdef",
+        "environment": {"os": "linux", "os_version": "6.1.0", "arch": "x86_64", "ci": False, "shell": "bash"},
+        "event": {"type": "command_execution", "category": "success", "data": {"command": "build", "duration_ms": 42}},
+        "metadata": {
+            "sdk_version": "0.3.0",
+            "transmission_timestamp": "2026-01-02T03:04:10Z",
+            "batch_size": 1,
+            "retry_count": 0,
+        },
+    }
     for path, value in overrides.items():
         *parents, key = path.split("__")
-        target = event
+        part = event
         for parent in parents:
-            target = target[parent]
+            part = part[parent]
         if value is MISSING:
-            del target[key]
+            del part[key]
         else:
-            target[key] = value
+            part[key] = value
     return event

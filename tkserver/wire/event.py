@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import Annotated, Any
+from typing import Annotated
 from uuid import UUID
 
 import msgspec
 from msgspec import Meta, Raw, Struct
 
 from tkserver.wire import jsonb
-from tkserver.wire.scanner import Scanner
+from tkserver.wire.scanner import Pairs, Scanner
 
 MAX_EVENT_BYTES = 102_400
 """The longest event, in bytes of JSON as sent."""
@@ -160,14 +159,17 @@ def _texts(struct: Struct, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def _path_of_lone_surrogate(raw: bytes) -> str:
     """Where the first lone surrogate stands, as a path. ``$`` where it is in a key of the event itself."""
-    pending: list[tuple[str, Any]] = [("", json.loads(raw))]
+    try:
+        pending = [("", Scanner(raw.decode()).value())]
+    except RecursionError:
+        return "event.data"
     while pending:
         path, value = pending.pop()
         if isinstance(value, str) and _SURROGATE.search(value):
             return "event.data" if path.startswith("event.data") else path or "$"
-        if isinstance(value, dict):
-            pending += [(f"{path}.{key}".lstrip("."), inner) for key, inner in value.items()]
-            pending += [(path, key) for key in value]
+        if isinstance(value, Pairs):
+            pending += [(f"{path}.{key}".lstrip("."), inner) for key, inner in value]
+            pending += [(path, key) for key, _ in value]
         elif isinstance(value, list):
             pending += [(path, inner) for inner in value]
     return "$"
@@ -188,14 +190,11 @@ def event_id_of(raw: bytes | Raw) -> UUID:
 
 
 def _scan_for_event_id(text: str) -> UUID:
-    if text.startswith("{"):
-        for key, (start, end) in Scanner(text).members():
-            if key == "event_id":
-                try:
-                    return msgspec.json.decode(text[start:end], type=UUID)
-                except (msgspec.DecodeError, RecursionError):
-                    break
-    return NIL_UUID
+    try:
+        ids = [text[start:end] for key, (start, end) in Scanner(text).members() if key == "event_id"]
+        return msgspec.json.decode(ids[-1], type=UUID)
+    except (ValueError, IndexError, RecursionError):
+        return NIL_UUID
 
 
 # --- what is wrong, in words

@@ -20,7 +20,7 @@ _MAX_EXPONENT = 2_147_483_647 // 2
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _SUSPICIOUS_EXPONENT = re.compile(rb"\d[eE][+\-\d]\d{3}")
-_SUSPICIOUS_DIGITS = re.compile(rb"\d{15000}")
+_SUSPICIOUS_DIGITS = re.compile(rb"(?<!\d)\d{15000}")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _NUMBER = re.compile(rb"-?(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?")
 _BRACKETS = re.compile(rb"[\[{]+|[\]}]+")
@@ -57,9 +57,10 @@ def _bad_number(text: bytes) -> str | None:
 
 
 def _fits_numeric(integral: bytes, fraction: bytes, exponent_text: bytes) -> bool:
-    if len(exponent_text) > 12:
+    magnitude = exponent_text.lstrip(b"+-").lstrip(b"0") or b"0"
+    if len(magnitude) > 10:
         return False
-    exponent = int(exponent_text)
+    exponent = -int(magnitude) if exponent_text.startswith(b"-") else int(magnitude)
     if abs(exponent) >= _MAX_EXPONENT or len(fraction) - exponent > _MAX_FRACTIONAL_DIGITS:
         return False
     digits = (integral + fraction).lstrip(b"0")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import zlib
+from io import BytesIO
 
 from tkserver.wire.refusal import InvalidEncoding, PayloadTooLarge, UnsupportedEncoding, UnsupportedMediaType
 
@@ -26,24 +28,15 @@ def decode_body(body: bytes, *, content_type: str | None, content_encoding: str 
 
 
 def _inflate(body: bytes, max_bytes: int) -> bytes:
-    """Decompress a gzip body (RFC 1952), which may have several members.
-
-    :param max_bytes: no more than this is ever inflated.
-    :raise PayloadTooLarge: when there is more.
-    :raise InvalidEncoding: when it is no gzip, is cut short, or is followed by something else.
-    """
-    parts: list[bytes] = []
-    room = max_bytes
-    while body or not parts:
-        member = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-        try:
-            parts.append(member.decompress(body, room + 1))
-        except zlib.error:
-            raise InvalidEncoding("the body is not valid gzip") from None
-        room -= len(parts[-1])
-        if room < 0:
-            raise PayloadTooLarge(f"the body inflates to more than {max_bytes} bytes: send fewer events at once")
-        if not member.eof:
-            raise InvalidEncoding("the gzip body is cut short")
-        body = member.unused_data
-    return b"".join(parts)
+    """Decompress a gzip body (RFC 1952), of one or several members, and no more of it than ``max_bytes``."""
+    try:
+        text = gzip.GzipFile(fileobj=BytesIO(body)).read(max_bytes + 1)
+    except EOFError:
+        raise InvalidEncoding("the gzip body is cut short") from None
+    except (OSError, zlib.error):
+        raise InvalidEncoding("the body is not valid gzip") from None
+    if not body:
+        raise InvalidEncoding("the body is empty, which is not valid gzip")
+    if len(text) > max_bytes:
+        raise PayloadTooLarge(f"the body inflates to more than {max_bytes} bytes: send fewer events at once")
+    return text

@@ -10,9 +10,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from json.decoder import scanstring  # type: ignore[attr-defined]
+from typing import Any
 
 Span = tuple[int, int]
 """Where a value begins, and the position after it."""
+
+
+class Pairs(list[tuple[str, Any]]):
+    """The members of an object, those included whose key stands twice."""
 
 
 class Scanner:
@@ -23,19 +29,22 @@ class Scanner:
     """
 
     _SPACE = re.compile(r"[ \t\n\r]*")
-    _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]+|[\]}]+', re.DOTALL)
+    _MARKS = re.compile(r'"|[\[{]+|[\]}]+')
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self._decoder = json.JSONDecoder(parse_constant=_refuse_constant)
+        # Numbers stay text: nobody asks for their values, and the longest ones cannot be converted.
+        self._decoder = json.JSONDecoder(
+            parse_constant=_refuse_constant, parse_int=str, parse_float=str, object_pairs_hook=Pairs
+        )
 
     def members(self) -> Iterator[tuple[str, Span]]:
         """The keys of the object that the whole text is, and the bounds of their values."""
         position = self._skip("{", 0)
         while not self._at("}", position):
-            key, position = self._decoder.raw_decode(self.text, position)
-            if not isinstance(key, str):
+            if not self._at('"', position):
                 raise ValueError("a key must be a string")
+            key, position = self._decoder.raw_decode(self.text, position)
             start = self._skip(":", position)
             end = self._end_of_value(start)
             yield key, (start, end)
@@ -51,6 +60,13 @@ class Scanner:
             yield position, end
             position = self._next(end, "]")
 
+    def value(self) -> Any:
+        """The whole text as a value, with numbers as text and objects as :class:`Pairs`.
+
+        :raise RecursionError: when it is nested too deeply.
+        """
+        return self._decoder.decode(self.text)
+
     def _end_of_value(self, start: int) -> int:
         try:
             return self._decoder.raw_decode(self.text, start)[1]
@@ -58,14 +74,16 @@ class Scanner:
             return self._end_of_nested(start)
 
     def _end_of_nested(self, start: int) -> int:
-        depth = 0
-        for token in self._BRACKETS.finditer(self.text, start):
-            run = token[0]
-            if run[0] in "[{":
+        depth, position = 0, start
+        while mark := self._MARKS.search(self.text, position):
+            run, position = mark[0], mark.end()
+            if run == '"':
+                _, position = scanstring(self.text, position)
+            elif run[0] in "[{":
                 depth += len(run)
-            elif run[0] in "]}":
-                if len(run) >= depth:
-                    return token.start() + depth
+            elif len(run) >= depth:
+                return mark.start() + depth
+            else:
                 depth -= len(run)
         raise ValueError("a bracket is never closed")
 
