@@ -169,7 +169,11 @@ async def _store(execute: Execute, submissions: Sequence[Submission]) -> list[Ou
     exceptions: dict[int, dict[str | None, bool]] = {}
     for request, event_id, own in await execute(_STORE, (_json(requests), _json(events))):
         exceptions.setdefault(request, {})[event_id] = own
-    return [_outcome(s.events, exceptions.get(n, {})) for n, s in enumerate(submissions)]
+    stored: dict[tuple[UUID, UUID], set[UUID]] = {}
+    return [
+        _outcome(s.events, exceptions.get(n, {}), stored.setdefault((s.org_id, s.app_id), set()))
+        for n, s in enumerate(submissions)
+    ]
 
 
 async def _store_halves(execute: Execute, submission: Submission) -> Outcome:
@@ -202,25 +206,24 @@ def _once_each(events: Iterable[Event]) -> Iterable[Event]:
     return first.values()
 
 
-def _outcome(events: dict[int, Event], exceptions: dict[str | None, bool]) -> Outcome:
+def _outcome(events: dict[int, Event], exceptions: dict[str | None, bool], stored: set[UUID]) -> Outcome:
     """
     :param exceptions: the ids that were not inserted, and whether this application owns them; or the one key
         ``None`` where the nonce was used before.
+    :param stored: the ids that this application has stored so far in this commit, which this adds to.
     """
     if None in exceptions:
         return Outcome(nonce_reused=True)
-    if not exceptions and len({event.event_id for event in events.values()}) == len(events):
-        return Outcome()
-    seen: set[str] = set()
     duplicates = 0
     conflicts: list[int] = []
     for place, event in events.items():
-        event_id = str(event.event_id)
-        if not exceptions.get(event_id, True):
+        own = exceptions.get(str(event.event_id)) if exceptions else None
+        if own is False:
             conflicts.append(place)
-        elif event_id in exceptions or event_id in seen:
+        elif own or event.event_id in stored:
             duplicates += 1
-        seen.add(event_id)
+        else:
+            stored.add(event.event_id)
     return Outcome(duplicates=duplicates, conflicts=frozenset(conflicts))
 
 
