@@ -86,6 +86,18 @@ class Ingest(_Group):
     max_body_bytes: Annotated[int, Field(ge=1, description="Bytes of a body, before and after decompression.")] = (
         5_242_880
     )
+    max_body_memory: Annotated[
+        int, Field(ge=1, description="Bytes of all bodies that are being received or handled; others wait.")
+    ] = 67_108_864
+    max_queue_events: Annotated[
+        int, Field(ge=1, description="Events that may wait to be committed; beyond it requests are answered 503.")
+    ] = 20_000
+    max_queue_bytes: Annotated[
+        int, Field(ge=1, description="Bytes of events that may wait to be committed; likewise.")
+    ] = 33_554_432
+    commit_timeout: Annotated[
+        float, Field(gt=0, description="Seconds for a request to be committed; then it is answered 503.")
+    ] = 10
     timestamp_tolerance: Annotated[
         int, Field(ge=0, description="Seconds by which a request's timestamp may be off.")
     ] = 600

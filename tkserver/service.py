@@ -16,6 +16,7 @@ from twisted.internet.threads import deferToThreadPool
 
 from tkserver import __version__, log
 from tkserver.config import Settings
+from tkserver.ingest.committer import Bounds, Committer
 from tkserver.ingest.credentials import CredentialCache, Usage, utc_now
 from tkserver.ingest.ingestion import Ingestion
 from tkserver.ingest.readiness import Readiness
@@ -65,11 +66,12 @@ class TkServer(Service):
         self._forget_nonces = _periodically(reactor, events.forget_nonces)
 
         verifier = Verifier(credentials, reactor.seconds, settings.ingest.timestamp_tolerance)
-        ingestion = Ingestion(verifier, events, self._usage, settings.ingest.max_body_bytes)
+        committer = Committer(events, reactor, _bounds(settings))
+        ingestion = Ingestion(verifier, committer, self._usage, settings.ingest.max_body_bytes)
         readiness = Readiness(events.probe, reactor.seconds)
         api = Api(ingestion, readiness.check, reactor.seconds)
         cors = CorsPolicy(settings.server.cors_origins)
-        self._site = ApiSite(api.resource(), _limits(settings), cors, reactor)
+        self._site = ApiSite(api.resource(), _limits(settings), cors, committer.check_load, reactor)
 
         self._port: IListeningPort | None = None
         self._starting: Deferred[None] | None = None
@@ -179,9 +181,15 @@ def _dsn(settings: Settings, embedded: EmbeddedPostgres | None) -> str:
     return settings.database.url.get_secret_value()
 
 
+def _bounds(settings: Settings) -> Bounds:
+    ingest = settings.ingest
+    return Bounds(events=ingest.max_queue_events, bytes=ingest.max_queue_bytes, timeout=ingest.commit_timeout)
+
+
 def _limits(settings: Settings) -> Limits:
     return Limits(
         max_body_bytes=settings.ingest.max_body_bytes,
+        max_body_memory=settings.ingest.max_body_memory,
         max_connections=settings.server.max_connections,
         header_timeout=settings.server.header_timeout,
         body_timeout=settings.server.body_timeout,

@@ -98,7 +98,7 @@ def test_round_trip(store: Store, shared_database: Database, event: dict[str, An
     event = {**event, "event_id": str(uuid.uuid4())}
     batch = read_batch(b'{"events":[%s]}' % event_text(event, data).encode())
     assume(batch.events)
-    submission = Submission(uuid.uuid4(), uuid.uuid4(), None, batch.events)
+    submission = Submission.of(uuid.uuid4(), uuid.uuid4(), None, batch.events)
     (outcome,) = store([submission])
     assert outcome.accepts_any_of(submission)
     accepted = batch.events[0]
@@ -121,7 +121,7 @@ def test_many_submissions_in_one_commit(store: Store, shared_database: Database,
     submissions = []
     for app, number in plan:
         body = json.dumps({"events": [make_event(event_id=ids[number]), make_event()]}).encode()
-        submissions.append(Submission(org, apps[app], None, read_batch(body).events))
+        submissions.append(Submission.of(org, apps[app], None, read_batch(body).events))
     outcomes = store(submissions)
     rows = shared_database.query("SELECT event_id::text, app_id::text FROM events WHERE org_id = %s", str(org))
     owners = dict(rows)
@@ -137,7 +137,7 @@ def test_duplicates_across_submissions(store: Store, same_app: bool) -> None:
     """An id in two submissions of one commit is a duplicate, or a conflict, in one of them."""
     org, app = uuid.uuid4(), uuid.uuid4()
     read = read_batch(json.dumps({"events": [make_event()]}).encode()).events
-    pair = [Submission(org, app, None, read), Submission(org, app if same_app else uuid.uuid4(), None, read)]
+    pair = [Submission.of(org, app, None, read), Submission.of(org, app if same_app else uuid.uuid4(), None, read)]
     outcomes = store(pair)
     assert sum(outcome.duplicates for outcome in outcomes) == (1 if same_app else 0)
     assert sum(len(outcome.conflicts) for outcome in outcomes) == (0 if same_app else 1)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import ensureDeferred
-
+from tkserver.ingest.committer import Committer
 from tkserver.ingest.credentials import Usage
-from tkserver.ingest.shield import shielded
-from tkserver.ingest.verification import IngestRequest, Verified, Verifier
-from tkserver.storage.errors import DataRefused
-from tkserver.storage.events import EventStore, Outcome, Submission
+from tkserver.ingest.verification import IngestRequest, Verifier
+from tkserver.storage.events import Outcome, Submission
 from tkserver.wire import answer
 from tkserver.wire.answer import Answer
 from tkserver.wire.batch import Batch, EventRefusal, read_batch
@@ -22,9 +19,9 @@ class Ingestion:
     :param max_body_bytes: the most that a compressed body may inflate to.
     """
 
-    def __init__(self, verifier: Verifier, events: EventStore, usage: Usage, max_body_bytes: int) -> None:
+    def __init__(self, verifier: Verifier, committer: Committer, usage: Usage, max_body_bytes: int) -> None:
         self._verifier = verifier
-        self._events = events
+        self._committer = committer
         self._usage = usage
         self._max_body_bytes = max_body_bytes
 
@@ -41,8 +38,8 @@ class Ingestion:
         batch = self._read(request)
         if not batch.events:
             raise _all_rejected(batch.refusals)
-        outcome = await shielded(ensureDeferred(self._store(verified, batch)))
-        return _answer(batch, outcome)
+        submission = Submission.of(verified.org_id, verified.app_id, verified.nonce, batch.events)
+        return _answer(batch, await self._committer.submit(submission))
 
     def _read(self, request: IngestRequest) -> Batch:
         text = decode_body(
@@ -52,14 +49,6 @@ class Ingestion:
             max_bytes=self._max_body_bytes,
         )
         return read_batch(text, declared_size=request.headers.get("x-batch-size"))
-
-    async def _store(self, verified: Verified, batch: Batch) -> Outcome:
-        submission = Submission(verified.org_id, verified.app_id, verified.nonce, batch.events)
-        try:
-            (outcome,) = await self._events.store([submission])
-        except DataRefused:
-            outcome = await self._events.store_sound_part(submission)
-        return outcome
 
 
 def _answer(batch: Batch, outcome: Outcome) -> Answer:

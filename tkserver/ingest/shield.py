@@ -18,8 +18,8 @@ _log = log.logger(__name__)
 class Shared(Generic[T]):
     """Work with any number of waiters, who may give up waiting without disturbing it or each other.
 
-    When a client hangs up, its handler's Deferred is cancelled, and with it whatever that is waiting for. A commit
-    under way must not hang on that, nor a query that others are waiting for too.
+    When a client hangs up, its handler's Deferred is cancelled, and with it whatever that is waiting for: which must
+    not be a query that others are waiting for too.
     """
 
     def __init__(self, work: Deferred[T]) -> None:
@@ -44,8 +44,3 @@ class Shared(Generic[T]):
             waiter.callback(result)
         if not waiting and isinstance(result, Failure) and not result.check(StorageError):
             _log.failure("nobody was left to hear of this", result)
-
-
-def shielded(work: Deferred[T]) -> Deferred[T]:
-    """A Deferred with the result of ``work``, whose cancellation does not reach it."""
-    return Shared(work).wait()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
+from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -18,18 +19,37 @@ NONCE_LIFETIME = "20 minutes"
 """For how long a nonce may not be used again: longer than both sides of the timestamp's window together."""
 
 
+class Row(NamedTuple):
+    """An event as it goes to the database.
+
+    :ivar values: a JSON array, in the order in which ``_STORE`` takes it apart.
+    """
+
+    event_id: UUID
+    values: bytes
+
+
 @dataclass(frozen=True)
 class Submission:
     """What one request asks to have stored.
 
     :ivar nonce: ``None`` where the request had none.
-    :ivar events: by their place in the batch, from 0; at least one.
+    :ivar rows: by the event's place in the batch, from 0; at least one.
     """
 
     org_id: UUID
     app_id: UUID
     nonce: str | None
-    events: dict[int, Event]
+    rows: dict[int, Row]
+
+    @classmethod
+    def of(cls, org_id: UUID, app_id: UUID, nonce: str | None, events: Mapping[int, Event]) -> Submission:
+        return cls(org_id, app_id, nonce, {place: _row(event) for place, event in events.items()})
+
+    @property
+    def bytes(self) -> int:
+        """What it takes up while it waits, roughly."""
+        return sum(len(row.values) for row in self.rows.values())
 
 
 @dataclass(frozen=True)
@@ -49,7 +69,7 @@ class Outcome:
 
     def accepts_any_of(self, submission: Submission) -> bool:
         """Whether at least one event of the submission that this is the outcome of is now stored."""
-        return not self.nonce_reused and len(submission.events) > len(self.conflicts) + len(self.unstorable)
+        return not self.nonce_reused and len(submission.rows) > len(self.conflicts) + len(self.unstorable)
 
     def merged_with(self, other: Outcome) -> Outcome:
         """The outcome of two halves of one submission."""
@@ -61,15 +81,15 @@ class Outcome:
         )
 
 
-# The requests and their events come as two JSON arrays of arrays, which PostgreSQL takes apart faster than anything
-# else that one round trip allows. It answers with the exceptions only: a row (request, null, null) for a request
-# whose nonce was used before, and a row (request, event id, whether this application owns it) for each event that
-# was not inserted. Under REPEATABLE READ every row that an id collides with is visible to this same statement, or
-# the statement fails and is tried again.
+# The requests come as one JSON array of arrays, each with its events as arrays again, which PostgreSQL takes apart
+# about as fast as anything else that one round trip allows. It answers with the exceptions only: a row (request,
+# null, null) for a request whose nonce was used before, and a row (request, event id, whether this application owns
+# it) for each event that was not inserted. Under REPEATABLE READ every row that an id collides with is visible to
+# this same statement, or the statement fails and is tried again.
 _STORE = f"""
 WITH request AS MATERIALIZED (
-    SELECT (r->>0)::int AS request, (r->>1)::uuid AS org_id, (r->>2)::uuid AS app_id, r->>3 AS nonce
-    FROM jsonb_array_elements(%s::jsonb) AS r
+    SELECT n AS request, (r->>0)::uuid AS org_id, (r->>1)::uuid AS app_id, r->>2 AS nonce, r->3 AS events
+    FROM jsonb_array_elements(%s::jsonb) WITH ORDINALITY AS t (r, n)
 ), fresh AS MATERIALIZED (
     SELECT * FROM request AS r
     WHERE r.nonce IS NULL OR NOT EXISTS (
@@ -78,8 +98,8 @@ WITH request AS MATERIALIZED (
           AND n.used_at > now() - interval '{NONCE_LIFETIME}'
     )
 ), incoming AS MATERIALIZED (
-    SELECT f.request, f.org_id, f.app_id, (e->>1)::uuid AS event_id, e
-    FROM jsonb_array_elements(%s::jsonb) AS e JOIN fresh AS f ON f.request = (e->>0)::int
+    SELECT f.request, f.org_id, f.app_id, (e->>0)::uuid AS event_id, e
+    FROM fresh AS f, jsonb_array_elements(f.events) AS e
 ), stored AS (
     INSERT INTO events (
         org_id, app_id, event_id, schema_version, timestamp,
@@ -89,11 +109,11 @@ WITH request AS MATERIALIZED (
         sdk_version, transmission_timestamp, batch_size, retry_count
     )
     SELECT
-        org_id, app_id, event_id, e->>2, (e->>3)::timestamptz,
-        e->>4, e->>5, e->>6, e->>7,
-        e->>8, e->>9, e->>10, e->>11, e->>12, (e->>13)::boolean, e->>14,
-        e->>15, e->>16, e->17,
-        e->>18, (e->>19)::timestamptz, (e->>20)::int, (e->>21)::int
+        org_id, app_id, event_id, e->>1, (e->>2)::timestamptz,
+        e->>3, e->>4, e->>5, e->>6,
+        e->>7, e->>8, e->>9, e->>10, e->>11, (e->>12)::boolean, e->>13,
+        e->>14, e->>15, e->16,
+        e->>17, (e->>18)::timestamptz, (e->>19)::int, (e->>20)::int
     FROM incoming
     ORDER BY event_id, request
     ON CONFLICT (event_id) DO NOTHING
@@ -115,7 +135,8 @@ WITH request AS MATERIALIZED (
         > (SELECT count(*) FROM missed AS m WHERE m.request = f.request AND NOT m.own)
     ON CONFLICT (app_id, org_id, nonce) DO UPDATE SET used_at = excluded.used_at
 )
-SELECT r.request, NULL::text, NULL::boolean FROM request AS r WHERE r.request NOT IN (SELECT f.request FROM fresh AS f)
+SELECT r.request, NULL::text, NULL::boolean FROM request AS r
+WHERE r.request NOT IN (SELECT f.request FROM fresh AS f)
 UNION ALL
 SELECT m.request, m.event_id::text, m.own FROM missed AS m
 """
@@ -164,15 +185,14 @@ class EventStore:
 
 
 async def _store(execute: Execute, submissions: Sequence[Submission]) -> list[Outcome]:
-    requests = [(n, s.org_id, s.app_id, s.nonce) for n, s in enumerate(submissions)]
-    events = [_row(n, event) for n, s in enumerate(submissions) for event in _once_each(s.events.values())]
+    requests = b"[" + b",".join(map(_request, submissions)) + b"]"
     exceptions: dict[int, dict[str | None, bool]] = {}
-    for request, event_id, own in await execute(_STORE, (_json(requests), _json(events))):
+    for request, event_id, own in await execute(_STORE, (requests.decode(),)):
         exceptions.setdefault(request, {})[event_id] = own
     stored: dict[tuple[UUID, UUID], set[UUID]] = {}
     return [
-        _outcome(s.events, exceptions.get(n, {}), stored.setdefault((s.org_id, s.app_id), set()))
-        for n, s in enumerate(submissions)
+        _outcome(s.rows, exceptions.get(n, {}), stored.setdefault((s.org_id, s.app_id), set()))
+        for n, s in enumerate(submissions, start=1)
     ]
 
 
@@ -183,11 +203,11 @@ async def _store_halves(execute: Execute, submission: Submission) -> Outcome:
         return outcome
     except DataRefused:
         await execute("ROLLBACK TO SAVEPOINT halves")
-    places = sorted(submission.events)
+    places = sorted(submission.rows)
     if len(places) == 1:
         return Outcome(unstorable=frozenset(places))
     first, second = (
-        replace(submission, events={place: submission.events[place] for place in half})
+        replace(submission, rows={place: submission.rows[place] for place in half})
         for half in (places[: len(places) // 2], places[len(places) // 2 :])
     )
     outcome = await _store_halves(execute, first)
@@ -198,15 +218,16 @@ async def _store_halves(execute: Execute, submission: Submission) -> Outcome:
     return outcome.merged_with(await _store_halves(execute, second))
 
 
-def _once_each(events: Iterable[Event]) -> Iterable[Event]:
-    """The events without those whose id came before; the first one stays."""
-    first: dict[UUID, Event] = {}
-    for event in events:
-        first.setdefault(event.event_id, event)
-    return first.values()
+def _request(submission: Submission) -> bytes:
+    """A submission as ``_STORE`` takes it: each id once, for the first of a kind stays."""
+    head = msgspec.json.encode((submission.org_id, submission.app_id, submission.nonce))
+    first: dict[UUID, bytes] = {}
+    for row in submission.rows.values():
+        first.setdefault(row.event_id, row.values)
+    return b"%s,[%s]]" % (head[:-1], b",".join(first.values()))
 
 
-def _outcome(events: dict[int, Event], exceptions: dict[str | None, bool], stored: set[UUID]) -> Outcome:
+def _outcome(rows: dict[int, Row], exceptions: dict[str | None, bool], stored: set[UUID]) -> Outcome:
     """
     :param exceptions: the ids that were not inserted, and whether this application owns them; or the one key
         ``None`` where the nonce was used before.
@@ -216,22 +237,20 @@ def _outcome(events: dict[int, Event], exceptions: dict[str | None, bool], store
         return Outcome(nonce_reused=True)
     duplicates = 0
     conflicts: list[int] = []
-    for place, event in events.items():
-        own = exceptions.get(str(event.event_id)) if exceptions else None
+    for place, row in rows.items():
+        own = exceptions.get(str(row.event_id)) if exceptions else None
         if own is False:
             conflicts.append(place)
-        elif own or event.event_id in stored:
+        elif own or row.event_id in stored:
             duplicates += 1
         else:
-            stored.add(event.event_id)
+            stored.add(row.event_id)
     return Outcome(duplicates=duplicates, conflicts=frozenset(conflicts))
 
 
-def _row(request: int, event: Event) -> tuple[object, ...]:
-    """An event's values in the order in which ``_STORE`` takes them apart."""
+def _row(event: Event) -> Row:
     service, environment, occurrence, metadata = event.service, event.environment, event.event, event.metadata
-    return (
-        request,
+    values = (
         event.event_id,
         event.schema_version,
         _utc(event.timestamp),
@@ -254,12 +273,9 @@ def _row(request: int, event: Event) -> tuple[object, ...]:
         metadata.batch_size,
         metadata.retry_count,
     )
+    return Row(event.event_id, msgspec.json.encode(values))
 
 
 def _utc(time: datetime) -> datetime:
     """PostgreSQL takes offsets of less than 16 hours only; RFC 3339 has them up to 24."""
     return time if time.tzinfo is timezone.utc else time.astimezone(timezone.utc)
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()

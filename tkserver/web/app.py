@@ -22,7 +22,6 @@ from tkserver.wire.refusal import (
     InternalError,
     MethodNotAllowed,
     NotFound,
-    PayloadTooLarge,
     Refusal,
     StorageUnavailable,
 )
@@ -72,10 +71,8 @@ class Api:
 
     @_router.route("/v1/ingest/<org_id>/<app_id>", methods=["POST"])
     async def ingest(self, request: ApiRequest, org_id: str, app_id: str) -> bytes:
-        if request.body_too_large:
-            raise PayloadTooLarge(
-                f"the body is longer than {request.site.limits.max_body_bytes} bytes: send fewer events at once"
-            )
+        if request.unread is not None:
+            raise request.unread
         incoming = IngestRequest(org_id, app_id, request.headers_by_name(), request.body())
         return request.respond(await self._ingestion.take(incoming))
 

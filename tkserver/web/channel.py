@@ -10,9 +10,8 @@ from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES, HTTPChannel
 
-from tkserver.web.request import BodyTooLarge
 from tkserver.wire import answer
-from tkserver.wire.refusal import BadRequest, Refusal, RequestTimeout
+from tkserver.wire.refusal import BadRequest, Overloaded, PayloadTooLarge, Refusal, RequestTimeout
 
 if TYPE_CHECKING:
     from tkserver.web.site import ApiSite
@@ -21,11 +20,18 @@ LINGER = 5.0
 """Seconds for which a peer may go on sending what is not read, so that it gets to read the answer."""
 
 
+READ_AT_ONCE = 16_384
+"""Bytes. What has been read of a body for which there is no room yet is at most this."""
+
+READ_AT_ONCE_IN_A_BODY = 65_536
+
+
 class Phase(Enum):
     """What a connection is busy with."""
 
     IDLE = "idle"
     HEADERS = "receiving headers"
+    WAITING = "waiting for room for a body"
     BODY = "receiving a body"
     HANDLING = "handling a request"
     ENDING = "ending"
@@ -70,16 +76,36 @@ class ApiChannel(HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         self._enter(Phase.BODY)
-        super().allHeadersReceived()
+        super().allHeadersReceived()  # which may find that there is no room for the body yet
 
     def rawDataReceived(self, data: bytes) -> None:
         if self.phase is Phase.ENDING:
             return
         try:
             super().rawDataReceived(data)
-        except BodyTooLarge:
-            self.requests[-1].refuse_body()
+        except PayloadTooLarge as refusal:
+            self.requests[-1].leave_body(refusal)
             self.allContentReceived()
+
+    def wait(self) -> None:
+        """Read no further until there is room for the body."""
+        self._enter(Phase.WAITING)
+        self.paused = True
+        self.transport.pauseProducing()
+
+    def go_on(self) -> None:
+        """There is room."""
+        if self.phase is Phase.WAITING:
+            self._enter(Phase.BODY)
+            self.paused = False
+            self.transport.resumeProducing()
+            self.dataReceived(b"")
+
+    def resumeProducing(self) -> None:
+        """Called by the transport when it can be written to again; which is no reason to read."""
+        super().resumeProducing()
+        if self.phase is Phase.WAITING:
+            self.transport.pauseProducing()
 
     def allContentReceived(self) -> None:
         self._enter(Phase.HANDLING)
@@ -98,6 +124,7 @@ class ApiChannel(HTTPChannel):
     def leave_unread(self) -> None:
         """What the peer is still sending will not be read: answer, and end."""
         self._unread = True
+        self.paused = False
         self.persistent = False
 
     def wind_down(self) -> None:
@@ -148,6 +175,7 @@ class ApiChannel(HTTPChannel):
     def _enter(self, phase: Phase) -> None:
         if self.phase is not Phase.ENDING:
             self.phase = phase
+            self.transport.bufferSize = READ_AT_ONCE_IN_A_BODY if phase is Phase.BODY else READ_AT_ONCE
             self._set_deadline(self.site.limits.seconds_in(phase))
 
     def _set_deadline(self, seconds: float | None) -> None:
@@ -161,4 +189,5 @@ class ApiChannel(HTTPChannel):
         elif self.phase is Phase.IDLE or not self._anything_received:
             self.loseConnection()
         else:
-            self._refuse(RequestTimeout(f"the request did not arrive in time, while {self.phase.value}"))
+            late = f"the request did not arrive in time, while {self.phase.value}"
+            self._refuse(Overloaded(late) if self.phase is Phase.WAITING else RequestTimeout(late))

@@ -10,9 +10,10 @@ from twisted.python.failure import Failure
 from twisted.web import server
 
 from tkserver import log
+from tkserver.web.budget import Claim
 from tkserver.wire import answer
 from tkserver.wire.answer import Answer
-from tkserver.wire.refusal import InternalError
+from tkserver.wire.refusal import InternalError, PayloadTooLarge, Refusal
 
 if TYPE_CHECKING:
     from tkserver.web.channel import ApiChannel
@@ -21,15 +22,11 @@ if TYPE_CHECKING:
 _log = log.logger(__name__)
 
 
-class BodyTooLarge(Exception):
-    """More of a body has arrived than is taken."""
-
-
 class ApiRequest(server.Request):
-    """A request whose body is never longer in memory than is allowed.
+    """A request whose body is read only where there is room for it, and no longer than is allowed.
 
-    :ivar body_too_large: there was more of it, which was not read. The request is handled all the same, so that
-        its route and method are looked at first.
+    :ivar unread: why the body was not read. The request is handled all the same, so that its route and method are
+        looked at first.
     """
 
     defaultContentType = None
@@ -39,32 +36,59 @@ class ApiRequest(server.Request):
 
     def __init__(self, channel: ApiChannel, *args: Any, **kwargs: Any) -> None:
         super().__init__(channel, *args, parsePOSTFormSubmission=False, **kwargs)
-        self.body_too_large = False
+        self.unread: Refusal | None = None
+        self.site = channel.site
         self._body_limit = channel.site.limits.max_body_bytes
+        self._room: Claim | None = None
 
     def gotLength(self, length: int | None) -> None:
         """The headers have arrived. A length of ``None``: chunked."""
         self.content = BytesIO()
-        if length is not None and length > self._body_limit:
+        if length == 0:
+            return
+        try:
+            if length is not None and length > self._body_limit:
+                raise self._too_large()
+            self.site.check_load()
+        except Refusal as refusal:
             self.requestHeaders.removeHeader(b"Expect")  # no invitation to send what will not be read
-            self.refuse_body()
+            self.leave_body(refusal)
             self.channel.length = 0  # to the channel, all of it is here
+            return
+        self._room = self.site.bodies.claim(length or self._body_limit, self.channel.go_on)
+        if not self._room.granted:
+            self.channel.wait()
 
     def handleContentChunk(self, data: bytes) -> None:
         """A part of the body has arrived."""
         if self.content.tell() + len(data) > self._body_limit:
-            raise BodyTooLarge
+            raise self._too_large()
         self.content.write(data)
 
-    def refuse_body(self) -> None:
+    def leave_body(self, refusal: Refusal) -> None:
         """Do without the body, and without the rest of the connection."""
-        self.body_too_large = True
+        self.unread = refusal
         self.content = BytesIO()
         self.channel.leave_unread()
 
+    def finish(self) -> None:
+        self._give_back()
+        super().finish()
+
+    def connectionLost(self, reason: Failure) -> None:
+        self._give_back()
+        super().connectionLost(reason)
+
+    def _give_back(self) -> None:
+        if self._room is not None:
+            self._room.release()
+            self._room = None
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(f"the body is longer than {self._body_limit} bytes: send fewer events at once")
+
     def process(self) -> None:
         """The whole request has arrived."""
-        self.site = self.channel.site
         # No route has anything but UTF-8 in it, and what is none must not be an error of its own.
         path = self.path.lstrip(b"/") if self.path == b"*" else self.path[1:]
         self.prepath = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from twisted.web.http import Request, datetimeToString
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
+from tkserver.web.budget import Budget
 from tkserver.web.channel import LINGER, ApiChannel, Phase
 from tkserver.web.headers import CorsPolicy, of_answer
 from tkserver.web.request import ApiRequest
@@ -21,6 +23,8 @@ from tkserver.wire.answer import Answer
 class Limits:
     """What one client may ask of the server. Times in seconds.
 
+    :ivar max_body_memory: bytes of all bodies that are being received or handled.
+    :ivar room_timeout: for room for a body, before it is read.
     :ivar header_timeout: for all headers of a request, from the first byte or from the connection's begin.
     :ivar body_timeout: for all of a body, from the end of the headers.
     :ivar idle_timeout: between the end of a request and the first byte of the next.
@@ -28,15 +32,18 @@ class Limits:
 
     max_body_bytes: int = 5_242_880
     max_connections: int = 4096
+    max_body_memory: int = 67_108_864
     header_timeout: float = 10.0
     body_timeout: float = 60.0
     idle_timeout: float = 75.0
+    room_timeout: float = 10.0
 
     def seconds_in(self, phase: Phase) -> float | None:
         """For how long a connection may be in a phase; ``None`` for as long as it takes."""
         return {
             Phase.IDLE: self.idle_timeout,
             Phase.HEADERS: self.header_timeout,
+            Phase.WAITING: self.room_timeout,
             Phase.BODY: self.body_timeout,
             Phase.HANDLING: None,
             Phase.ENDING: LINGER,
@@ -46,6 +53,8 @@ class Limits:
 class ApiSite(Site):
     """Serves one resource over HTTP/1.1.
 
+    :param check_load: raises a ``Refusal`` when there is no use in reading the body of a request.
+    :ivar bodies: room for bodies.
     :ivar draining: no request is taken after those that are under way.
     """
 
@@ -53,8 +62,12 @@ class ApiSite(Site):
     requestFactory = ApiRequest
     noisy = False
 
-    def __init__(self, resource: IResource, limits: Limits, cors: CorsPolicy, reactor: Any) -> None:
+    def __init__(
+        self, resource: IResource, limits: Limits, cors: CorsPolicy, check_load: Callable[[], None], reactor: Any
+    ) -> None:
         super().__init__(resource, reactor=reactor, timeout=None)
+        self.check_load = check_load
+        self.bodies = Budget(limits.max_body_memory, reactor)
         self.limits = limits
         self.cors = cors
         self.draining = False

@@ -1,0 +1,159 @@
+"""Many requests, one commit.
+
+Submissions that arrive while commits are under way are written together in the next one. No timer is involved: a lone
+submission is written at once, and the more of them wait, the more are written at a time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.python.failure import Failure
+
+from tkserver.storage.errors import DataRefused, Unavailable
+from tkserver.storage.events import EventStore, Outcome, Submission
+from tkserver.wire.refusal import Overloaded
+
+WRITERS = 2
+"""Commits that are under way at once: while one waits for the disk, the other has the processor."""
+
+MAX_COMMIT_EVENTS = 2000
+MAX_COMMIT_BYTES = 4_194_304
+
+LOW_WATER = 0.5
+"""The share of a bound below which submissions are taken again after it was reached."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What may wait to be committed, what is just being committed included.
+
+    :ivar events: and ``bytes``: how much of them.
+    :ivar timeout: seconds after which a submission is given up.
+    """
+
+    events: int = 20_000
+    bytes: int = 33_554_432
+    timeout: float = 10.0
+
+
+@dataclass(eq=False)
+class _Pending:
+    submission: Submission
+    events: int
+    bytes: int
+    outcome: Deferred[Outcome] = field(default_factory=Deferred)
+
+    @property
+    def nonce(self) -> tuple[UUID, UUID, str] | None:
+        """What no two submissions of one commit may share."""
+        submission = self.submission
+        return (submission.org_id, submission.app_id, submission.nonce) if submission.nonce is not None else None
+
+
+class Committer:
+    """Takes submissions and has them written, several at a time."""
+
+    def __init__(self, store: EventStore, reactor: Any, bounds: Bounds) -> None:
+        self._store = store
+        self._reactor = reactor
+        self._bounds = bounds
+        self._queue: deque[_Pending] = deque()
+        self._writers = 0
+        self._events = 0
+        self._bytes = 0
+        self._full = False
+
+    def check_load(self) -> None:
+        """
+        :raise Overloaded: from when a bound is reached until no more than half of it is left.
+        """
+        fill = max(self._events / self._bounds.events, self._bytes / self._bounds.bytes)
+        self._full = fill > LOW_WATER if self._full else fill >= 1
+        if self._full:
+            raise Overloaded("more events are arriving than can be stored: try again")
+
+    def submit(self, submission: Submission) -> Deferred[Outcome]:
+        """Have a submission written.
+
+        Cancelling what this gives back drops a submission that still waits; one that is being written is written.
+
+        :raise Overloaded: when too much is waiting already.
+        :raise StorageError: when it could not be stored, or not in time. What its commit does later is settled when
+            it is sent again.
+        """
+        self.check_load()
+        pending = _Pending(submission, len(submission.rows), submission.bytes)
+        self._events += pending.events
+        self._bytes += pending.bytes
+        self._queue.append(pending)
+        if self._writers < WRITERS:
+            ensureDeferred(self._write())
+        return pending.outcome.addTimeout(self._bounds.timeout, self._reactor, _too_late)
+
+    async def _write(self) -> None:
+        """Write what there is, until nothing is left."""
+        self._writers += 1
+        while group := self._next_group():
+            await self._commit(group)
+        self._writers -= 1
+
+    def _next_group(self) -> list[_Pending]:
+        """The oldest submissions, as many as go into one commit."""
+        group: list[_Pending] = []
+        events = size = 0
+        nonces: set[object] = set()
+        while self._queue:
+            pending = self._queue[0]
+            if pending.outcome.called:  # nobody waits for it any more
+                self._settle(self._queue.popleft(), None)
+                continue
+            events, size = events + pending.events, size + pending.bytes
+            if group and (events > MAX_COMMIT_EVENTS or size > MAX_COMMIT_BYTES or pending.nonce in nonces):
+                break
+            if pending.nonce is not None:
+                nonces.add(pending.nonce)
+            group.append(self._queue.popleft())
+        return group
+
+    async def _commit(self, group: list[_Pending]) -> None:
+        """Write a group in one commit; in halves, where there is something in it that the database refuses."""
+        try:
+            outcomes: Sequence[Outcome | Failure] = await self._write_group(group)
+        except DataRefused:
+            half = len(group) // 2
+            await self._commit(group[:half])
+            await self._commit(group[half:])
+            return
+        except Exception:
+            outcomes = [Failure()] * len(group)
+        for pending, outcome in zip(group, outcomes, strict=True):
+            self._settle(pending, outcome)
+
+    async def _write_group(self, group: list[_Pending]) -> list[Outcome]:
+        """
+        :raise DataRefused: only where there are several submissions, one of which is to blame.
+        """
+        try:
+            return await self._store.store([pending.submission for pending in group])
+        except DataRefused:
+            if len(group) > 1:
+                raise
+            return [await self._store.store_sound_part(group[0].submission)]
+
+    def _settle(self, pending: _Pending, outcome: Outcome | Failure | None) -> None:
+        self._events -= pending.events
+        self._bytes -= pending.bytes
+        if outcome is not None and not pending.outcome.called:
+            pending.outcome.callback(outcome)
+
+
+def _too_late(result: Any, timeout: float) -> Any:
+    if isinstance(result, Failure) and result.check(CancelledError):
+        raise Unavailable(f"not committed within {timeout:g} s")
+    return result
