@@ -11,6 +11,7 @@ from typing import Any
 import psycopg2
 
 from tkserver.storage import migrations
+from tkserver.storage.blocking import BlockingConnections
 from tkserver.storage.embedded import EmbeddedPostgres
 
 
@@ -50,7 +51,7 @@ class DatabaseServer:
     def prepare(self) -> None:
         """Make the template from which :meth:`migrated` copies."""
         self._run(f"CREATE DATABASE {self.TEMPLATE}")
-        migrations.migrate(self.named(self.TEMPLATE).dsn)
+        migrations.migrate(self.named(self.TEMPLATE).dsn, BlockingConnections())
 
     @contextmanager
     def empty(self, options: str = "") -> Iterator[Database]:

@@ -41,7 +41,11 @@ class Twistd:
     def start(self) -> Twistd:
         """Start it and wait until it listens."""
         self.launch()
-        self.wait_for_line(r"listens on http://\S+:(\d+)")
+        try:
+            self.wait_for_line(r"listens on http://\S+:(\d+)")
+        except BaseException:
+            self.kill()
+            raise
         return self
 
     def launch(self) -> Twistd:

@@ -70,14 +70,34 @@ class Database(_Group):
     @field_validator("url")
     @classmethod
     def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            try:
-                parsed = parse_dsn(value.get_secret_value())
-            except psycopg2.ProgrammingError:
-                parsed = {}
-            if not parsed:
-                raise ValueError("not a PostgreSQL URL such as postgresql://user:password@host:5432/database")
+        if value is not None and not _is_dsn(value.get_secret_value()):
+            raise ValueError("not a PostgreSQL URL such as postgresql://user:password@host:5432/database")
         return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expand(cls, value: Path | None) -> Path | None:
+        try:
+            return value and value.expanduser()
+        except RuntimeError:
+            raise ValueError("there is no such user's home directory") from None
+
+
+_SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
+
+
+def _is_dsn(text: str) -> bool:
+    """Whether libpq would try to connect; what it would refuse for ever is better said at the start."""
+    try:
+        parts = parse_dsn(text)
+    except psycopg2.ProgrammingError:
+        return False
+    ports = parts.get("port", "").split(",")
+    return (
+        bool(parts)
+        and all(port.isdigit() or not port for port in ports)
+        and parts.get("sslmode", "prefer") in _SSL_MODES
+    )
 
 
 class Ingest(_Group):
@@ -119,7 +139,10 @@ def load(overrides: Mapping[str, Any]) -> Settings:
     :param overrides: values by the name of their variable, such as ``TK__SERVER__PORT``.
     :raise InvalidSettings: when one of them does not parse, or is none.
     """
-    _check_names([*os.environ, *dotenv_values(ENV_FILE)])
+    try:
+        _check_names([*os.environ, *dotenv_values(ENV_FILE)])
+    except (OSError, UnicodeDecodeError):
+        raise InvalidSettings(f"{ENV_FILE}: cannot be read as UTF-8") from None
     try:
         return Settings(_env_file=ENV_FILE, **_nested(overrides))  # type: ignore[arg-type, call-arg]
     except ValidationError as error:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +25,7 @@ from tkserver.ingest.ingestion import Ingestion
 from tkserver.ingest.readiness import Readiness
 from tkserver.ingest.verification import Verifier
 from tkserver.storage import demo, migrations
+from tkserver.storage.blocking import BlockingConnections
 from tkserver.storage.embedded import EmbeddedError, EmbeddedPostgres, default_data_dir
 from tkserver.storage.errors import StorageError
 from tkserver.storage.events import EventStore
@@ -39,7 +43,14 @@ T = TypeVar("T")
 FORGET_NONCES_INTERVAL = 60.0
 """Seconds."""
 
+LOOK_AFTER_EMBEDDED_INTERVAL = 5.0
+"""Seconds."""
+
 FIRST_EVENT = Path(__file__).parent / "examples" / "first_event.sh"
+
+
+class _Stopping(Exception):
+    """The server is stopped before it has started."""
 
 
 class TkServer(Service):
@@ -64,6 +75,8 @@ class TkServer(Service):
         credentials.attach(self._listener)
         self._usage = Usage(tokens, reactor, utc_now(reactor.seconds))
         self._forget_nonces = _periodically(reactor, events.forget_nonces)
+        self._look_after_embedded = _periodically(reactor, self._look_after)
+        self._connections = BlockingConnections()
 
         verifier = Verifier(credentials, reactor.seconds, settings.ingest.timestamp_tolerance)
         committer = Committer(events, reactor, _bounds(settings))
@@ -95,74 +108,100 @@ class TkServer(Service):
     def startService(self) -> None:
         super().startService()
         if self._port is not None:
-            _log.info(
-                "tkserver {version} listens on http://{host}:{port}",
-                version=__version__,
-                host=_in_url(self._settings.server.host),
-                port=self.port,
-            )
-            self._starting = ensureDeferred(self._start_storage())
+            url = f"http://{_in_url(self._settings.server.host)}:{self.port}"
+            _log.info("tkserver {version} listens on {url}", version=__version__, url=url)
+            self._starting = ensureDeferred(self._start_storage(url))
 
     def stopService(self) -> Deferred[None]:
         """Stop in the order in which the parts lean on each other, each after the one before has ended."""
         super().stopService()
         return ensureDeferred(self._stop())
 
-    async def _start_storage(self) -> None:
+    async def _start_storage(self, url: str) -> None:
         try:
             if self._embedded is not None:
                 await self._in_thread(self._embedded.start)
                 _log.info("embedded PostgreSQL, its data in {data_dir}", data_dir=str(self._embedded.data_dir))
-            await self._migrate()
+            await self._patiently(migrations.migrate)
             if self._embedded is not None:
-                await self._in_thread(demo.install, self._dsn)
+                await self._patiently(demo.install)
+        except _Stopping:
+            return
         except (EmbeddedError, IncompatibleDatabase) as error:
             self._fail(str(error))
             return
-        except CancelledError:
+        except Exception:
+            _log.failure("the start failed")
+            self._fail("cannot start: see above")
             return
+        self._start_using_storage()
+        if self._embedded is not None:
+            _log.info("to send a first event: sh {script} {url}", script=str(FIRST_EVENT), url=url)
+
+    def _start_using_storage(self) -> None:
         self._pool.start()
         self._listener.start()
         self._usage.start()
         self._forget_nonces.start(FORGET_NONCES_INTERVAL)
-        if self._embedded is not None:
-            url = f"http://{_in_url(self._settings.server.host)}:{self.port}"
-            _log.info("to send a first event: sh {script} {url}", script=str(FIRST_EVENT), url=url)
+        self._look_after_embedded.start(LOOK_AFTER_EMBEDDED_INTERVAL, now=False)
 
-    async def _migrate(self) -> None:
-        """Bring the schema up to date, as soon as there is a database to do it in."""
+    async def _patiently(self, work: Callable[[str, BlockingConnections], None]) -> None:
+        """Do what needs the database, as soon as there is one.
+
+        :raise _Stopping: when the server is stopped before.
+        """
         backoff = backoffPolicy(initialDelay=0.2, maxDelay=2.0, factor=1.5)
-        failures = 0
-        while True:
+        for failures in count():
             try:
-                await self._in_thread(migrations.migrate, self._dsn)
-                return
+                if not self._stopping:
+                    await self._in_thread(work, self._dsn, self._connections)
+                    return
             except StorageError as error:
-                if failures == 0:
+                if failures == 0 and not self._stopping:
                     _log.warn("the database cannot be used yet, trying until it can: {error}", error=error)
             if self._stopping:
-                raise CancelledError
+                raise _Stopping
             self._pause = deferLater(self._reactor, backoff(failures))
-            await self._pause
-            failures += 1
+            with suppress(CancelledError):
+                await self._pause
+
+    async def _look_after(self) -> None:
+        """Start the embedded database again, should it have died."""
+        if self._embedded is not None and not self._pool.connected:
+            try:
+                await self._in_thread(self._embedded.start)
+            except EmbeddedError as error:
+                _log.error("the embedded database cannot be started again: {error}", error=error)
 
     async def _stop(self) -> None:
         self._stopping = True
         if self._port is not None:
             await maybeDeferred(self._port.stopListening)
         await self._site.drain(self._settings.server.shutdown_timeout)
+        for part in (self._end_start, self._end_loops, self._usage.stop, self._listener.stop, self._pool.stop):
+            await self._without_fail(part)
+        if self._embedded is not None:
+            await self._without_fail(partial(self._in_thread, self._embedded.stop))
+        _log.info("stopped")
+
+    async def _without_fail(self, part: Callable[[], Awaitable[None]]) -> None:
+        """Whatever goes wrong with one part, the next one is to be stopped too."""
+        try:
+            await part()
+        except Exception:
+            _log.failure("a part of the server could not be stopped")
+
+    async def _end_start(self) -> None:
+        self._connections.stop()
         if self._pause is not None:
             self._pause.cancel()
         if self._starting is not None:
             await self._starting
-        if self._forget_nonces.running:
-            self._forget_nonces.stop()
-        await self._usage.stop()
-        await self._listener.stop()
-        await self._pool.stop()
-        if self._embedded is not None:
-            await self._in_thread(self._embedded.stop)
-        _log.info("stopped")
+
+    async def _end_loops(self) -> None:
+        for loop in (self._forget_nonces, self._look_after_embedded):
+            if loop.running:
+                loop.stop()
 
     def _in_thread(self, work: Callable[..., T], *arguments: object) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work, *arguments)

@@ -139,8 +139,8 @@ def test_way_for_one_user(directory: Path) -> None:
 
 
 def test_passage_keeps_what_is_there() -> None:
-    """An access control list that somebody has made keeps its entries."""
+    """A list that somebody has made keeps its entries, and what its mask took away stays away."""
     nobody = 0xFFFFFFFF
     acl = {(1, nobody): 7, (2, 1000): 6, (4, nobody): 5, (16, nobody): 6, (32, nobody): 0}
-    assert passage.with_passage(acl, 1001) == {**acl, (2, 1001): 1, (16, nobody): 7}
-    assert passage.with_passage(acl, 1000) == {**acl, (2, 1000): 7, (16, nobody): 7}
+    assert passage.with_passage(acl, 1001) == {**acl, (2, 1001): 1, (4, nobody): 4, (16, nobody): 7}
+    assert passage.with_passage(acl, 1000) == {**acl, (2, 1000): 7, (4, nobody): 4, (16, nobody): 7}

@@ -19,7 +19,7 @@ from tests.database import Database
 from tests.events import make_event
 from tests.wire.strategies import event_text, events, json_texts, thorough
 from tkserver.storage import events as events_module
-from tkserver.storage import migrations
+from tkserver.storage.blocking import BlockingConnections
 from tkserver.storage.events import Outcome, Submission
 from tkserver.wire.batch import read_batch
 
@@ -59,7 +59,7 @@ Store = Callable[[Sequence[Submission]], list[Outcome]]
 @pytest.fixture(scope="module")
 def store(shared_database: Database) -> Iterator[Store]:
     """The statement by which events are stored, on a connection that blocks: hypothesis waits for no Deferred."""
-    connection = migrations.connect(shared_database.dsn)
+    connection = BlockingConnections().connect(shared_database.dsn)
     connection.set_session(isolation_level="REPEATABLE READ")
 
     def execute(sql: str, parameters: Sequence[object] = ()) -> Deferred[Any]:

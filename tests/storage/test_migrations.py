@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.database import Database, DatabaseServer
 from tkserver.storage import migrations
-from tkserver.storage.errors import ConnectionLost, Unavailable
+from tkserver.storage.blocking import BlockingConnections
+from tkserver.storage.errors import ConnectionLost, StorageError, Unavailable
 
 MIGRATIONS = sorted(migrations.directory().glob("*.sql"))
 
@@ -23,7 +27,7 @@ def test_names() -> None:
 def test_each_can_be_run_twice(database: Database, path: Path) -> None:
     """A server that was killed before it could note that a migration was applied runs it again."""
     database.query("DELETE FROM _yoyo_migration WHERE migration_id = %s", path.stem)
-    migrations.migrate(database.dsn)
+    migrations.migrate(database.dsn, BlockingConnections())
     assert database.value("SELECT count(*) FROM _yoyo_migration") == len(MIGRATIONS)
 
 
@@ -33,7 +37,7 @@ def test_nothing_to_do_needs_no_rights(database: Database) -> None:
     database.query(f"CREATE ROLE {role} LOGIN")
     database.query(f"GRANT SELECT ON _yoyo_migration TO {role}")
     try:
-        migrations.migrate(database.dsn.replace("postgres@", f"{role}@"))
+        migrations.migrate(database.dsn.replace("postgres@", f"{role}@"), BlockingConnections())
     finally:
         database.query(f"DROP OWNED BY {role}")
         database.query(f"DROP ROLE {role}")
@@ -42,7 +46,7 @@ def test_nothing_to_do_needs_no_rights(database: Database) -> None:
 def test_not_there() -> None:
     """A database that cannot be reached may be there later."""
     with pytest.raises(ConnectionLost):
-        migrations.migrate("postgresql://nobody@127.0.0.1:1/none")
+        migrations.migrate("postgresql://nobody@127.0.0.1:1/none", BlockingConnections())
 
 
 def test_one_at_a_time(database_server: DatabaseServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,15 +54,35 @@ def test_one_at_a_time(database_server: DatabaseServer, monkeypatch: pytest.Monk
     monkeypatch.setattr(migrations, "_LOCK_PATIENCE", 0.4)
     with database_server.empty() as database:
         with (
-            migrations._alone(migrations.connect(database.dsn)),
+            migrations._alone(BlockingConnections().connect(database.dsn), time.sleep),
             pytest.raises(Unavailable, match="another server is still migrating"),
         ):
-            migrations.migrate(database.dsn)
-        migrations.migrate(database.dsn)
+            migrations.migrate(database.dsn, BlockingConnections())
+        migrations.migrate(database.dsn, BlockingConnections())
 
 
 def test_too_old(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     """A PostgreSQL that is too old is refused, in words."""
     monkeypatch.setattr(migrations, "OLDEST_POSTGRESQL", 99)
     with pytest.raises(migrations.IncompatibleDatabase, match=r"PostgreSQL \d+ is too old: 99 or later is needed"):
-        migrations.migrate(database.dsn)
+        migrations.migrate(database.dsn, BlockingConnections())
+
+
+def test_stopped(database_server: DatabaseServer) -> None:
+    """Who waits for another server to migrate can be told to stop."""
+    with database_server.empty() as database:
+        connections = BlockingConnections()
+        with migrations._alone(BlockingConnections().connect(database.dsn), time.sleep):
+            threading.Timer(0.3, connections.stop).start()
+            with pytest.raises(Unavailable):
+                migrations.migrate(database.dsn, connections)
+
+
+def test_stopped_while_the_database_is_silent() -> None:
+    """So can who waits for a database that has stopped to answer."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        connections = BlockingConnections()
+        threading.Timer(0.3, connections.stop).start()
+        port = silent.getsockname()[1]
+        with pytest.raises(StorageError):
+            migrations.migrate(f"postgresql://nobody@127.0.0.1:{port}/none?connect_timeout=2", connections)

@@ -178,6 +178,13 @@ def test_invalid_json(body: str) -> None:
         read_batch(body.encode())
 
 
+@pytest.mark.parametrize("member", HARD_MEMBERS)
+def test_no_events_at_second_look(member: str) -> None:
+    """A body that is hard to decode and has no events is refused for that."""
+    with pytest.raises(InvalidJson):
+        read_batch(f"{{{member}}}".encode())
+
+
 @pytest.mark.parametrize(
     "end",
     ["", "}}", '"events":null}', '"events":{}}', '"events":[1,]}', '"events":[1}', '"events":[]', '"events":[]}x'],
@@ -220,6 +227,32 @@ def test_malformed_depths_of_events(body: str) -> None:
     outcome = read(body)
 
     assert isinstance(outcome, InvalidJson) or (isinstance(outcome, Batch) and not outcome.events)
+
+
+def _deepest() -> int:
+    """How many levels the standard library decodes from here."""
+    low, high = 1, DEEP
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            json.loads(nested(middle))
+        except RecursionError:
+            high = middle
+        else:
+            low = middle
+    return low
+
+
+@pytest.mark.parametrize("inner", ["nope", "1 2", "1,", r'"\ud800" 1'])
+@pytest.mark.parametrize("event", ['{{"a":{}}}', r'{{"a":"\ud800","b":{}}}', '{{"a":{},nope}}'])
+def test_malformed_at_the_last_level(event: str, inner: str) -> None:
+    """What is malformed just about where decoders give up is refused, whichever of them gets to see it."""
+    deepest = _deepest()
+    # How deep a decoder goes depends on where it is called from, so that some see what others do not.
+    for depth in range(deepest - 50, deepest + 10):
+        outcome = read(f'{{"events":[{event.format(nested(depth, inner))},1]}}')
+
+        assert isinstance(outcome, InvalidJson) or (isinstance(outcome, Batch) and not outcome.events)
 
 
 # --- how many there are

@@ -145,11 +145,14 @@ def test_objects(text: str, found: list[tuple[str, str]]) -> None:
         '{"a"}',
         '{"a":}',
         '{"a" 1}',
+        '{"a" 11}',
+        '{"a"=1}',
         '{"a":1',
         '{"a":1,',
         '{"a":1,}',
         '{"a":1,,"b":2}',
         '{"a":1 "b":2}',
+        '{"a":1 ""b":2}',
         '{"a":1}}',
         '{"a":1} x',
         '{"a":1}{}',
@@ -199,7 +202,9 @@ def test_deep_key(text: str) -> None:
         members(text)
 
 
-@pytest.mark.parametrize("text", ["", "{}", "1", "[", "[1", "[1,", "[1,]", "[,]", "[1 2]", "[NaN]", "[01]", '["', "[}"])
+@pytest.mark.parametrize(
+    "text", ["", "{}", "1", "[", "[1", "[1,", "[1,]", "[,]", "[1 2]", "[1 22]", "[NaN]", "[01]", '["', "[}", "{1]"]
+)
 def test_no_array(text: str) -> None:
     """What is no array, or not all of one, is a ValueError and nothing else."""
     with pytest.raises(ValueError):

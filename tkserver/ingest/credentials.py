@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 from uuid import UUID
 
 from cachetools import TTLCache
+from twisted.internet import defer
 from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.internet.task import LoopingCall
 
@@ -26,6 +28,9 @@ LIFETIME = 60.0
 
 USAGE_INTERVAL = 30.0
 """Seconds between two writes of ``last_used_at``."""
+
+LAST_WRITE_TIMEOUT = 2.0
+"""Seconds for the last one, when the server stops."""
 
 
 class Listener(Protocol):
@@ -97,6 +102,7 @@ class Usage:
 
     def __init__(self, store: TokenStore, reactor: Any, now: Callable[[], datetime]) -> None:
         self._store = store
+        self._reactor = reactor
         self._now = now
         self._times: dict[UUID, datetime] = {}
         self._loop = LoopingCall(self._write)
@@ -109,7 +115,8 @@ class Usage:
         """Write what there is still to write."""
         if self._loop.running:
             self._loop.stop()
-        await self._flush()
+        with suppress(defer.TimeoutError):  # a minute more or less is not worth waiting for
+            await Shared(ensureDeferred(self._flush())).wait().addTimeout(LAST_WRITE_TIMEOUT, self._reactor)
 
     def note(self, credential: Credential) -> None:
         """This credential has just been used."""

@@ -38,6 +38,7 @@ _NO_SECRET = "0" * 64
 _INTEGER = re.compile(r"-?[0-9]+")
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_TIMESTAMP_DIGITS = 20
+_LONGEST_TOKEN = 255
 
 
 @dataclass(frozen=True)
@@ -216,7 +217,8 @@ def _uuid(text: str, whose: str) -> UUID:
 def _bearer_token(authorization: str) -> str | None:
     scheme, _, token = authorization.partition(" ")
     token = token.strip()
-    return token if scheme.lower() == "bearer" and token and "\0" not in token else None
+    fits = 0 < len(token) <= _LONGEST_TOKEN and "\0" not in token
+    return token if scheme.lower() == "bearer" and fits else None
 
 
 def _signed_by(claim: Claim, secret: str) -> bool:

@@ -17,6 +17,7 @@ import pwd
 import re
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -58,7 +59,11 @@ class EmbeddedError(Exception):
 
 
 def default_data_dir() -> Path:
-    """Where the data lies unless a setting says otherwise: a per-user directory; ``/var/lib`` for root."""
+    """Where the data lies unless a setting says otherwise: a per-user directory; ``/var/lib`` for root.
+
+    :raise EmbeddedError: when the embedded database is not installed.
+    """
+    wheel_programs()
     if os.geteuid() == 0:
         return Path("/var/lib/tkserver/postgresql")
     from platformdirs import user_data_path  # comes with the extra only
@@ -70,9 +75,9 @@ class EmbeddedPostgres:
     """A PostgreSQL server on a data directory, started by its first user and stopped by its last."""
 
     def __init__(self, data_dir: Path) -> None:
-        self._data = data_dir.expanduser().absolute()
+        self._data = data_dir.absolute()
         self._socket_dir = _socket_dir(self._data)
-        self._owner = _Owner.for_this_process()
+        self._owner: _Owner | None = None
         self._programs: Path | None = None
         self._usage: int | None = None
 
@@ -90,6 +95,8 @@ class EmbeddedPostgres:
 
         :raise EmbeddedError: when it cannot be started.
         """
+        if not self._data.name:
+            raise EmbeddedError(f"{self._data} cannot be a data directory: name another one")
         try:
             self._data.parent.mkdir(parents=True, exist_ok=True)
             with self._lock("start"):
@@ -108,27 +115,29 @@ class EmbeddedPostgres:
         self._usage = None
 
     def _use(self) -> None:
-        self._programs = _wheel_programs()
+        self._programs = wheel_programs()
+        self._owner = _Owner.for_this_process()
         self._owner.reach(self._programs)
         self._owner.reach(self._data)
-        self._usage = os.open(self._lock_file("users"), os.O_RDWR | os.O_CREAT, 0o600)
-        fcntl.flock(self._usage, fcntl.LOCK_SH)
+        if self._usage is None:
+            self._usage = os.open(self._lock_file("users"), os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._usage, fcntl.LOCK_SH)
         if not (self._data / "PG_VERSION").exists():
-            self._initialise()
+            self._initialise(self._owner)
         self._check_version()
+        self._owner.make_directory(self._socket_dir)
         self._forget_stale_pid()
         if self._run("pg_ctl", "status", "-D", self._data, check=False).returncode != 0:
-            self._owner.make_directory(self._socket_dir)
             self._start()
 
-    def _initialise(self) -> None:
+    def _initialise(self, owner: _Owner) -> None:
         """Make the data directory beside its place and move it there when it is whole."""
         if self._data.exists() and any(self._data.iterdir()):
             raise EmbeddedError(f"{self._data} is not empty and holds no database: name another directory")
         unfinished = self._data.with_name(f".{self._data.name}.unfinished")
         if unfinished.exists():
             shutil.rmtree(unfinished)
-        self._owner.make_directory(unfinished)
+        owner.make_directory(unfinished)
         options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
         self._run("initdb", "-D", unfinished, *options)
         unfinished.rename(self._data)
@@ -162,7 +171,7 @@ class EmbeddedPostgres:
             raise EmbeddedError(f"{error}; its log is {log_file}") from None
 
     def _run(self, program: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[bytes]:
-        if self._programs is None:
+        if self._programs is None or self._owner is None:
             raise EmbeddedError("not started")
         # The server that pg_ctl leaves behind would keep a pipe open for ever, so the output goes to a file. In a
         # session of its own, it is not reached by the Ctrl-C that is meant for us.
@@ -232,11 +241,16 @@ class _Owner:
 
     def make_directory(self, path: Path) -> None:
         """Make a directory that is the owner's alone, or find that it is."""
-        path.mkdir(mode=0o700, exist_ok=True)
-        if self.user is not None and path.stat().st_uid == 0:
-            os.chown(path, self.user.pw_uid, self.user.pw_gid)
-        if path.stat().st_uid != (self.user.pw_uid if self.user else os.geteuid()):
-            raise EmbeddedError(f"{path} belongs to somebody else")
+        try:
+            path.mkdir(mode=0o700)
+            if self.user is not None:
+                os.chown(path, self.user.pw_uid, self.user.pw_gid, follow_symlinks=False)
+        except FileExistsError:
+            # In a directory that is open to all, somebody else may have been quicker.
+            status = path.lstat()
+            own = status.st_uid == (self.user.pw_uid if self.user else os.geteuid())
+            if not (own and stat.S_ISDIR(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o700):
+                raise EmbeddedError(f"{path} is not a directory of the database's own: remove it") from None
 
     def reach(self, path: Path) -> None:
         """See to it that the owner can get to a path."""
@@ -250,7 +264,11 @@ class _Owner:
                 ) from None
 
 
-def _wheel_programs() -> Path:
+def wheel_programs() -> Path:
+    """Where the wheel has PostgreSQL's programs.
+
+    :raise EmbeddedError: when it is not installed.
+    """
     spec = importlib.util.find_spec(_WHEEL.replace("-", "_"))
     for location in (spec and spec.submodule_search_locations) or ():
         programs = Path(location) / f"pginstall{MAJOR_VERSION}" / "bin"

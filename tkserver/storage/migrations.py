@@ -5,7 +5,6 @@ Everything here blocks, and is called in a thread.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -14,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
-import psycopg2.extensions
 from yoyo import read_migrations
 from yoyo.backends.core.postgresql import PostgresqlBackend
 
 from tkserver import log
+from tkserver.storage.blocking import BlockingConnections, Connection
 from tkserver.storage.errors import Unavailable, translate
 
 _log = log.logger(__name__)
-
-Connection = psycopg2.extensions.connection
 
 OLDEST_POSTGRESQL = 14
 
@@ -31,37 +28,30 @@ _TABLE = "_yoyo_migration"
 _TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema"
 _LOCK_KEY = 0x746B736572766572  # "tkserver" in ASCII
 _LOCK_PATIENCE = 60.0
-_CONNECT_TIMEOUT = 5
 
 
 class IncompatibleDatabase(Exception):
     """The database cannot be used with this version of the server, and waiting will not mend it."""
 
 
-def migrate(dsn: str) -> None:
+def migrate(dsn: str, connections: BlockingConnections) -> None:
     """Apply the migrations that are still missing, while no other server does.
 
     :param dsn: a libpq URL or connection string.
+    :param connections: made by this, so that it can be stopped.
     :raise IncompatibleDatabase: when the database is too old, too new, or of the wrong encoding.
     :raise StorageError: when it did not work this time.
     """
     try:
-        with closing(connect(dsn)) as connection, _alone(connection):
+        with closing(connections.connect(dsn)) as connection, _alone(connection, connections.sleep):
             _check_server(connection)
             known = read_migrations(str(directory()))
             applied = _applied(connection)
             _check_not_newer(applied, {migration.id for migration in known})
             if any(migration.id not in applied for migration in known):
-                _apply(dsn, known)
+                _apply(dsn, known, connections)
     except psycopg2.Error as error:
         raise translate(error) or error from None
-
-
-def connect(dsn: str) -> Connection:
-    """A plain, blocking connection, on which each statement is a transaction."""
-    connection = psycopg2.connect(dsn, connect_timeout=_CONNECT_TIMEOUT, fallback_application_name="tkserver")
-    connection.autocommit = True
-    return connection
 
 
 def directory() -> Path:
@@ -71,7 +61,7 @@ def directory() -> Path:
 
 
 @contextmanager
-def _alone(connection: Connection, sleep: Callable[[float], None] = time.sleep) -> Iterator[None]:
+def _alone(connection: Connection, sleep: Callable[[float], None]) -> Iterator[None]:
     """Hold the lock under which databases are migrated.
 
     An advisory lock, which PostgreSQL gives back by itself when its holder dies; yoyo's own would stay for ever.
@@ -113,8 +103,12 @@ def _check_not_newer(applied: set[str], known: set[str]) -> None:
         )
 
 
-def _apply(dsn: str, known: Any) -> None:
-    with _Backend(dsn, _TABLE) as backend:
+def _apply(dsn: str, known: Any, connections: BlockingConnections) -> None:
+    class Backend(_Backend):
+        def connect(self, dburi: str) -> Connection:
+            return connections.connect(dburi)
+
+    with Backend(dsn, _TABLE) as backend:
         backend.init_database()
         backend.break_lock()  # whoever left it there is dead: the advisory lock is ours
         for migration in backend.to_apply(known):
@@ -131,9 +125,6 @@ def _value(connection: Connection, sql: str, *parameters: object) -> Any:
 
 class _Backend(PostgresqlBackend):  # type: ignore[misc]
     """yoyo's backend, given a connection string as it is, so that all that libpq understands works."""
-
-    def connect(self, dburi: str) -> Connection:
-        return connect(dburi)
 
     def list_tables(self, **_: object) -> list[str]:
         """The tables of the current schema: yoyo looks for its own among them."""

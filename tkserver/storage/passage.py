@@ -28,15 +28,19 @@ def grant(user: pwd.struct_passwd, path: Path) -> None:
 
     :raise OSError: when that cannot be done.
     """
-    for directory in reversed(path.parents):
+    for directory in reversed(path.resolve().parents):
         if not _may_pass(user, directory.stat()):
             os.setxattr(directory, _ATTRIBUTE, _encode(with_passage(_acl(directory), user.pw_uid)))
 
 
 def with_passage(acl: Acl, uid: int) -> Acl:
-    """The list with an entry that lets a user pass, and a mask that does not take it away again."""
+    """The list with an entry that lets a user pass, a mask that allows that, and nobody else let in by the mask."""
     mask = acl.get((_MASK, _NO_ID), acl[_GROUP_OBJ, _NO_ID])
-    return {**acl, (_USER, uid): acl.get((_USER, uid), 0) | _PASS, (_MASK, _NO_ID): mask | _PASS}
+    kept = {
+        key: permissions & (mask | ~_PASS) if key[0] in (_USER, _GROUP_OBJ, _GROUP) else permissions
+        for key, permissions in acl.items()
+    }
+    return {**kept, (_USER, uid): acl.get((_USER, uid), 0) | _PASS, (_MASK, _NO_ID): mask | _PASS}
 
 
 def _may_pass(user: pwd.struct_passwd, status: os.stat_result) -> bool:

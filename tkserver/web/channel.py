@@ -53,6 +53,7 @@ class ApiChannel(HTTPChannel):
         self.phase = Phase.HEADERS
         self._deadline: IDelayedCall | None = None
         self._unread = False
+        self._congested = False
         self._anything_received = False
 
     # --- what arrives
@@ -73,6 +74,13 @@ class ApiChannel(HTTPChannel):
     def lineReceived(self, line: bytes) -> None:
         if self.phase is not Phase.ENDING:
             super().lineReceived(line)
+
+    def headerReceived(self, line: bytes) -> bool:
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:  # a Content-Length with more digits than Python converts
+            self._respondToBadRequestAndDisconnect()
+            return False
 
     def allHeadersReceived(self) -> None:
         self._enter(Phase.BODY)
@@ -101,19 +109,29 @@ class ApiChannel(HTTPChannel):
             self.transport.resumeProducing()
             self.dataReceived(b"")
 
+    def pauseProducing(self) -> None:
+        """Called by the transport when the peer does not read what is written."""
+        self._congested = True
+        super().pauseProducing()
+
     def resumeProducing(self) -> None:
-        """Called by the transport when it can be written to again; which is no reason to read."""
+        """Called by the transport when it can be written to again, which alone is no reason to read."""
+        self._congested = False
         super().resumeProducing()
         if self.phase is Phase.WAITING:
             self.transport.pauseProducing()
+        elif self.paused:
+            self.paused = False
+            self.dataReceived(b"")
 
     def allContentReceived(self) -> None:
         self._enter(Phase.HANDLING)
         super().allContentReceived()
 
     def requestDone(self, request: Any) -> None:
-        """A request has been answered. What was sent after it is looked at next."""
+        """A request has been answered. What was sent after it is looked at next, once the peer reads its answers."""
         self._enter(Phase.IDLE)
+        self.paused = self._congested
         super().requestDone(request)
 
     def checkPersistence(self, request: Any, version: bytes) -> bool:

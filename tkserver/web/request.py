@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from tkserver.web.site import ApiSite
 
 _log = log.logger(__name__)
+
+_ABSOLUTE = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 
 
 class ApiRequest(server.Request):
@@ -89,10 +92,8 @@ class ApiRequest(server.Request):
 
     def process(self) -> None:
         """The whole request has arrived."""
-        # No route has anything but UTF-8 in it, and what is none must not be an error of its own.
-        path = self.path.lstrip(b"/") if self.path == b"*" else self.path[1:]
         self.prepath = []
-        self.postpath = [_utf8(part) for part in path.split(b"/")]
+        self.postpath = _segments(self.path)
         self.render(self.site.resource)
 
     def getRequestHostname(self) -> bytes:
@@ -133,5 +134,18 @@ class ApiRequest(server.Request):
         return reason
 
 
-def _utf8(part: bytes) -> bytes:
-    return unquote_to_bytes(part).decode("utf-8", "replace").encode()
+_NOWHERE = [b"", b""]
+"""A path that no route has."""
+
+
+def _segments(path: bytes) -> list[bytes]:
+    """The segments of a request's target, unquoted, in UTF-8: what is none is part of no route, and no error either.
+
+    Of a target with scheme and host, which servers must understand too (RFC 9112, section 3.2.2), the path counts.
+    """
+    absolute = _ABSOLUTE.match(path)
+    if absolute:
+        path = path[absolute.end() :] or b"/"
+    if not path.startswith(b"/") or path.startswith(b"//"):
+        return _NOWHERE
+    return [unquote_to_bytes(part).decode("utf-8", "replace").encode() for part in path[1:].split(b"/")]

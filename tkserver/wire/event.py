@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import msgspec
@@ -110,16 +110,47 @@ def read_event(raw: bytes | Raw) -> Event:
     if size > MAX_EVENT_BYTES:
         raise InvalidEvent("event_too_large", f"the event has {size} bytes, the limit is {MAX_EVENT_BYTES}")
     try:
-        event = _event_decoder.decode(raw)
-    except msgspec.ValidationError as error:
-        raise _explain(raw, error) from None
-    except msgspec.DecodeError:
-        # Well-formed, and still not decoded: the decoder has no place for a lone surrogate, and nor has PostgreSQL.
-        raise _invalid(_path_of_lone_surrogate(bytes(raw)), "holds a lone surrogate") from None
-    except RecursionError:
-        raise _invalid("event.data", f"nested deeper than {jsonb.MAX_DEPTH} levels") from None
+        event = _decode(raw)
+    except (msgspec.DecodeError, RecursionError):
+        # Well-formed, and still not decoded: perhaps for something that is to be ignored.
+        raw = _without_ignored_keys(bytes(raw).decode(), Event).encode()
+        event = _decode_or_explain(raw)
     _check(event, bytes(raw))
     return event
+
+
+def _decode(raw: bytes | Raw) -> Event:
+    try:
+        return _event_decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _explain(raw, error) from None
+
+
+def _decode_or_explain(raw: bytes) -> Event:
+    try:
+        return _decode(raw)
+    except msgspec.DecodeError:
+        # The decoder has no place for a lone surrogate, and nor has PostgreSQL.
+        raise _invalid(_path_of_lone_surrogate(raw), "holds a lone surrogate") from None
+    except RecursionError:
+        raise _invalid("event.data", f"nested deeper than {jsonb.MAX_DEPTH} levels") from None
+
+
+def _without_ignored_keys(text: str, struct: type[Struct]) -> str:
+    """The text of an object with those members only that the struct has, at every level."""
+    types = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    kept: list[str] = []
+    try:
+        for key, (start, end) in Scanner(text).members():
+            value = text[start:end]
+            if key in types:
+                inner = types[key]
+                if isinstance(inner, type) and issubclass(inner, Struct):
+                    value = _without_ignored_keys(value, inner)
+                kept.append(f'"{key}":{value}')
+    except ValueError:
+        return text  # no object at all
+    return "{" + ",".join(kept) + "}"
 
 
 def _check(event: Event, raw: bytes) -> None:
@@ -158,17 +189,18 @@ def _texts(struct: Struct, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _path_of_lone_surrogate(raw: bytes) -> str:
-    """Where the first lone surrogate stands, as a path. ``$`` where it is in a key of the event itself."""
+    """Where a lone surrogate stands, as a path; ``$`` where it is in a key of the event itself."""
     try:
-        pending = [("", Scanner(raw.decode()).value())]
-    except RecursionError:
+        pending: list[tuple[tuple[str, ...], Any]] = [((), Scanner(raw.decode()).value())]
+    except (RecursionError, ValueError):
         return "event.data"
     while pending:
         path, value = pending.pop()
         if isinstance(value, str) and _SURROGATE.search(value):
-            return "event.data" if path.startswith("event.data") else path or "$"
+            return ".".join(path) or "$"
         if isinstance(value, Pairs):
-            pending += [(f"{path}.{key}".lstrip("."), inner) for key, inner in value]
+            inside = path == ("event", "data")  # what is within it is the client's own business
+            pending += [(path if inside else (*path, key), inner) for key, inner in value]
             pending += [(path, key) for key, _ in value]
         elif isinstance(value, list):
             pending += [(path, inner) for inner in value]

@@ -1,0 +1,60 @@
+"""Plain connections that block, for what is done in a thread at the start; and a way to end it from outside."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from contextlib import suppress
+
+import psycopg2
+import psycopg2.extensions
+
+from tkserver.storage.errors import Unavailable
+
+Connection = psycopg2.extensions.connection
+
+_DEFAULTS = {
+    "connect_timeout": 5,
+    "fallback_application_name": "tkserver",
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+}
+
+
+class BlockingConnections:
+    """Makes connections, and cuts them all when it is told to stop."""
+
+    def __init__(self) -> None:
+        self._stopped = threading.Event()
+        self._made: list[Connection] = []
+
+    def connect(self, dsn: str) -> Connection:
+        """A connection on which each statement is a transaction.
+
+        :raise Unavailable: after :meth:`stop`.
+        """
+        self.sleep(0)
+        given = psycopg2.extensions.parse_dsn(dsn)
+        connection: Connection = psycopg2.connect(**{**_DEFAULTS, **given})
+        connection.autocommit = True
+        self._made.append(connection)
+        self.sleep(0)
+        return connection
+
+    def sleep(self, seconds: float) -> None:
+        """Wait, but no longer than until :meth:`stop`.
+
+        :raise Unavailable: then.
+        """
+        if self._stopped.wait(seconds):
+            raise Unavailable("stopping")
+
+    def stop(self) -> None:
+        """End whatever is under way, from any thread, also where the database does not answer."""
+        self._stopped.set()
+        for connection in self._made:
+            # libpq then finds that its peer is gone. To ask the database to cancel would mean to wait for it.
+            with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(connection.fileno())) as peer:
+                peer.shutdown(socket.SHUT_RDWR)
