@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from functools import partial
@@ -128,6 +129,36 @@ class TestEmbedded:
         assert "Traceback" not in server.log
         assert [path.name for path in (directory / "precious").iterdir()] == ["thing"]
 
+    def test_stopped_while_it_starts(self, directory: Path, data_dir: Path) -> None:
+        """A server that is told to stop at any moment of its start leaves no database running."""
+        for pause in (0.1, 0.4, 0.7, 1.0):
+            server = Twistd(directory, {"TK__DATABASE__DATA_DIR": str(data_dir)}).start()
+            time.sleep(pause)
+            assert server.stop() == 0
+            assert "stopped" in server.log
+            assert "Traceback" not in server.log
+            assert not (data_dir / "postmaster.pid").exists()
+
+    def test_died(self, directory: Path, data_dir: Path) -> None:
+        """Its database is started again when it has died, and the server goes on by itself."""
+        with Twistd(directory, {"TK__DATABASE__DATA_DIR": str(data_dir)}) as server:
+            wait_for(lambda: ready(server.url))
+            os.kill(int((data_dir / "postmaster.pid").read_text().splitlines()[0]), signal.SIGKILL)
+            wait_for(lambda: not ready(server.url))
+            wait_for(lambda: ready(server.url))
+            assert post(server.url, DEMO, batch([make_event()])) == 200
+
+    def test_what_nobody_foresaw(self, directory: Path, data_dir: Path) -> None:
+        """A start that fails in a way that nobody foresaw says so, and ends."""
+        postgres = EmbeddedPostgres(data_dir)
+        postgres.start()
+        Database(postgres.dsn).query("CREATE TABLE api_tokens (unlike int)")
+        postgres.stop()
+        server = Twistd(directory, {"TK__DATABASE__DATA_DIR": str(data_dir)}).launch()
+        server.wait_for_line("the database cannot be used yet|cannot start")
+        assert server.stop() in (0, 1)
+        assert not (data_dir / "postmaster.pid").exists()
+
 
 class TestConfiguredDatabase:
     """The server on somebody else's PostgreSQL."""
@@ -205,6 +236,15 @@ class TestConfiguredDatabase:
                 database.query(migration.read_text())
             with Twistd(directory, {"TK__DATABASE__URL": database.dsn}) as server:
                 wait_for(lambda: ready(server.url))
+
+    def test_stopped_while_the_database_is_silent(self, directory: Path) -> None:
+        """A database that takes connections and says nothing does not keep the server from stopping."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            url = f"postgresql://nobody@127.0.0.1:{silent.getsockname()[1]}/none"
+            server = Twistd(directory, {"TK__DATABASE__URL": url}).start()
+            time.sleep(0.5)
+            assert server.stop() == 0
+        assert "stopped" in server.log
 
 
 class TestStopping:
@@ -314,6 +354,9 @@ class TestOptionsAndSettings:
             ({"TK__DATABASE__URL": "mysql://u:hunter2@h/d"}, (), "TK__DATABASE__URL: not a PostgreSQL URL such as"),
             ({"TK__DATABASE__URL": "postgresql://u:hunter2@h/d?x=y"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
             ({"TK__DATABASE__URL": ""}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
+            ({"TK__DATABASE__URL": "postgresql://u:hunter2@h:x/d"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
+            ({"TK__DATABASE__URL": "postgresql://h/d?sslmode=yes"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
+            ({"TK__DATABASE__DATA_DIR": "~nosuchuser/x"}, (), "TK__DATABASE__DATA_DIR: there is no such user's home"),
         ],
     )
     def test_bad_settings(
@@ -332,6 +375,13 @@ class TestOptionsAndSettings:
         assert done.stderr.startswith(f"tkserver: {line}")
         assert done.stderr.count("\n") == 1
         assert "hunter2" not in done.stdout + done.stderr
+
+    def test_file_that_is_no_text(self, directory: Path) -> None:
+        """So is a settings file that cannot be read."""
+        (directory / ".env").write_bytes(b"TK__SERVER__PORT=\xff\xfe")
+        server = Twistd(directory, {}).launch()
+        assert server.wait() == 1
+        assert server.log == "tkserver: .env: cannot be read as UTF-8\n"
 
     def test_tac_with_bad_settings(self, directory: Path) -> None:
         """So does the ``.tac`` file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -140,6 +141,7 @@ class TestConnections:
             b"POST /health HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello",
             b"POST /health HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
             b"POST /health HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
+            b"POST /health HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n",
             b"POST /health HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
             b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n",
             b"GET /health HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(200)) + b"\r\n",
@@ -169,6 +171,41 @@ class TestConnections:
         received = await peer.end()
         assert received[:13] in (b"HTTP/1.1 200 ", b"HTTP/1.1 404 ", b"HTTP/1.1 400 ")
         assert b"Content-Type: application/json\r\n" in received
+
+    @pytest.mark.parametrize(
+        ("target", "status"),
+        [
+            (b"/health", 200),
+            (b"http://elsewhere/health", 200),
+            (b"HTTPS://elsewhere:1/health?a=b", 200),
+            (b"xhealth", 404),
+            (b"//health", 404),
+            (b"http://elsewhere", 404),
+            (b"*", 404),
+        ],
+    )
+    @pytest_twisted.ensureDeferred
+    async def test_targets(self, impatient: TkServer, target: bytes, status: int) -> None:
+        """A target is a path, possibly behind a scheme and a host; what is neither is nothing."""
+        peer = await connect(impatient.port)
+        peer.write(b"GET " + target + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert (await peer.end()).startswith(b"HTTP/1.1 %d " % status)
+
+    @pytest_twisted.ensureDeferred
+    async def test_a_peer_that_does_not_read(self, impatient: TkServer) -> None:
+        """Who sends requests and never reads the answers is not read from any more, until they are read."""
+        peer = await connect(impatient.port)
+        transport: Any = peer.transport
+        transport.pauseProducing()
+        requests = HEALTH * 2000
+        for _ in range(100):
+            peer.write(requests)
+            await deferLater(reactor, 0.002)
+        sent = len(requests) * 100 - sum(map(len, transport._tempDataBuffer)) - len(transport.dataBuffer)
+        assert sent < len(requests) * 90, "all of it was taken"
+        transport.resumeProducing()
+        await peer.wait_for(b"healthy", 5000)
+        peer.hang_up()
 
 
 class TestBodies:
