@@ -81,7 +81,7 @@ class TkServer(Service):
         verifier = Verifier(credentials, reactor.seconds, settings.ingest.timestamp_tolerance)
         committer = Committer(events, reactor, _bounds(settings))
         ingestion = Ingestion(verifier, committer, self._usage, settings.ingest.max_body_bytes)
-        readiness = Readiness(events.probe, reactor.seconds)
+        readiness = Readiness(events.probe, reactor)
         api = Api(ingestion, readiness.check, reactor.seconds)
         cors = CorsPolicy(settings.server.cors_origins)
         self._site = ApiSite(api.resource(), _limits(settings), cors, committer.check_load, reactor)

@@ -14,7 +14,11 @@ from tests.client import DIALECTS, App, Client
 from tests.conftest import start_server
 from tests.database import Database
 from tests.events import make_event
+from tkserver.ingest.credentials import CredentialCache
 from tkserver.service import TkServer
+from tkserver.storage.errors import Unavailable
+from tkserver.storage.pool import Pool
+from tkserver.storage.tokens import TokenStore
 
 LISTENERS = """
 FROM pg_stat_activity
@@ -121,3 +125,20 @@ async def test_last_used_at(database: Database) -> None:
     recent = "SELECT last_used_at > now() - interval '1 minute' FROM api_tokens WHERE token = %s"
     assert database.value(recent, used.token) is True
     assert database.value(recent, unused.token) is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_look_up_that_failed_at_once(database: Database) -> None:
+    """A look-up that fails before it has begun, for want of a connection, is made again the next time."""
+    connections = Pool(reactor, database.dsn, 1)
+    cache = CredentialCache(TokenStore(connections), reactor.seconds)  # type: ignore[attr-defined]
+    app = App().install(database)
+    with pytest.raises(Unavailable):
+        await cache.by_token(app.token)
+    connections.start()
+    while not connections.connected:
+        await deferLater(reactor, 0.01)
+    found = await cache.by_token(app.token)
+    assert found is not None
+    assert found.secret == app.secret
+    await connections.stop()

@@ -79,7 +79,8 @@ class CredentialCache:
         under_way = self._under_way.get(key)
         if under_way is None:
             under_way = Shared(ensureDeferred(self._query(key, query)))
-            self._under_way[key] = under_way
+            if not under_way.done:  # which it is already where there is no connection at all
+                self._under_way[key] = under_way
         return under_way.wait()
 
     async def _query(self, key: Hashable, query: Callable[[], Awaitable[Any]]) -> Any:

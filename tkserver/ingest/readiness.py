@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import Any
 
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.python.failure import Failure
 
 from tkserver.ingest.shield import Shared
+from tkserver.storage.errors import Unavailable
 
 FRESH = 0.25
 """Seconds for which an answer holds. Anybody may ask, and finding out costs a write."""
+
+
+PATIENCE = 2.0
+"""Seconds after which a database that does not answer is not ready: probes are not patient themselves."""
 
 
 class Readiness:
     """Asks, and remembers the answer for a moment.
 
     :param probe: returns when the database accepts writes, and raises a ``StorageError`` where it does not.
-    :param clock: gives seconds, on any scale.
     """
 
-    def __init__(self, probe: Callable[[], Awaitable[None]], clock: Callable[[], float]) -> None:
+    def __init__(self, probe: Callable[[], Awaitable[None]], reactor: Any) -> None:
         self._probe = probe
-        self._clock = clock
+        self._reactor = reactor
         self._stale_from = float("-inf")
         self._answer: Shared[None] | None = None
 
@@ -29,13 +35,19 @@ class Readiness:
         """
         :raise StorageError: when the database accepts no writes.
         """
-        if self._answer is None or self._clock() >= self._stale_from:
+        if self._answer is None or self._reactor.seconds() >= self._stale_from:
             self._stale_from = float("inf")  # while it is being found out, everyone waits for the same answer
             self._answer = Shared(ensureDeferred(self._ask()))
-        return self._answer.wait()
+        return self._answer.wait().addTimeout(PATIENCE, self._reactor, _no_answer)
 
     async def _ask(self) -> None:
         try:
             await self._probe()
         finally:
-            self._stale_from = self._clock() + FRESH
+            self._stale_from = self._reactor.seconds() + FRESH
+
+
+def _no_answer(result: Any, timeout: float) -> Any:
+    if isinstance(result, Failure) and result.check(CancelledError):
+        raise Unavailable(f"the database has not answered within {timeout:g} s")
+    return result

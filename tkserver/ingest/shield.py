@@ -18,27 +18,29 @@ _log = log.logger(__name__)
 class Shared(Generic[T]):
     """Work with any number of waiters, who may give up waiting without disturbing it or each other.
 
+    :ivar done: whether the work has ended.
+
     When a client hangs up, its handler's Deferred is cancelled, and with it whatever that is waiting for: which must
     not be a query that others are waiting for too.
     """
 
     def __init__(self, work: Deferred[T]) -> None:
         self._waiting: list[Deferred[T]] = []
-        self._done = False
+        self.done = False
         self._result: T | Failure
         work.addBoth(self._finish)
 
     def wait(self) -> Deferred[T]:
         """A Deferred with the result, whose cancellation does not reach the work."""
         waiter: Deferred[T] = Deferred(self._waiting.remove)
-        if self._done:
+        if self.done:
             waiter.callback(self._result)  # a Failure becomes an errback by itself
         else:
             self._waiting.append(waiter)
         return waiter
 
     def _finish(self, result: T | Failure) -> None:
-        self._done, self._result = True, result
+        self.done, self._result = True, result
         waiting, self._waiting = self._waiting, []
         for waiter in waiting:
             waiter.callback(result)

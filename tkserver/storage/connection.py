@@ -102,7 +102,7 @@ class PersistentConnection:
         connection = self._connection
         if connection is None or not self.connected:
             raise ConnectionLost("not connected")
-        timer = self._reactor.callLater(timeout, self.drop)
+        timer = self._reactor.callLater(timeout, connection.close)
         try:
             cursor = connection.cursor()
             await cursor.execute(sql, parameters or None)

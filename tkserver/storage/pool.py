@@ -32,7 +32,6 @@ COLLISION_TRIES = 6
 COLLISION_PAUSE = 0.1
 """Seconds, at the most, between two tries."""
 
-_NO_CONNECTION = Unavailable("no connection to the database")
 
 _SESSION = (
     f"SET statement_timeout = {int(STATEMENT_TIMEOUT * 1000)}",
@@ -41,6 +40,8 @@ _SESSION = (
     "SET default_transaction_isolation = 'repeatable read'",
 )
 
+
+_NO_CONNECTION = "no connection to the database"
 
 T = TypeVar("T")
 
@@ -133,7 +134,7 @@ class Pool:
         if self._idle:
             return self._idle.pop()
         if not self.connected:
-            raise _NO_CONNECTION
+            raise Unavailable(_NO_CONNECTION)
         lent: Deferred[PersistentConnection] = Deferred(self._waiting.remove)
         self._waiting.append(lent)
         try:
@@ -162,7 +163,7 @@ class Pool:
         if self.connected:
             return
         while self._waiting:
-            self._waiting.popleft().errback(_NO_CONNECTION)
+            self._waiting.popleft().errback(Unavailable(_NO_CONNECTION))
         if self._available is not False:
             self._available = False
             _log.warn("no connection to the database, trying until there is one: {error}", error=error)
