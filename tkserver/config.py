@@ -111,10 +111,10 @@ class Ingest(_Group):
     ] = 67_108_864
     max_queue_events: Annotated[
         int, Field(ge=1, description="Events that may wait to be committed; beyond it requests are answered 503.")
-    ] = 20_000
+    ] = 100_000
     max_queue_bytes: Annotated[
         int, Field(ge=1, description="Bytes of events that may wait to be committed; likewise.")
-    ] = 33_554_432
+    ] = 67_108_864
     commit_timeout: Annotated[
         float, Field(gt=0, description="Seconds for a request to be committed; then it is answered 503.")
     ] = 10

@@ -131,7 +131,7 @@ async def test_last_used_at(database: Database) -> None:
 async def test_a_look_up_that_failed_at_once(database: Database) -> None:
     """A look-up that fails before it has begun, for want of a connection, is made again the next time."""
     connections = Pool(reactor, database.dsn, 1)
-    cache = CredentialCache(TokenStore(connections), reactor.seconds)  # type: ignore[attr-defined]
+    cache = CredentialCache(TokenStore(connections), reactor.seconds)
     app = App().install(database)
     with pytest.raises(Unavailable):
         await cache.by_token(app.token)

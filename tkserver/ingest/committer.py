@@ -37,8 +37,8 @@ class Bounds:
     :ivar timeout: seconds after which a submission is given up.
     """
 
-    events: int = 20_000
-    bytes: int = 33_554_432
+    events: int = 100_000
+    bytes: int = 67_108_864
     timeout: float = 10.0
 
 

@@ -199,8 +199,8 @@ def _path_of_lone_surrogate(raw: bytes) -> str:
         if isinstance(value, str) and _SURROGATE.search(value):
             return ".".join(path) or "$"
         if isinstance(value, Pairs):
-            inside = path == ("event", "data")  # what is within it is the client's own business
-            pending += [(path if inside else (*path, key), inner) for key, inner in value]
+            listed = len(path) < 2  # no path of the contract has more than two parts
+            pending += [((*path, key) if listed else path, inner) for key, inner in value]
             pending += [(path, key) for key, _ in value]
         elif isinstance(value, list):
             pending += [(path, inner) for inner in value]

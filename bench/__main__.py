@@ -1,0 +1,158 @@
+"""``python -m bench``: a database, a server, a table of what they do, and the limits in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import limits, load
+from bench.requests import bodies, request
+from tkserver.storage import demo
+from tkserver.storage.blocking import BlockingConnections
+from tkserver.storage.embedded import EmbeddedPostgres
+
+SIZES = (1, 10, 100, 1000)
+CLIENTS = (1, 16, 64)
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server."""
+
+    port: int
+    pid: int
+    dsn: str
+
+    @property
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def rss_mb(self) -> float:
+        return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())[0]) / 1024
+
+
+@contextmanager
+def running_server() -> Iterator[Server]:
+    """A server on an embedded database in a new directory."""
+    directory = Path(tempfile.mkdtemp(prefix="tkbench"))
+    log = directory / "log"
+    environment = {**os.environ, "TK__SERVER__PORT": "0", "TK__DATABASE__DATA_DIR": str(directory / "data")}
+    twistd = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "tkserver"]
+    with log.open("wb") as output:
+        process = subprocess.Popen(twistd, cwd=directory, env=environment, stdout=output, stderr=output)
+    try:
+        port = _wait_until_ready(log)
+        yield Server(port, process.pid, EmbeddedPostgres(directory / "data").dsn)
+    finally:
+        process.terminate()
+        process.wait()
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _wait_until_ready(log: Path) -> int:
+    for _ in range(600):
+        time.sleep(0.1)
+        found = re.search(r"listens on http://[^:]+:(\d+)", log.read_text())
+        if found:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/health/ready"):
+                    return int(found[1])
+            except urllib.error.URLError:
+                continue
+    raise SystemExit(f"the server did not start:\n{log.read_text()}")
+
+
+def _requests(events: int, clients: int, scale: float) -> list[bytes]:
+    count = int(scale * min(40_000 / events if clients > 1 else 600, 8000))
+    return [request(body) for body in bodies(max(count, 2 * clients), events)]
+
+
+def _measure(server: Server, events: int, clients: int, scale: float) -> load.Result:
+    prepared = _requests(events, clients, scale)
+    cpu = server.cpu_seconds
+    result = load.run(server.port, prepared, clients)
+    total = result.requests * events
+    print(
+        f"{events:6} {clients:7} {result.per_second:10.0f} {result.per_second * events:10.0f}"
+        f" {result.p50 * 1000:9.2f} {result.p99 * 1000:9.2f} {(server.cpu_seconds - cpu) / total * 1e6:10.1f}"
+        f" {server.rss_mb:7.0f}" + (f"  {result.refused} not 200" if result.refused else ""),
+        flush=True,
+    )
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--scale", type=float, default=1.0, help="how much is sent; 0.1 for a quick look")
+    parser.add_argument("--rows", type=int, default=0, help="rows that are in the table beforehand")
+    parser.add_argument("--crowd", action="store_true", help="compare the cost of 1000 clients with that of 16")
+    options = parser.parse_args()
+    with running_server() as server:
+        if options.rows:
+            _fill(server.dsn, options.rows)
+        print("events clients requests/s   events/s    p50 ms    p99 ms CPU us/ev  RSS MB")
+        results = {
+            (events, clients): _measure(server, events, clients, options.scale)
+            for events in SIZES
+            for clients in CLIENTS
+        }
+        if options.crowd:
+            for clients in (16, 1000):
+                _measure(server, 1, clients, options.scale)
+        _compare(server, results, options.scale)
+
+
+def _compare(server: Server, results: dict[tuple[int, int], load.Result], scale: float) -> None:
+    print("\nlimits, in the same run")
+    copies = {}
+    for size in (100, 1000):
+        commits = list(bodies(int(max(scale * 20_000 // size, 20)), size))
+        copies[size], _ = limits.copy(server.dsn, commits, demo.ORG_ID, demo.APP_ID)
+    _, bare = limits.copy(server.dsn, list(bodies(200, 1)), demo.ORG_ID, demo.APP_ID)
+    with limits.constant_klein_route() as port:
+        klein = load.run(port, _requests(1, 64, scale), 64)
+    for size, per_second in copies.items():
+        best = max(results[size, clients].per_second * size for clients in CLIENTS)
+        share = f"the server: {best / per_second:.2f} of that"
+        print(f"COPY of {size:4} events a commit: {per_second:8.0f} events/s; {share}")
+    ratio = results[1, 64].per_second / klein.per_second
+    print(f"constant Klein route, 64 clients: {klein.per_second:6.0f} requests/s; the server: {ratio:.2f} of that")
+    print(f"bare commit of a row: {bare * 1000:.2f} ms; a lone request: {results[1, 1].p50 * 1000:.2f} ms")
+
+
+def _fill(dsn: str, rows: int) -> None:
+    """Put rows into the table, as the server would have."""
+    connection = BlockingConnections().connect(dsn)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            INSERT INTO events (
+                event_id, org_id, app_id, schema_version, timestamp, service_name, service_version, service_language,
+                user_id, os, event_type, event_data, sdk_version, transmission_timestamp, batch_size, retry_count
+            )
+            SELECT gen_random_uuid(), %s, %s, '1.0.0', now() - n * interval '1 second', 'my-cli', '1.2.3', 'rust',
+                   'client_' || n %% 10000, 'linux', 'command_execution', '{"command": "build"}', '0.3.0', now(), 1, 0
+            FROM generate_series(1, %s) AS n
+            """,
+            (demo.ORG_ID, demo.APP_ID, rows),
+        )
+        cursor.execute("VACUUM ANALYZE events")
+    connection.close()
+
+
+if __name__ == "__main__":
+    main()

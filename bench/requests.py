@@ -1,0 +1,54 @@
+"""Requests, signed ahead of time, so that making them is no part of what is measured."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+
+from tkserver.storage import demo
+from tkserver.wire.signature import sign, signed_message
+
+_ID = "00000000-0000-4000-8000-000000000000"
+
+_EVENT = {
+    "schema_version": "1.0.0",
+    "event_id": _ID,
+    "timestamp": "2026-01-02T03:04:05.678901Z",
+    "service": {"name": "my-cli", "version": "1.2.3", "language": "rust", "language_version": "1.85.0"},
+    "user_id": "client_0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
+    "session_id": "sess_0123456789abcdef0123456789abcdef",
+    "environment": {"os": "linux", "os_version": "6.1.0", "arch": "x86_64", "ci": False, "shell": "bash"},
+    "event": {
+        "type": "command_execution",
+        "category": "success",
+        "data": {"command": "build", "flags": ["--release", "--verbose"], "duration_ms": 1234, "exit_code": 0},
+    },
+    "metadata": {
+        "sdk_version": "telemetry-kit-rust/0.3.0",
+        "transmission_timestamp": "2026-01-02T03:04:10Z",
+        "batch_size": 1,
+        "retry_count": 0,
+    },
+}
+_BEFORE_ID, _AFTER_ID = json.dumps(_EVENT, separators=(",", ":")).encode().split(_ID.encode())
+_PATH = f"/v1/ingest/{demo.ORG_ID}/{demo.APP_ID}"
+
+
+def bodies(count: int, events: int) -> Iterator[bytes]:
+    """``count`` bodies of ``events`` events each, all with ids of their own."""
+    for _ in range(count):
+        ids = (str(uuid.uuid4()).encode() for _ in range(events))
+        yield b'{"events":[' + b",".join(_BEFORE_ID + each + _AFTER_ID for each in ids) + b"]}"
+
+
+def request(body: bytes) -> bytes:
+    """A whole request as the shipped SDK sends it, with a nonce."""
+    timestamp, nonce = str(int(time.time())).encode(), str(uuid.uuid4()).encode()
+    signature = sign(demo.SECRET, signed_message(timestamp, nonce, body))
+    head = (
+        b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Signature: %s\r\n"
+        b"X-Timestamp: %s\r\nX-Nonce: %s\r\nContent-Length: %d\r\n\r\n"
+    )
+    return head % (_PATH.encode(), signature, timestamp, nonce, len(body)) + body
