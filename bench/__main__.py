@@ -42,7 +42,14 @@ class Server:
 
     @property
     def rss_mb(self) -> float:
-        return int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())[0]) / 1024
+        return self._status("VmRSS") / 1024
+
+    @property
+    def peak_rss_mb(self) -> float:
+        return self._status("VmHWM") / 1024
+
+    def _status(self, name: str) -> int:
+        return int(re.findall(rf"{name}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())[0])
 
 
 @contextmanager

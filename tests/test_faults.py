@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+from bench.flood import flood
 from tests.client import App
 from tests.cluster import Cluster, installations, version
 from tests.load import Load
@@ -127,6 +129,18 @@ def memory(pid: int) -> int:
     """Resident memory of a process, in KiB."""
     (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1])
+
+
+def test_flood(directory: Path, cluster: Cluster) -> None:
+    """Many clients send the largest body at once: each is answered, memory stays bounded, and all goes on."""
+    with serving(directory, cluster) as (server, app):
+        outcomes = flood(server.port, 300)
+        assert set(outcomes) <= {"401", "503"}, outcomes
+        peak = re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{server.pid}/status").read_text())
+        assert int(peak[0]) < 400_000
+        with Load(server.port, app) as load:
+            load.goes_on()
+        load.check(cluster.database)
 
 
 def test_table_locked(directory: Path, cluster: Cluster) -> None:

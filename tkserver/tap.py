@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -23,6 +24,9 @@ _OPTIONS = {
     "database-url": "TK__DATABASE__URL",
     "log-level": "TK__SERVER__LOG_LEVEL",
 }
+_OTHER_FILES = 256
+"""Open files that are no connections of clients: the database's, logs, programs."""
+
 _DESCRIPTIONS = {name: description for name, _, description in variables()}
 
 
@@ -57,8 +61,17 @@ def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd
         service = TkServer(settings, reactor, _failing(reactor))
     except (InvalidSettings, EmbeddedError) as error:
         _exit(str(error))
+    _allow_open_files(settings.server.max_connections + _OTHER_FILES)
     reactor.callWhenRunning(_stop_on_sigterm, reactor)
     return service
+
+
+def _allow_open_files(number: int) -> None:
+    """Ask for as many open files as all connections together may need, as far as this process may have them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _exit(line: str) -> NoReturn:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.interfaces import IAddress, IDelayedCall
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
 from twisted.web.http import RESPONSES, HTTPChannel
@@ -55,14 +55,20 @@ class ApiChannel(HTTPChannel):
         self._unread = False
         self._congested = False
         self._anything_received = False
+        self._host: IAddress
 
     # --- what arrives
 
     def connectionMade(self) -> None:
+        self._host = self.transport.getHost()
         super().connectionMade()
         self.transport.logstr = "http"  # Twisted's own holds the peer's address, and stands in front of log lines
         self.site.connected(self)
         self._enter(Phase.HEADERS)
+
+    def getHost(self) -> IAddress:
+        """The address that was connected to: asked of the kernel once, not with each request."""
+        return self._host
 
     def dataReceived(self, data: bytes) -> None:
         self._anything_received = True
@@ -194,7 +200,7 @@ class ApiChannel(HTTPChannel):
         if self.phase is not Phase.ENDING:
             self.phase = phase
             self.transport.bufferSize = READ_AT_ONCE_IN_A_BODY if phase is Phase.BODY else READ_AT_ONCE
-            self._set_deadline(self.site.limits.seconds_in(phase))
+            self._set_deadline(self.site.deadlines[phase])
 
     def _set_deadline(self, seconds: float | None) -> None:
         if self._deadline is not None and self._deadline.active():

@@ -38,8 +38,8 @@ class Limits:
     idle_timeout: float = 75.0
     room_timeout: float = 10.0
 
-    def seconds_in(self, phase: Phase) -> float | None:
-        """For how long a connection may be in a phase; ``None`` for as long as it takes."""
+    def by_phase(self) -> dict[Phase, float | None]:
+        """For how long a connection may be in each phase; ``None`` for as long as it takes."""
         return {
             Phase.IDLE: self.idle_timeout,
             Phase.HEADERS: self.header_timeout,
@@ -47,7 +47,7 @@ class Limits:
             Phase.BODY: self.body_timeout,
             Phase.HANDLING: None,
             Phase.ENDING: LINGER,
-        }[phase]
+        }
 
 
 class ApiSite(Site):
@@ -69,6 +69,7 @@ class ApiSite(Site):
         self.check_load = check_load
         self.bodies = Budget(limits.max_body_memory, reactor)
         self.limits = limits
+        self.deadlines = limits.by_phase()
         self.cors = cors
         self.draining = False
         self._channels: set[ApiChannel] = set()
