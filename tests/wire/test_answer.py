@@ -10,9 +10,8 @@ import pytest
 
 from tkserver.wire import answer, refusal
 from tkserver.wire.answer import Answer
-from tkserver.wire.batch import EventRefusal
 from tkserver.wire.event import NIL_UUID
-from tkserver.wire.refusal import AllEventsRejected, MethodNotAllowed, Refusal, Unauthorized
+from tkserver.wire.refusal import AllEventsRejected, EventRefusal, MethodNotAllowed, Refusal, Unauthorized
 
 FIRST = UUID("11111111-1111-4111-8111-111111111111")
 SECOND = UUID("AAAAAAAA-AAAA-4AAA-8AAA-AAAAAAAAAAAA")

@@ -26,12 +26,13 @@ from tests.wire.strategies import (
     nested,
     thorough,
 )
-from tkserver.wire.batch import MAX_EVENTS, Batch, EventRefusal, read_batch
+from tkserver.wire.batch import MAX_EVENTS, Batch, read_batch
 from tkserver.wire.event import MAX_EVENT_BYTES, NIL_UUID
 from tkserver.wire.refusal import (
     BatchSizeMismatch,
     BatchTooLarge,
     EmptyBatch,
+    EventRefusal,
     InvalidEncoding,
     InvalidJson,
     Refusal,

@@ -8,9 +8,9 @@ from tkserver.ingest.verification import IngestRequest, Verifier
 from tkserver.storage.events import Outcome, Submission
 from tkserver.wire import answer
 from tkserver.wire.answer import Answer
-from tkserver.wire.batch import Batch, EventRefusal, read_batch
+from tkserver.wire.batch import Batch, read_batch
 from tkserver.wire.media import decode_body
-from tkserver.wire.refusal import AllEventsRejected, DoNotTrack, NonceReused
+from tkserver.wire.refusal import AllEventsRejected, DoNotTrack, EventRefusal, NonceReused
 
 
 class Ingestion:

@@ -110,7 +110,7 @@ class PersistentConnection:
         except CancelledError:
             raise Unavailable("statement timeout") from None
         except Exception as error:
-            if connection.closed:
+            if connection.closed or isinstance(error, ValueError):
                 connection.close()
                 raise ConnectionLost("the connection was lost") from None
             raise translate(error) or error from None
@@ -132,6 +132,7 @@ class PersistentConnection:
             self.connected = True
             self._up()
             await connection.ended
+            connection.close()
             self.connected = False
             self._down(ConnectionLost("the connection was lost"))
 
@@ -163,26 +164,58 @@ class PersistentConnection:
         self._pause = None
 
 
-class _Connection(txpostgres.Connection):  # type: ignore[misc]
+class _Polling:
+    """What polls a socket, and says that it is broken instead of raising.
+
+    The reactor logs a traceback of what is raised to it, and takes what is returned quietly. When libpq has closed a
+    socket by itself, the driver may not have noticed yet, and epoll refuses the descriptor with a ValueError.
+    """
+
+    def doRead(self) -> Exception | None:
+        return self._quietly(super().doRead)  # type: ignore[misc]
+
+    def doWrite(self) -> Exception | None:
+        return self._quietly(super().doWrite)  # type: ignore[misc]
+
+    @staticmethod
+    def _quietly(poll: Callable[[], None]) -> Exception | None:
+        try:
+            poll()
+        except (psycopg2.Error, ValueError) as error:
+            return error
+        return None
+
+
+class _Cursor(_Polling, txpostgres.Cursor):  # type: ignore[misc]
+    """txpostgres' cursor, on a socket that may be gone."""
+
+    def connectionLost(self, reason: Failure) -> None:
+        try:
+            super().connectionLost(reason)
+        except ValueError:
+            self._connection.close()
+
+
+class _Connection(_Polling, txpostgres.Connection):  # type: ignore[misc]
     """txpostgres' connection, which also says when it has ended.
 
     :ivar ended: fires when the connection is lost or closed.
     """
 
+    cursorFactory = _Cursor
+
     def __init__(self, reactor: Any) -> None:
         super().__init__(reactor)
         self.ended: Deferred[None] = Deferred()
 
-    def doRead(self) -> Exception | None:
-        """Called by the reactor, which logs a traceback of what is raised here and takes what is returned quietly."""
+    def cursorFinished(self, cursor: _Cursor) -> None:
         try:
-            super().doRead()
-        except psycopg2.Error as error:
-            return error
-        return None
+            super().cursorFinished(cursor)
+        except ValueError:
+            self.close()
 
     def connectionLost(self, reason: Failure) -> None:
-        with suppress(psycopg2.Error):
+        with suppress(psycopg2.Error, ValueError):
             super().connectionLost(reason)
         if not self.ended.called:
             self.ended.callback(None)

@@ -8,8 +8,7 @@ from typing import Any
 
 import msgspec
 
-from tkserver.wire.batch import EventRefusal
-from tkserver.wire.refusal import AllEventsRejected, MethodNotAllowed, Refusal, Unauthorized
+from tkserver.wire.refusal import AllEventsRejected, EventRefusal, MethodNotAllowed, Refusal, Unauthorized
 
 NO_HEADERS: Mapping[str, str] = {}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
-from uuid import UUID
 
 import msgspec
 from msgspec import Raw, Struct
@@ -14,6 +13,7 @@ from tkserver.wire.refusal import (
     BatchSizeMismatch,
     BatchTooLarge,
     EmptyBatch,
+    EventRefusal,
     InvalidEncoding,
     InvalidJson,
 )
@@ -21,21 +21,6 @@ from tkserver.wire.scanner import Scanner
 
 MAX_EVENTS = 1000
 """The most events that one batch may hold."""
-
-
-@dataclass(frozen=True)
-class EventRefusal:
-    """One event that is refused for ever.
-
-    :ivar index: its place in the batch, from 0.
-    :ivar event_id: the nil UUID where the event has none that parses.
-    :ivar code: see :class:`tkserver.wire.event.InvalidEvent`; also ``event_id_conflict``.
-    """
-
-    index: int
-    event_id: UUID
-    code: str
-    message: str
 
 
 @dataclass(frozen=True)

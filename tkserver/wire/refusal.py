@@ -6,12 +6,10 @@ the client, so it says what to do and never holds what a stranger should not lea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from tkserver.wire.batch import EventRefusal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+from uuid import UUID
 
 RETRY_AFTER = 5
 """Seconds after which a client may try again when the server cannot say better."""
@@ -131,6 +129,21 @@ class BatchTooLarge(Refusal):
 
 class BatchSizeMismatch(Refusal):
     status, code = 400, "batch_size_mismatch"
+
+
+@dataclass(frozen=True)
+class EventRefusal:
+    """One event that is refused for ever.
+
+    :ivar index: its place in the batch, from 0.
+    :ivar event_id: the nil UUID where the event has none that parses.
+    :ivar code: see :class:`tkserver.wire.event.InvalidEvent`; also ``event_id_conflict``.
+    """
+
+    index: int
+    event_id: UUID
+    code: str
+    message: str
 
 
 class AllEventsRejected(Refusal):
