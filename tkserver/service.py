@@ -28,7 +28,7 @@ from tkserver.storage import demo, migrations
 from tkserver.storage.blocking import BlockingConnections
 from tkserver.storage.embedded import EmbeddedError, EmbeddedPostgres, default_data_dir
 from tkserver.storage.errors import StorageError
-from tkserver.storage.events import EventStore
+from tkserver.storage.events import PREPARE_STORE, EventStore
 from tkserver.storage.migrations import IncompatibleDatabase
 from tkserver.storage.pool import Pool
 from tkserver.storage.tokens import ChangeListener, TokenStore
@@ -68,7 +68,7 @@ class TkServer(Service):
         self._embedded = _embedded(settings)
         dsn = self._dsn = _dsn(settings, self._embedded)
 
-        self._pool = Pool(reactor, dsn, settings.database.max_connections)
+        self._pool = Pool(reactor, dsn, settings.database.max_connections, prepare=[PREPARE_STORE])
         events, tokens = EventStore(self._pool), TokenStore(self._pool)
         credentials = CredentialCache(tokens, reactor.seconds)
         self._listener = ChangeListener(reactor, dsn, credentials.forget)

@@ -62,6 +62,9 @@ def store(shared_database: Database) -> Iterator[Store]:
     connection = BlockingConnections().connect(shared_database.dsn)
     connection.set_session(isolation_level="REPEATABLE READ")
 
+    with connection.cursor() as cursor:
+        cursor.execute(events_module.PREPARE_STORE)
+
     def execute(sql: str, parameters: Sequence[object] = ()) -> Deferred[Any]:
         with connection.cursor() as cursor:
             cursor.execute(sql, parameters)

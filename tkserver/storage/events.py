@@ -22,7 +22,7 @@ NONCE_LIFETIME = "20 minutes"
 class Row(NamedTuple):
     """An event as it goes to the database.
 
-    :ivar values: a JSON array, in the order in which ``_STORE`` takes it apart.
+    :ivar values: a JSON array, in the order in which ``PREPARE_STORE`` takes it apart.
     """
 
     event_id: UUID
@@ -86,10 +86,13 @@ class Outcome:
 # null, null) for a request whose nonce was used before, and a row (request, event id, whether this application owns
 # it) for each event that was not inserted. Under REPEATABLE READ every row that an id collides with is visible to
 # this same statement, or the statement fails and is tried again.
-_STORE = f"""
+#
+# Prepared once for each connection: to plan it anew takes as long as to store a few events.
+PREPARE_STORE = f"""
+PREPARE tkserver_store (jsonb) AS
 WITH request AS MATERIALIZED (
     SELECT n AS request, (r->>0)::uuid AS org_id, (r->>1)::uuid AS app_id, r->>2 AS nonce, r->3 AS events
-    FROM jsonb_array_elements(%s::jsonb) WITH ORDINALITY AS t (r, n)
+    FROM jsonb_array_elements($1) WITH ORDINALITY AS t (r, n)
 ), fresh AS MATERIALIZED (
     SELECT * FROM request AS r
     WHERE r.nonce IS NULL OR NOT EXISTS (
@@ -141,6 +144,8 @@ UNION ALL
 SELECT m.request, m.event_id::text, m.own FROM missed AS m
 """
 
+_STORE = "EXECUTE tkserver_store (%s)"
+
 _FORGET_NONCES = f"DELETE FROM nonces WHERE used_at < now() - interval '{NONCE_LIFETIME}'"
 
 _PROBE = """
@@ -149,7 +154,10 @@ INSERT INTO readiness (checked_at) VALUES (now()) ON CONFLICT (id) DO UPDATE SET
 
 
 class EventStore:
-    """The events of every application."""
+    """The events of every application.
+
+    :param pool: on whose connections ``PREPARE_STORE`` was run.
+    """
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -219,7 +227,7 @@ async def _store_halves(execute: Execute, submission: Submission) -> Outcome:
 
 
 def _request(submission: Submission) -> bytes:
-    """A submission as ``_STORE`` takes it: each id once, for the first of a kind stays."""
+    """A submission as ``PREPARE_STORE`` takes it: each id once, for the first of a kind stays."""
     head = msgspec.json.encode((submission.org_id, submission.app_id, submission.nonce))
     first: dict[UUID, bytes] = {}
     for row in submission.rows.values():

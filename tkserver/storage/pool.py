@@ -55,11 +55,18 @@ class Execute(Protocol):
 class Pool:
     """Keeps ``size`` connections open and lends them out, one statement at a time.
 
+    :param prepare: statements that are run on each new connection before it is used.
     :param random_fraction: a number from 0 to 1, anew with each call; spreads out what collided.
     """
 
     def __init__(
-        self, reactor: Any, dsn: str, size: int, *, random_fraction: Callable[[], float] = random.random
+        self,
+        reactor: Any,
+        dsn: str,
+        size: int,
+        *,
+        prepare: Sequence[str] = (),
+        random_fraction: Callable[[], float] = random.random,
     ) -> None:
         self._reactor = reactor
         self._random_fraction = random_fraction
@@ -67,12 +74,10 @@ class Pool:
         self._waiting: deque[Deferred[PersistentConnection]] = deque()
         self._connections: list[PersistentConnection] = []
         self._available: bool | None = None
+        session = [*_SESSION, *prepare]
         for number in range(size):
-            self._connections.append(
-                PersistentConnection(
-                    reactor, dsn, session=_SESSION, up=partial(self._up, number), down=partial(self._down, number)
-                )
-            )
+            up, down = partial(self._up, number), partial(self._down, number)
+            self._connections.append(PersistentConnection(reactor, dsn, session=session, up=up, down=down))
 
     def start(self) -> None:
         """Begin to connect. Never fails: it goes on trying until :meth:`stop`."""
