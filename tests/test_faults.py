@@ -53,6 +53,18 @@ def serving(directory: Path, cluster: Cluster, dsn: str | None = None, **setting
         assert "Traceback" not in server.log, server.log
 
 
+@contextmanager
+def under_load(
+    directory: Path, cluster: Cluster, dsn: str | None = None, **settings: str
+) -> Iterator[tuple[Twistd, Load]]:
+    """A server with clients that keep sending; in the end all must go on, and nothing be lost."""
+    with serving(directory, cluster, dsn, **settings) as (server, app):
+        with Load(server.port, app) as load:
+            yield server, load
+            load.goes_on()
+        load.check(cluster.database)
+
+
 def test_server_killed(directory: Path, cluster: Cluster) -> None:
     """SIGKILL in the middle of commits, ten times over."""
     port = free_port()
@@ -75,49 +87,42 @@ def test_server_killed(directory: Path, cluster: Cluster) -> None:
 @pytest.mark.parametrize("mode", ["immediate", "fast"])
 def test_database_restarted(directory: Path, cluster: Cluster, mode: str) -> None:
     """The database crashes, or is restarted as it should be."""
-    with serving(directory, cluster) as (server, app):
-        with Load(server.port, app) as load:
-            for _ in range(2):
-                cluster.stop(mode)
-                assert get(f"{server.url}/health")[0] == 200
-                wait_for(lambda: not ready(server.url))
-                cluster.start()
-                load.goes_on()
-        load.check(cluster.database)
+    with under_load(directory, cluster) as (server, load):
+        for _ in range(2):
+            cluster.stop(mode)
+            assert get(f"{server.url}/health")[0] == 200
+            wait_for(lambda: not ready(server.url))
+            cluster.start()
+            load.goes_on()
 
 
 def test_backends_terminated(directory: Path, cluster: Cluster) -> None:
     """All connections of the server are ended, again and again."""
-    with serving(directory, cluster) as (server, app):
-        with Load(server.port, app) as load:
-            for _ in range(5):
-                cluster.database.query(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tkserver'"
-                )
-                load.goes_on()
-        load.check(cluster.database)
+    with under_load(directory, cluster) as (_, load):
+        for _ in range(5):
+            cluster.database.query(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tkserver'"
+            )
+            load.goes_on()
 
 
 def test_database_hangs(directory: Path, cluster: Cluster) -> None:
     """The database is stopped for 30 s: requests are answered all the same, and it goes on when that does."""
-    with serving(directory, cluster) as (server, app):
-        with Load(server.port, app) as load:
-            pids = cluster.pids()
+    with under_load(directory, cluster) as (server, load):
+        pids = cluster.pids()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            end = time.monotonic() + 30
+            while time.monotonic() < end:
+                assert get(f"{server.url}/health")[0] == 200
+                time.sleep(0.5)
+            assert load.statuses.get(503)
+            assert peak_memory(server.pid) < 400_000
+        finally:
             for pid in pids:
-                os.kill(pid, signal.SIGSTOP)
-            try:
-                end = time.monotonic() + 30
-                while time.monotonic() < end:
-                    assert get(f"{server.url}/health")[0] == 200
-                    time.sleep(0.5)
-                assert load.statuses.get(503)
-                assert memory(server.pid) < 400_000
-            finally:
-                for pid in pids:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGCONT)
-            load.goes_on()
-        load.check(cluster.database)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
 
 def becomes(url: str, state: bool) -> bool:
@@ -125,10 +130,9 @@ def becomes(url: str, state: bool) -> bool:
     return ready(url) is state
 
 
-def memory(pid: int) -> int:
-    """Resident memory of a process, in KiB."""
-    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS"))
-    return int(line.split()[1])
+def peak_memory(pid: int) -> int:
+    """The most resident memory that a process has had, in KiB."""
+    return int(re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[0])
 
 
 def test_flood(directory: Path, cluster: Cluster) -> None:
@@ -136,8 +140,7 @@ def test_flood(directory: Path, cluster: Cluster) -> None:
     with serving(directory, cluster) as (server, app):
         outcomes = flood(server.port, 300)
         assert set(outcomes) <= {"401", "503"}, outcomes
-        peak = re.findall(r"VmHWM:\s+(\d+)", Path(f"/proc/{server.pid}/status").read_text())
-        assert int(peak[0]) < 400_000
+        assert peak_memory(server.pid) < 400_000
         with Load(server.port, app) as load:
             load.goes_on()
         load.check(cluster.database)
@@ -145,58 +148,49 @@ def test_flood(directory: Path, cluster: Cluster) -> None:
 
 def test_table_locked(directory: Path, cluster: Cluster) -> None:
     """Somebody holds a lock on the table for longer than anyone waits."""
-    with serving(directory, cluster) as (server, app):
-        with Load(server.port, app) as load:
-            holder = psycopg2.connect(cluster.dsn())
-            try:
-                with holder.cursor() as cursor:
-                    cursor.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
-                wait_for(lambda: load.statuses.get(503))
-            finally:
-                holder.close()
-            load.goes_on()
-        load.check(cluster.database)
+    with under_load(directory, cluster) as (_, load):
+        holder = psycopg2.connect(cluster.dsn())
+        try:
+            with holder.cursor() as cursor:
+                cursor.execute("LOCK TABLE events IN ACCESS EXCLUSIVE MODE")
+            wait_for(lambda: load.statuses.get(503))
+        finally:
+            holder.close()
 
 
 def test_read_only(directory: Path, cluster: Cluster) -> None:
     """The database takes no writes for a while, and the server is not ready meanwhile."""
-    with serving(directory, cluster) as (server, app):
-        with Load(server.port, app) as load:
-            for setting, state in (("on", False), ("off", True)):
-                cluster.database.query(f"ALTER SYSTEM SET default_transaction_read_only = {setting}")
-                cluster.database.query("SELECT pg_reload_conf()")
-                wait_for(partial(becomes, server.url, state))
-                if not state:
-                    wait_for(lambda: load.statuses.get(503))
-            load.goes_on()
-        load.check(cluster.database)
+    with under_load(directory, cluster) as (server, load):
+        for setting, state in (("on", False), ("off", True)):
+            cluster.database.query(f"ALTER SYSTEM SET default_transaction_read_only = {setting}")
+            cluster.database.query("SELECT pg_reload_conf()")
+            wait_for(partial(becomes, server.url, state))
+            if not state:
+                wait_for(lambda: load.statuses.get(503))
 
 
 def test_no_connection_left(directory: Path) -> None:
     """Others have taken all connections when the server loses its own."""
     with (
         Cluster(NEWEST, directory, max_connections="20", superuser_reserved_connections="0") as cluster,
-        serving(directory, cluster, TK__DATABASE__MAX_CONNECTIONS="3") as (server, app),
+        under_load(directory, cluster, TK__DATABASE__MAX_CONNECTIONS="3") as (_, load),
     ):
-        with Load(server.port, app) as load:
-            others: list[Any] = []
-            greedy = psycopg2.connect(cluster.dsn())
-            greedy.autocommit = True
-            with greedy.cursor() as cursor:
-                while len(others) < 25:
-                    cursor.execute(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tkserver'"
-                    )
-                    with suppress(psycopg2.OperationalError):
-                        others.append(psycopg2.connect(cluster.dsn()))
-                        continue
-                    if len(others) >= 18:
-                        break
-            wait_for(lambda: load.statuses.get(503))
-            for other in (*others, greedy):
-                other.close()
-            load.goes_on()
-        load.check(cluster.database)
+        others: list[Any] = []
+        greedy = psycopg2.connect(cluster.dsn())
+        greedy.autocommit = True
+        with greedy.cursor() as cursor:
+            while len(others) < 25:
+                cursor.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'tkserver'"
+                )
+                with suppress(psycopg2.OperationalError):
+                    others.append(psycopg2.connect(cluster.dsn()))
+                    continue
+                if len(others) >= 18:
+                    break
+        wait_for(lambda: load.statuses.get(503))
+        for other in (*others, greedy):
+            other.close()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts a small disk")
@@ -211,20 +205,17 @@ def test_disk_full(directory: Path) -> None:
     try:
         with (
             Cluster(NEWEST, disk, max_wal_size="48MB", min_wal_size="32MB", wal_recycle="off") as cluster,
-            serving(directory, cluster) as (server, app),
+            under_load(directory, cluster) as (_, load),
         ):
-            with Load(server.port, app) as load:
-                ballast = disk / "ballast"
-                with ballast.open("wb") as file, suppress(OSError):
-                    while True:
-                        file.write(bytes(65536))
-                        file.flush()
-                wait_for(lambda: load.statuses.get(503))
-                ballast.unlink()
-                with suppress(AssertionError):
-                    cluster.start()  # where the full disk has brought it down
-                load.goes_on()
-            load.check(cluster.database)
+            ballast = disk / "ballast"
+            with ballast.open("wb") as file, suppress(OSError):
+                while True:
+                    file.write(bytes(65536))
+                    file.flush()
+            wait_for(lambda: load.statuses.get(503))
+            ballast.unlink()
+            with suppress(AssertionError):
+                cluster.start()  # where the full disk has brought it down
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
 
@@ -264,15 +255,13 @@ def test_silent_path(directory: Path, cluster: Cluster) -> None:
     proxy = Proxy(cluster.port)
     try:
         dsn = cluster.dsn().replace(f":{cluster.port}/", f":{proxy.port}/")
-        with serving(directory, cluster, dsn) as (server, app):
-            with Load(server.port, app) as load:
-                proxy.open.clear()
-                wait_for(lambda: load.statuses.get(503))
-                assert get(f"{server.url}/health")[0] == 200
-                wait_for(lambda: not ready(server.url))
-                proxy.open.set()
-                load.goes_on()
-            load.check(cluster.database)
+        with under_load(directory, cluster, dsn) as (server, load):
+            proxy.open.clear()
+            wait_for(lambda: load.statuses.get(503))
+            assert get(f"{server.url}/health")[0] == 200
+            wait_for(lambda: not ready(server.url))
+            proxy.open.set()
+            load.goes_on()
     finally:
         proxy.close()
 
