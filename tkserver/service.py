@@ -76,6 +76,7 @@ class TkServer(Service):
         self._usage = Usage(tokens, reactor, utc_now(reactor.seconds))
         self._forget_nonces = _periodically(reactor, events.forget_nonces)
         self._look_after_embedded = _periodically(reactor, self._look_after)
+        self._looking_after: Deferred[LoopingCall]
         self._connections = BlockingConnections()
 
         verifier = Verifier(credentials, reactor.seconds, settings.ingest.timestamp_tolerance)
@@ -143,7 +144,8 @@ class TkServer(Service):
         self._listener.start()
         self._usage.start()
         self._forget_nonces.start(FORGET_NONCES_INTERVAL)
-        self._look_after_embedded.start(LOOK_AFTER_EMBEDDED_INTERVAL, now=False)
+        if self._embedded is not None:
+            self._looking_after = self._look_after_embedded.start(LOOK_AFTER_EMBEDDED_INTERVAL, now=False)
 
     async def _patiently(self, work: Callable[[str, BlockingConnections], None]) -> None:
         """Do what needs the database, as soon as there is one.
@@ -199,9 +201,11 @@ class TkServer(Service):
             await self._starting
 
     async def _end_loops(self) -> None:
-        for loop in (self._forget_nonces, self._look_after_embedded):
-            if loop.running:
-                loop.stop()
+        if self._forget_nonces.running:
+            self._forget_nonces.stop()
+        if self._look_after_embedded.running:
+            self._look_after_embedded.stop()
+            await self._looking_after  # or it would start the database again after that was stopped
 
     def _in_thread(self, work: Callable[..., T], *arguments: object) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work, *arguments)
