@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
 
-from tkserver.storage.errors import DataRefused, Unavailable
+from tkserver.ingest.patience import in_time
+from tkserver.storage.errors import DataRefused
 from tkserver.storage.events import EventStore, Outcome, Submission
 from tkserver.wire.refusal import Overloaded
 
@@ -94,7 +95,7 @@ class Committer:
         self._queue.append(pending)
         if self._writers < WRITERS:
             ensureDeferred(self._write())
-        return pending.outcome.addTimeout(self._bounds.timeout, self._reactor, _too_late)
+        return in_time(pending.outcome, self._bounds.timeout, self._reactor, "not committed")
 
     async def _write(self) -> None:
         """Write what there is, until nothing is left."""
@@ -151,9 +152,3 @@ class Committer:
         self._bytes -= pending.bytes
         if outcome is not None and not pending.outcome.called:
             pending.outcome.callback(outcome)
-
-
-def _too_late(result: Any, timeout: float) -> Any:
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise Unavailable(f"not committed within {timeout:g} s")
-    return result

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred, ensureDeferred
 
+from tkserver.ingest.patience import in_time
 from tkserver.ingest.shield import Shared
-from tkserver.storage.errors import Unavailable
 
 FRESH = 0.25
 """Seconds for which an answer holds. Anybody may ask, and finding out costs a write."""
-
 
 PATIENCE = 2.0
 """Seconds after which a database that does not answer is not ready: probes are not patient themselves."""
@@ -38,16 +36,10 @@ class Readiness:
         if self._answer is None or self._reactor.seconds() >= self._stale_from:
             self._stale_from = float("inf")  # while it is being found out, everyone waits for the same answer
             self._answer = Shared(ensureDeferred(self._ask()))
-        return self._answer.wait().addTimeout(PATIENCE, self._reactor, _no_answer)
+        return in_time(self._answer.wait(), PATIENCE, self._reactor, "the database has not answered")
 
     async def _ask(self) -> None:
         try:
             await self._probe()
         finally:
             self._stale_from = self._reactor.seconds() + FRESH
-
-
-def _no_answer(result: Any, timeout: float) -> Any:
-    if isinstance(result, Failure) and result.check(CancelledError):
-        raise Unavailable(f"the database has not answered within {timeout:g} s")
-    return result

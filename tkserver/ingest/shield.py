@@ -18,10 +18,10 @@ _log = log.logger(__name__)
 class Shared(Generic[T]):
     """Work with any number of waiters, who may give up waiting without disturbing it or each other.
 
-    :ivar done: whether the work has ended.
-
     When a client hangs up, its handler's Deferred is cancelled, and with it whatever that is waiting for: which must
     not be a query that others are waiting for too.
+
+    :ivar done: whether the work has ended.
     """
 
     def __init__(self, work: Deferred[T]) -> None:

@@ -14,13 +14,16 @@ from tkserver.storage.errors import Unavailable
 
 Connection = psycopg2.extensions.connection
 
-_DEFAULTS = {
-    "connect_timeout": 5,
+DEFAULTS: dict[str, object] = {
     "fallback_application_name": "tkserver",
+    # Seconds: a peer that has gone silent is noticed within some 11.
     "keepalives_idle": 5,
     "keepalives_interval": 2,
     "keepalives_count": 3,
 }
+"""libpq's parameters for every connection of this server, where the DSN does not name them."""
+
+_CONNECT_TIMEOUT = 5
 
 
 class BlockingConnections:
@@ -37,7 +40,7 @@ class BlockingConnections:
         """
         self.sleep(0)
         given = psycopg2.extensions.parse_dsn(dsn)
-        connection: Connection = psycopg2.connect(**{**_DEFAULTS, **given})
+        connection: Connection = psycopg2.connect(**{"connect_timeout": _CONNECT_TIMEOUT, **DEFAULTS, **given})
         connection.autocommit = True
         self._made.append(connection)
         self.sleep(0)

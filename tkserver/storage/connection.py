@@ -17,6 +17,7 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
+from tkserver.storage.blocking import DEFAULTS
 from tkserver.storage.errors import ConnectionLost, StorageError, Unavailable, translate
 
 Rows = list[tuple[Any, ...]]
@@ -25,13 +26,9 @@ CONNECT_TIMEOUT = 5.0
 """Seconds for one attempt to connect."""
 
 _DEFAULTS = {
+    **DEFAULTS,
     "client_encoding": "UTF8",
-    "fallback_application_name": "tkserver",
-    # Seconds, and the last in milliseconds: a peer that has gone silent is noticed within some 11 s.
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-    "tcp_user_timeout": 10_000,
+    "tcp_user_timeout": 10_000,  # milliseconds: the same where something was sent and is not acknowledged
 }
 
 

@@ -32,14 +32,12 @@ COLLISION_TRIES = 6
 COLLISION_PAUSE = 0.1
 """Seconds, at the most, between two tries."""
 
-
 _SESSION = (
     f"SET statement_timeout = {int(STATEMENT_TIMEOUT * 1000)}",
     # A statement that meets a row which another transaction has just inserted then fails and is tried again, where
     # it would otherwise collide with a row that it cannot see.
     "SET default_transaction_isolation = 'repeatable read'",
 )
-
 
 _NO_CONNECTION = "no connection to the database"
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 LINGER = 5.0
 """Seconds for which a peer may go on sending what is not read, so that it gets to read the answer."""
 
-
 READ_AT_ONCE = 16_384
 """Bytes. What has been read of a body for which there is no room yet is at most this."""
 
