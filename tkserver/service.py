@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -46,6 +47,9 @@ FORGET_NONCES_INTERVAL = 60.0
 LOOK_AFTER_EMBEDDED_INTERVAL = 5.0
 """Seconds."""
 
+GC_THRESHOLD = 20_000
+"""New objects between two looks for garbage in cycles: a request makes some hundred, and hardly ever a cycle."""
+
 FIRST_EVENT = Path(__file__).parent / "examples" / "first_event.sh"
 
 
@@ -68,7 +72,7 @@ class TkServer(Service):
         self._embedded = _embedded(settings)
         dsn = self._dsn = _dsn(settings, self._embedded)
 
-        self._pool = Pool(reactor, dsn, settings.database.max_connections, prepare=[PREPARE_STORE])
+        self._pool = Pool(reactor, dsn, settings.database.max_connections, prepare=PREPARE_STORE)
         events, tokens = EventStore(self._pool), TokenStore(self._pool)
         credentials = CredentialCache(tokens, reactor.seconds)
         self._listener = ChangeListener(reactor, dsn, credentials.forget)
@@ -108,6 +112,7 @@ class TkServer(Service):
 
     def startService(self) -> None:
         super().startService()
+        _calm_garbage_collector()
         if self._port is not None:
             url = f"http://{_in_url(self._settings.server.host)}:{self.port}"
             _log.info("tkserver {version} listens on {url}", version=__version__, url=url)
@@ -238,6 +243,12 @@ def _limits(settings: Settings) -> Limits:
         body_timeout=settings.server.body_timeout,
         idle_timeout=settings.server.idle_timeout,
     )
+
+
+def _calm_garbage_collector() -> None:
+    """Have it look less often, and never again at what stays for as long as the process does, the modules above all."""
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])
 
 
 def _periodically(reactor: Any, work: Callable[[], Any]) -> LoopingCall:

@@ -63,7 +63,7 @@ def store(shared_database: Database) -> Iterator[Store]:
     connection.set_session(isolation_level="REPEATABLE READ")
 
     with connection.cursor() as cursor:
-        cursor.execute(events_module.PREPARE_STORE)
+        cursor.execute(";".join(events_module.PREPARE_STORE))
 
     def execute(sql: str, parameters: Sequence[object] = ()) -> Deferred[Any]:
         with connection.cursor() as cursor:
@@ -144,3 +144,19 @@ def test_duplicates_across_submissions(store: Store, same_app: bool) -> None:
     outcomes = store(pair)
     assert sum(outcome.duplicates for outcome in outcomes) == (1 if same_app else 0)
     assert sum(len(outcome.conflicts) for outcome in outcomes) == (0 if same_app else 1)
+
+
+def test_no_table_is_read_whole(database: Database) -> None:
+    """A connection that is made while the tables are empty stays good when they are not."""
+    database.query("VACUUM ANALYZE nonces, events")
+    connection = BlockingConnections().connect(database.dsn)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(";".join(events_module.PREPARE_STORE))
+        request = [str(uuid.uuid4()), str(uuid.uuid4()), "nonce", []]
+        cursor.execute("EXPLAIN EXECUTE tkserver_store (%s)", (json.dumps([request]),))
+        plan = "\n".join(line for (line,) in cursor.fetchall())
+    connection.close()
+    assert "Index Scan using nonces_pkey on nonces" in plan
+    assert "Index Scan using events_event_id_key on events" in plan
+    assert "Seq Scan" not in plan

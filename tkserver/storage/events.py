@@ -87,19 +87,19 @@ class Outcome:
 # it) for each event that was not inserted. Under REPEATABLE READ every row that an id collides with is visible to
 # this same statement, or the statement fails and is tried again.
 #
-# Prepared once for each connection: to plan it anew takes as long as to store a few events.
-PREPARE_STORE = f"""
+# Most often there are no exceptions: where as many rows were inserted as came in, nothing is compared one by one.
+_STATEMENT = f"""
 PREPARE tkserver_store (jsonb) AS
 WITH request AS MATERIALIZED (
     SELECT n AS request, (r->>0)::uuid AS org_id, (r->>1)::uuid AS app_id, r->>2 AS nonce, r->3 AS events
     FROM jsonb_array_elements($1) WITH ORDINALITY AS t (r, n)
 ), fresh AS MATERIALIZED (
     SELECT * FROM request AS r
-    WHERE r.nonce IS NULL OR NOT EXISTS (
-        SELECT FROM nonces AS n
+    WHERE r.nonce IS NULL OR (  -- not NOT EXISTS, for which all nonces would be read and hashed
+        SELECT true FROM nonces AS n
         WHERE n.app_id = r.app_id AND n.org_id = r.org_id AND n.nonce = r.nonce
           AND n.used_at > now() - interval '{NONCE_LIFETIME}'
-    )
+    ) IS NULL
 ), incoming AS MATERIALIZED (
     SELECT f.request, f.org_id, f.app_id, (e->>0)::uuid AS event_id, e
     FROM fresh AS f, jsonb_array_elements(f.events) AS e
@@ -121,21 +121,24 @@ WITH request AS MATERIALIZED (
     ORDER BY event_id, request
     ON CONFLICT (event_id) DO NOTHING
     RETURNING event_id, org_id, app_id
+), every AS MATERIALIZED (
+    SELECT (SELECT count(*) FROM stored) = (SELECT count(*) FROM incoming) AS one_stored
 ), missed AS MATERIALIZED (
     SELECT i.request, i.event_id, coalesce((
         SELECT (o.org_id, o.app_id) = (i.org_id, i.app_id) FROM events AS o WHERE o.event_id = i.event_id
     ), false) AS own
     FROM incoming AS i
-    WHERE NOT EXISTS (
+    WHERE NOT (SELECT one_stored FROM every) AND NOT EXISTS (
         SELECT FROM stored AS s
         WHERE s.event_id = i.event_id AND s.org_id = i.org_id AND s.app_id = i.app_id
     )
 ), burnt AS (
     INSERT INTO nonces (org_id, app_id, nonce)
     SELECT f.org_id, f.app_id, f.nonce FROM fresh AS f
-    WHERE f.nonce IS NOT NULL
-      AND (SELECT count(*) FROM incoming AS i WHERE i.request = f.request)
-        > (SELECT count(*) FROM missed AS m WHERE m.request = f.request AND NOT m.own)
+    WHERE f.nonce IS NOT NULL AND ((SELECT one_stored FROM every) OR f.request IN (
+        SELECT i.request FROM incoming AS i LEFT JOIN missed AS m USING (request, event_id)
+        WHERE m.own IS DISTINCT FROM false
+    ))
     ON CONFLICT (app_id, org_id, nonce) DO UPDATE SET used_at = excluded.used_at
 )
 SELECT r.request, NULL::text, NULL::boolean FROM request AS r
@@ -143,6 +146,15 @@ WHERE r.request NOT IN (SELECT f.request FROM fresh AS f)
 UNION ALL
 SELECT m.request, m.event_id::text, m.own FROM missed AS m
 """
+
+PREPARE_STORE = (
+    # To plan the statement anew takes as long as to store a few events: it is planned once for each connection, and
+    # perhaps while the tables are still empty. A plan that reads them whole would be right then, and not for long.
+    "SET plan_cache_mode = force_generic_plan",
+    "SET enable_seqscan = off",
+    _STATEMENT,
+)
+"""Makes a connection ready for :class:`EventStore`."""
 
 _STORE = "EXECUTE tkserver_store (%s)"
 
