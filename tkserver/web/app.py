@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from klein import Klein
 from twisted.internet.defer import CancelledError
@@ -15,10 +15,14 @@ from tkserver import __version__, log
 from tkserver.ingest.ingestion import Ingestion
 from tkserver.ingest.verification import IngestRequest
 from tkserver.storage.errors import StorageError
+from tkserver.web.headers import CorsPolicy
 from tkserver.web.request import ApiRequest
+from tkserver.web.routing import Routes
 from tkserver.wire import answer
+from tkserver.wire.answer import Answer
 from tkserver.wire.refusal import (
     RETRY_AFTER,
+    DoNotTrack,
     InternalError,
     MethodNotAllowed,
     NotFound,
@@ -28,7 +32,7 @@ from tkserver.wire.refusal import (
 
 _log = log.logger(__name__)
 
-_Handler = TypeVar("_Handler")
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 Probe = Callable[[], Awaitable[None]]
 """Returns when the database accepts writes; raises a :class:`StorageError` where it does not."""
@@ -44,7 +48,7 @@ class Api:
 
     _router = Klein()
     _router.url_map.merge_slashes = False  # no redirects: what is not a route is a 404
-    _handles = cast("Callable[[type[Exception]], Callable[[_Handler], _Handler]]", _router.handle_errors)
+    _route = cast("Callable[..., Callable[[_Handler], _Handler]]", _router.route)
 
     def __init__(self, ingestion: Ingestion, probe: Probe, clock: Callable[[], float]) -> None:
         self._ingestion = ingestion
@@ -52,70 +56,54 @@ class Api:
         self._complaints = log.Throttle(clock)
 
     def resource(self) -> IResource:
-        return self._router.resource()
+        return Routes(self._router, self._answer_to)
 
-    @_router.route("/health", methods=["GET"])
-    def health(self, request: ApiRequest) -> bytes:
+    @_route("/health", methods=["GET"])
+    def health(self, _: ApiRequest) -> Answer:
         """Liveness. Never touches the database."""
-        return request.respond(answer.json_answer(200, {"status": "healthy", "version": __version__}))
+        return answer.json_answer(200, {"status": "healthy", "version": __version__})
 
-    @_router.route("/health/ready", methods=["GET"])
-    async def ready(self, request: ApiRequest) -> bytes:
+    @_route("/health/ready", methods=["GET"])
+    async def ready(self, _: ApiRequest) -> Answer:
         """Readiness: the database accepts writes."""
         try:
             await self._probe()
         except StorageError:
-            headers = {"Retry-After": str(RETRY_AFTER)}
-            return request.respond(answer.json_answer(503, {"status": "unavailable"}, headers))
-        return request.respond(answer.json_answer(200, {"status": "ready"}))
+            return answer.json_answer(503, {"status": "unavailable"}, {"Retry-After": str(RETRY_AFTER)})
+        return answer.json_answer(200, {"status": "ready"})
 
-    @_router.route("/v1/ingest/<org_id>/<app_id>", methods=["POST"])
-    async def ingest(self, request: ApiRequest, org_id: str, app_id: str) -> bytes:
+    @_route("/v1/ingest/<org_id>/<app_id>", methods=["POST"])
+    async def ingest(self, request: ApiRequest, org_id: str, app_id: str) -> Answer:
         if request.unread is not None:
             raise request.unread
-        incoming = IngestRequest(org_id, app_id, request.headers_by_name(), request.body())
-        return request.respond(await self._ingestion.take(incoming))
+        return await self._ingestion.take(IngestRequest(org_id, app_id, request.headers_by_name(), request.body()))
 
-    @_router.route("/health", methods=["OPTIONS"])
-    @_router.route("/health/ready", methods=["OPTIONS"])
-    @_router.route("/v1/ingest/<org_id>/<app_id>", methods=["OPTIONS"])
-    def preflight(self, request: ApiRequest, **_: str) -> bytes:
+    @_route("/health", methods=["OPTIONS"])
+    @_route("/health/ready", methods=["OPTIONS"])
+    @_route("/v1/ingest/<org_id>/<app_id>", methods=["OPTIONS"])
+    def preflight(self, request: ApiRequest, **_: str) -> Answer:
         """CORS. No body: browsers look at the headers only."""
         asked = (request.header(f"access-control-request-{what}") for what in ("method", "headers"))
-        return request.respond(answer.no_content(request.site.cors.preflight(*asked)))
+        return answer.no_content(CorsPolicy.preflight(*asked))
 
-    # --- errors to answers, the specific first
-
-    @_handles(Refusal)
-    def refused(self, request: ApiRequest, failure: Failure) -> bytes:
-        refusal = failure.value
-        assert isinstance(refusal, Refusal)
-        return request.respond(answer.refused(refusal))
-
-    @_handles(StorageError)
-    def unavailable(self, request: ApiRequest, failure: Failure) -> bytes:
-        problem = str(failure.value)
-        if self._complaints.lets_pass(problem):
-            _log.warn("requests are answered 503: {problem}", problem=problem)
-        return request.respond(answer.refused(StorageUnavailable("the database cannot take events now: try again")))
-
-    @_handles(werkzeug.MethodNotAllowed)
-    def method_not_allowed(self, request: ApiRequest, failure: Failure) -> bytes:
+    def _answer_to(self, failure: Failure) -> Answer:
+        """The answer to an error."""
         error = failure.value
-        assert isinstance(error, werkzeug.MethodNotAllowed)
-        allowed = sorted(error.valid_methods or ())
-        return request.respond(answer.refused(MethodNotAllowed("use one of the allowed methods", allowed)))
-
-    @_handles(werkzeug.HTTPException)
-    def not_found(self, request: ApiRequest, _: Failure) -> bytes:
-        return request.respond(answer.refused(NotFound("there is nothing here: events go to /v1/ingest/{org}/{app}")))
-
-    @_handles(CancelledError)
-    def hung_up(self, _request: ApiRequest, _: Failure) -> bytes:
-        """The client is gone, and so is everyone who could read an answer."""
-        return b""
-
-    @_handles(Exception)
-    def failed(self, request: ApiRequest, failure: Failure) -> bytes:
+        if isinstance(error, Refusal):
+            return answer.refused(error)
+        if isinstance(error, DoNotTrack):
+            return answer.no_content()
+        if isinstance(error, StorageError):
+            problem = str(error)
+            if self._complaints.lets_pass(problem):
+                _log.warn("requests are answered 503: {problem}", problem=problem)
+            return answer.refused(StorageUnavailable("the database cannot take events now: try again"))
+        if isinstance(error, CancelledError):  # the client is gone, and so is everyone who could read an answer
+            return answer.refused(StorageUnavailable("given up: try again"))
+        if isinstance(error, werkzeug.MethodNotAllowed):
+            allowed = sorted(error.valid_methods or ())
+            return answer.refused(MethodNotAllowed("use one of the allowed methods", allowed))
+        if isinstance(error, werkzeug.HTTPException):
+            return answer.refused(NotFound("there is nothing here: events go to /v1/ingest/{org}/{app}"))
         _log.failure("a request failed", failure)
-        return request.respond(answer.refused(InternalError("something went wrong on this server")))
+        return answer.refused(InternalError("something went wrong on this server"))

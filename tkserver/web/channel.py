@@ -5,12 +5,14 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import connectionDone
 from twisted.python.failure import Failure
-from twisted.web.http import RESPONSES, HTTPChannel
+from twisted.web.http import HTTPChannel
 
+from tkserver.web.deadline import Deadline
 from tkserver.wire import answer
+from tkserver.wire.answer import Answer
 from tkserver.wire.refusal import BadRequest, Overloaded, PayloadTooLarge, Refusal, RequestTimeout
 
 if TYPE_CHECKING:
@@ -50,16 +52,18 @@ class ApiChannel(HTTPChannel):
     def __init__(self) -> None:
         super().__init__()
         self.phase = Phase.HEADERS
-        self._deadline: IDelayedCall | None = None
         self._unread = False
         self._congested = False
         self._anything_received = False
+        self._deadline: Deadline
         self._host: IAddress
+        self._peer: IAddress
 
     # --- what arrives
 
     def connectionMade(self) -> None:
-        self._host = self.transport.getHost()
+        self._deadline = Deadline(self.site.reactor, self._too_late)
+        self._host, self._peer = self.transport.getHost(), self.transport.getPeer()
         super().connectionMade()
         self.transport.logstr = "http"  # Twisted's own holds the peer's address, and stands in front of log lines
         self.site.connected(self)
@@ -69,16 +73,15 @@ class ApiChannel(HTTPChannel):
         """The address that was connected to: asked of the kernel once, not with each request."""
         return self._host
 
+    def getPeer(self) -> IAddress:
+        return self._peer
+
     def dataReceived(self, data: bytes) -> None:
         self._anything_received = True
         if self.phase is Phase.IDLE:
             self._enter(Phase.HEADERS)
         if self.phase is not Phase.ENDING:
             super().dataReceived(data)
-
-    def lineReceived(self, line: bytes) -> None:
-        if self.phase is not Phase.ENDING:
-            super().lineReceived(line)
 
     def headerReceived(self, line: bytes) -> bool:
         try:
@@ -171,7 +174,7 @@ class ApiChannel(HTTPChannel):
             super().loseConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._set_deadline(None)
+        self._deadline.stop()
         self.phase = Phase.ENDING
         super().connectionLost(reason)
         self.site.disconnected(self)
@@ -185,13 +188,19 @@ class ApiChannel(HTTPChannel):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer a request that has not arrived whole, and never will."""
-        to_send = answer.refused(refusal)
-        lines = [b"HTTP/1.1 %d %s" % (to_send.status, RESPONSES[to_send.status])]
-        every = {**self.site.headers(to_send), "Connection": "close"}
-        lines += [f"{name}: {value}".encode("latin-1") for name, value in every.items()]
-        self.transport.write(b"\r\n".join([*lines, b"", to_send.body or b""]))
         self.leave_unread()
+        self.clearLineBuffer()
+        self.send(answer.refused(refusal))
         self.loseConnection()
+
+    def send(self, to_send: Answer, *, origin: str | None = None, with_body: bool = True) -> None:
+        """Send an answer.
+
+        :param origin: the request's ``Origin`` header, where it has one.
+        :param with_body: not so for ``HEAD``.
+        """
+        head = self.site.head(to_send, origin, closes=not self.persistent)
+        self.transport.write(head + to_send.body if to_send.body and with_body else head)
 
     # --- deadlines
 
@@ -199,12 +208,7 @@ class ApiChannel(HTTPChannel):
         if self.phase is not Phase.ENDING:
             self.phase = phase
             self.transport.bufferSize = READ_AT_ONCE_IN_A_BODY if phase is Phase.BODY else READ_AT_ONCE
-            self._set_deadline(self.site.deadlines[phase])
-
-    def _set_deadline(self, seconds: float | None) -> None:
-        if self._deadline is not None and self._deadline.active():
-            self._deadline.cancel()
-        self._deadline = None if seconds is None else self.site.reactor.callLater(seconds, self._too_late)
+            self._deadline.set(self.site.deadlines[phase])
 
     def _too_late(self) -> None:
         if self.phase is Phase.ENDING:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from twisted.web.http import RESPONSES
 
 from tkserver.wire.answer import Answer
 
@@ -63,3 +65,12 @@ def of_answer(answer: Answer) -> dict[str, str]:
         headers["Content-Type"] = "application/json"
         headers["Content-Length"] = str(len(answer.body))
     return headers
+
+
+def head(status: int, fields: Mapping[str, str]) -> bytes:
+    """A status line and header fields as they are sent (RFC 9112, section 2.1).
+
+    :param fields: ISO 8859-1, without line breaks: what comes from a request has none, or is no request.
+    """
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
+    return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, RESPONSES[status], lines.encode("latin-1"))

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote_to_bytes
 
+from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
-from twisted.web import server
+from twisted.web import http
 
 from tkserver import log
 from tkserver.web.budget import Claim
-from tkserver.wire import answer
 from tkserver.wire.answer import Answer
-from tkserver.wire.refusal import InternalError, PayloadTooLarge, Refusal
+from tkserver.wire.refusal import PayloadTooLarge, Refusal
 
 if TYPE_CHECKING:
     from tkserver.web.channel import ApiChannel
@@ -22,27 +20,29 @@ if TYPE_CHECKING:
 
 _log = log.logger(__name__)
 
-_ABSOLUTE = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 
-
-class ApiRequest(server.Request):
+class ApiRequest(http.Request):
     """A request whose body is read only where there is room for it, and no longer than is allowed.
 
     :ivar unread: why the body was not read. The request is handled all the same, so that its route and method are
         looked at first.
+    :ivar handling: fires when the request has been answered; cancelled when the client is gone before.
     """
 
-    defaultContentType = None
     channel: ApiChannel
     site: ApiSite
     content: Any
 
-    def __init__(self, channel: ApiChannel, *args: Any, **kwargs: Any) -> None:
-        super().__init__(channel, *args, parsePOSTFormSubmission=False, **kwargs)
+    def __init__(self, channel: ApiChannel, queued: object) -> None:
+        super().__init__(channel, queued, parsePOSTFormSubmission=False)
         self.unread: Refusal | None = None
         self.site = channel.site
         self._body_limit = channel.site.limits.max_body_bytes
         self._room: Claim | None = None
+        self.handling: Deferred[Any] | None = None
+
+    def parseCookies(self) -> None:
+        """Cookies mean nothing here."""
 
     def gotLength(self, length: int | None) -> None:
         """The headers have arrived. A length of ``None``: chunked."""
@@ -81,6 +81,8 @@ class ApiRequest(server.Request):
     def connectionLost(self, reason: Failure) -> None:
         self._give_back()
         super().connectionLost(reason)
+        if self.handling is not None:
+            self.handling.cancel()
 
     def _give_back(self) -> None:
         if self._room is not None:
@@ -90,15 +92,11 @@ class ApiRequest(server.Request):
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"the body is longer than {self._body_limit} bytes: send fewer events at once")
 
-    def process(self) -> None:
-        """The whole request has arrived."""
-        self.prepath = []
-        self.postpath = _segments(self.path)
-        self.render(self.site.resource)
-
-    def getRequestHostname(self) -> bytes:
-        """Nothing depends on the name by which a client calls this server, and it may be anything."""
-        return b"tkserver"
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """The whole request has arrived. A query is no part of any route."""
+        self.method, self.uri, self.clientproto = command, path, version
+        self.path = path.partition(b"?")[0]
+        self.site.resource.render(self)
 
     def header(self, name: str) -> str | None:
         """The last value that was sent for a header, ISO 8859-1."""
@@ -115,37 +113,15 @@ class ApiRequest(server.Request):
     def body(self) -> bytes:
         return bytes(self.content.getvalue())
 
-    def respond(self, to_send: Answer) -> bytes:
-        """Set status and headers, and give the body that is still to be written."""
-        self.setResponseCode(to_send.status)
-        every = self.site.headers(to_send, self.header("origin"))
-        if not self.channel.persistent:
-            every["Connection"] = "close"
-        for name, value in every.items():
-            self.responseHeaders.setRawHeaders(name, [value])
-        return to_send.body or b""
+    def respond(self, to_send: Answer) -> None:
+        """Send the answer, unless nobody is there any more."""
+        if not self._disconnected:
+            self.startedWriting = 1
+            self.channel.send(to_send, origin=self.header("origin"), with_body=self.method != b"HEAD")
+            self.finish()
 
-    def processingFailed(self, reason: Failure) -> Failure:
-        """Nothing should come here: errors have their answers in the routes. Twisted would send a page of HTML."""
-        _log.failure("a request could not be handled", reason)
-        if not self.startedWriting:
-            self.write(self.respond(answer.refused(InternalError("something went wrong on this server"))))
-        self.finish()
-        return reason
-
-
-_NOWHERE = [b"", b""]
-"""A path that no route has."""
-
-
-def _segments(path: bytes) -> list[bytes]:
-    """The segments of a request's target, unquoted, in UTF-8: what is none is part of no route, and no error either.
-
-    Of a target with scheme and host, which servers must understand too (RFC 9112, section 3.2.2), the path counts.
-    """
-    absolute = _ABSOLUTE.match(path)
-    if absolute:
-        path = path[absolute.end() :] or b"/"
-    if not path.startswith(b"/") or path.startswith(b"//"):
-        return _NOWHERE
-    return [unquote_to_bytes(part).decode("utf-8", "replace").encode() for part in path[1:].split(b"/")]
+    def give_up(self, failure: Failure) -> None:
+        """There is no way to answer this."""
+        _log.failure("a request could not be answered", failure)
+        if not self._disconnected:
+            self.channel.abort()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -14,7 +15,7 @@ from twisted.web.server import Site
 
 from tkserver.web.budget import Budget
 from tkserver.web.channel import LINGER, ApiChannel, Phase
-from tkserver.web.headers import CorsPolicy, of_answer
+from tkserver.web.headers import CorsPolicy, head, of_answer
 from tkserver.web.request import ApiRequest
 from tkserver.wire.answer import Answer
 
@@ -59,7 +60,7 @@ class ApiSite(Site):
     """
 
     protocol = ApiChannel  # type: ignore[assignment]  # HTTP/1.1 and nothing else
-    requestFactory = ApiRequest
+    requestFactory = ApiRequest  # type: ignore[assignment]  # needs no sessions, nor anything else of Site's own
     noisy = False
 
     def __init__(
@@ -81,13 +82,16 @@ class ApiSite(Site):
             return None
         return super().buildProtocol(addr)
 
-    def headers(self, answer: Answer, origin: str | None = None) -> dict[str, str]:
-        """All headers of an answer.
+    def head(self, answer: Answer, origin: str | None, *, closes: bool) -> bytes:
+        """All that stands before the body of an answer.
 
         :param origin: the request's ``Origin`` header, where it has one.
+        :param closes: whether the connection ends with this answer.
         """
-        date = datetimeToString(self.reactor.seconds()).decode()
-        return {"Date": date, **self.cors.headers(origin), **of_answer(answer)}
+        fields = {"Date": _date(int(self.reactor.seconds())), **self.cors.headers(origin), **of_answer(answer)}
+        if closes:
+            fields["Connection"] = "close"
+        return head(answer.status, fields)
 
     def connected(self, channel: ApiChannel) -> None:
         self._channels.add(channel)
@@ -120,3 +124,8 @@ class ApiSite(Site):
 
     def log(self, request: Request) -> None:
         """No access log: Twisted's holds the addresses of clients."""
+
+
+@lru_cache(maxsize=1)
+def _date(seconds: int) -> str:
+    return str(datetimeToString(seconds), "ascii")

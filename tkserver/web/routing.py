@@ -1,0 +1,84 @@
+"""From a request to its route, and from what comes of that to the one answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from klein import Klein
+from klein.resource import KleinResource
+from twisted.internet.defer import maybeDeferred
+from twisted.python.failure import Failure
+from twisted.web.server import NOT_DONE_YET
+
+from tkserver.failures import drop_frames
+from tkserver.web.request import ApiRequest
+from tkserver.wire.answer import Answer
+
+REMEMBERED_PATHS = 1024
+"""SDKs send to the same few paths for ever."""
+
+LONGEST_REMEMBERED_PATH = 256
+"""Bytes. A path with two ids in it has 84."""
+
+_ABSOLUTE = re.compile(rb"https?://[^/]*", re.IGNORECASE)
+
+
+class Routes(KleinResource):
+    """Runs the routes of a Klein application, each of which gives an :class:`Answer`.
+
+    Klein's own ``render`` looks up the route with each request anew, and is ready for whatever a route may give. This
+    one remembers where a path leads, and knows what it gets: a good part of what a small request costs.
+
+    :param answer_to: the answer to an error, those of routing included.
+    """
+
+    def __init__(self, app: Klein, answer_to: Callable[[Failure], Answer]) -> None:
+        super().__init__(app)
+        self._app = app
+        self._answer_to = answer_to
+        self._map = app.url_map.bind("")  # no route depends on the host's name, which may be anything
+        self._recall = lru_cache(REMEMBERED_PATHS)(self._match)
+
+    def render(self, request: ApiRequest) -> int:  # type: ignore[override]
+        request.handling = maybeDeferred(self._run, request)
+        request.handling.addErrback(self._failed).addCallback(request.respond).addErrback(request.give_up)
+        return NOT_DONE_YET
+
+    def _run(self, request: ApiRequest) -> Any:
+        match = self._recall if len(request.path) <= LONGEST_REMEMBERED_PATH else self._match
+        endpoint, arguments = match(request.method, request.path)
+        return self._app.execute_endpoint(endpoint, request, **arguments)  # type: ignore[arg-type]
+
+    def _failed(self, failure: Failure) -> Answer:
+        answer = self._answer_to(failure)
+        drop_frames(failure)
+        return answer
+
+    def _match(self, method: bytes, path: bytes) -> tuple[str, dict[str, Any]]:
+        """The endpoint and its arguments.
+
+        :raise werkzeug.exceptions.HTTPException: where there is none.
+        """
+        endpoint, arguments = self._map.match(_text(path), method.decode("latin-1"))
+        return endpoint, dict(arguments)
+
+
+_NOWHERE = "//"
+"""A path that no route has."""
+
+
+def _text(path: bytes) -> str:
+    """The path of a request's target, unquoted, in UTF-8: what is none is part of no route, and no error either.
+
+    Of a target with scheme and host, which servers must understand too (RFC 9112, section 3.2.2), the path counts.
+    """
+    absolute = _ABSOLUTE.match(path)
+    if absolute:
+        path = path[absolute.end() :] or b"/"
+    if not path.startswith(b"/") or path.startswith(b"//"):
+        return _NOWHERE
+    return unquote_to_bytes(path).decode("utf-8", "replace")
