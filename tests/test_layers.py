@@ -14,11 +14,12 @@ ROOT = Path(tkserver.__file__).parent
 
 LAYERS = {
     "log": set[str](),
+    "failures": set[str](),
     "config": set[str](),
     "wire": set[str](),
     "storage": {"log", "wire"},
-    "ingest": {"log", "wire", "storage"},
-    "web": {"log", "wire", "storage", "ingest"},
+    "ingest": {"log", "failures", "wire", "storage"},
+    "web": {"log", "failures", "wire", "storage", "ingest"},
     "service": {"log", "config", "wire", "storage", "ingest", "web"},
     "tap": {"log", "config", "service", "storage"},
 }

@@ -76,7 +76,6 @@ def test_a_lone_submission_is_written_at_once() -> None:
     assert bench.store.sizes == [1]
     bench.store.end()
     assert told == [Outcome(duplicates=3)]
-    assert not [call for call in bench.clock.getDelayedCalls() if call.active()]
 
 
 def test_what_arrives_meanwhile_is_written_together() -> None:

@@ -28,10 +28,10 @@ class OneCredential:
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
 
-    def by_token(self, token: str) -> Deferred[Credential | None]:
+    def by_token(self, token: str) -> Deferred[tuple[Credential, ...]]:
         if self._error:
             return fail(self._error)
-        return succeed(CREDENTIAL if token == CREDENTIAL.token else None)
+        return succeed((CREDENTIAL,) if token == CREDENTIAL.token else ())
 
     def by_app(self, org_id: uuid.UUID, app_id: uuid.UUID) -> Deferred[tuple[Credential, ...]]:
         if self._error:

@@ -15,7 +15,7 @@ from uuid import UUID
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
 
-from tkserver.ingest.patience import in_time
+from tkserver.ingest.patience import Patience
 from tkserver.storage.errors import DataRefused
 from tkserver.storage.events import EventStore, Outcome, Submission
 from tkserver.wire.refusal import Overloaded
@@ -43,7 +43,7 @@ class Bounds:
     timeout: float = 10.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Pending:
     submission: Submission
     events: int
@@ -62,8 +62,8 @@ class Committer:
 
     def __init__(self, store: EventStore, reactor: Any, bounds: Bounds) -> None:
         self._store = store
-        self._reactor = reactor
         self._bounds = bounds
+        self._patience = Patience[Outcome](bounds.timeout, reactor, "not committed")
         self._queue: deque[_Pending] = deque()
         self._writers = 0
         self._events = 0
@@ -95,7 +95,8 @@ class Committer:
         self._queue.append(pending)
         if self._writers < WRITERS:
             ensureDeferred(self._write())
-        return in_time(pending.outcome, self._bounds.timeout, self._reactor, "not committed")
+        self._patience.wait_for(pending.outcome)
+        return pending.outcome
 
     async def _write(self) -> None:
         """Write what there is, until nothing is left."""
@@ -135,6 +136,7 @@ class Committer:
             outcomes = [Failure()] * len(group)
         for pending, outcome in zip(group, outcomes, strict=True):
             self._settle(pending, outcome)
+        self._patience.forget_fired()
 
     async def _write_group(self, group: list[_Pending]) -> list[Outcome]:
         """

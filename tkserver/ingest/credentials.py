@@ -10,7 +10,7 @@ from uuid import UUID
 
 from cachetools import TTLCache
 from twisted.internet import defer
-from twisted.internet.defer import Deferred, ensureDeferred, succeed
+from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import LoopingCall
 
 from tkserver import log
@@ -33,6 +33,12 @@ LAST_WRITE_TIMEOUT = 2.0
 """Seconds for the last one, when the server stops."""
 
 
+Credentials = tuple[Credential, ...]
+
+Found = Credentials | Deferred[Credentials]
+"""What is remembered at once, and otherwise when the database has answered."""
+
+
 class Listener(Protocol):
     """Knows whether changes to credentials would be heard."""
 
@@ -50,8 +56,8 @@ class CredentialCache:
 
     def __init__(self, store: TokenStore, clock: Callable[[], float]) -> None:
         self._store = store
-        self._remembered: TTLCache[Hashable, Any] = TTLCache(MAX_REMEMBERED, LIFETIME, clock)
-        self._under_way: dict[Hashable, Shared[Any]] = {}
+        self._remembered: TTLCache[Hashable, Credentials] = TTLCache(MAX_REMEMBERED, LIFETIME, clock)
+        self._under_way: dict[Hashable, Shared[Credentials]] = {}
         self._generation = 0
         self._listener: Listener | None = None
 
@@ -65,17 +71,18 @@ class CredentialCache:
         self._remembered.clear()
         self._under_way.clear()
 
-    def by_token(self, token: str) -> Deferred[Credential | None]:
-        """The active credential with this bearer token."""
+    def by_token(self, token: str) -> Found:
+        """The active credential with this bearer token, if there is one."""
         return self._look_up(token, lambda: self._store.by_token(token))
 
-    def by_app(self, org_id: UUID, app_id: UUID) -> Deferred[tuple[Credential, ...]]:
+    def by_app(self, org_id: UUID, app_id: UUID) -> Found:
         """All active credentials of an application."""
         return self._look_up((org_id, app_id), lambda: self._store.by_app(org_id, app_id))
 
-    def _look_up(self, key: Hashable, query: Callable[[], Awaitable[Any]]) -> Deferred[Any]:
-        if self._listener is not None and self._listener.listening and key in self._remembered:
-            return succeed(self._remembered[key])
+    def _look_up(self, key: Hashable, query: Callable[[], Awaitable[Credentials]]) -> Found:
+        if self._listener is not None and self._listener.listening:
+            with suppress(KeyError):
+                return self._remembered[key]
         under_way = self._under_way.get(key)
         if under_way is None:
             under_way = Shared(ensureDeferred(self._query(key, query)))
@@ -83,7 +90,7 @@ class CredentialCache:
                 self._under_way[key] = under_way
         return under_way.wait()
 
-    async def _query(self, key: Hashable, query: Callable[[], Awaitable[Any]]) -> Any:
+    async def _query(self, key: Hashable, query: Callable[[], Awaitable[Credentials]]) -> Credentials:
         generation = self._generation
         try:
             found = await query()

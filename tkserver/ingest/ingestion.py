@@ -10,7 +10,7 @@ from tkserver.wire import answer
 from tkserver.wire.answer import Answer
 from tkserver.wire.batch import Batch, read_batch
 from tkserver.wire.media import decode_body
-from tkserver.wire.refusal import AllEventsRejected, DoNotTrack, EventRefusal, NonceReused
+from tkserver.wire.refusal import AllEventsRejected, EventRefusal, NonceReused
 
 
 class Ingestion:
@@ -28,12 +28,10 @@ class Ingestion:
     async def take(self, request: IngestRequest) -> Answer:
         """
         :raise Refusal: when the request is refused as a whole.
+        :raise DoNotTrack: when the client asked for that: nothing was read or stored.
         :raise StorageError: when its events could not be stored this time.
         """
-        try:
-            verified = await self._verifier.verify(request)
-        except DoNotTrack:
-            return answer.no_content()
+        verified = await self._verifier.verify(request)
         self._usage.note(verified.credential)
         batch = self._read(request)
         if not batch.events:

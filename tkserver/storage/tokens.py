@@ -56,10 +56,9 @@ class TokenStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def by_token(self, token: str) -> Credential | None:
-        """The active credential with this bearer token."""
-        rows = await self._pool.run(_BY_TOKEN, (token,))
-        return _credential(rows[0]) if rows else None
+    async def by_token(self, token: str) -> tuple[Credential, ...]:
+        """The active credential with this bearer token, if there is one."""
+        return tuple(map(_credential, await self._pool.run(_BY_TOKEN, (token,))))
 
     async def by_app(self, org_id: UUID, app_id: UUID) -> tuple[Credential, ...]:
         """All active credentials of an application, the newest first."""
