@@ -84,7 +84,7 @@ def _wait_until_ready(log: Path) -> int:
 
 
 def _requests(events: int, clients: int, scale: float) -> list[bytes]:
-    count = int(scale * min(40_000 / events if clients > 1 else 600, 8000))
+    count = int(scale * (min(200_000 / events, 12_000) if clients > 1 else 600))
     return [request(body) for body in bodies(max(count, 2 * clients), events)]
 
 
@@ -127,7 +127,7 @@ def _compare(server: Server, results: dict[tuple[int, int], load.Result], scale:
     print("\nlimits, in the same run")
     copies = {}
     for size in (100, 1000):
-        commits = list(bodies(int(max(scale * 20_000 // size, 20)), size))
+        commits = list(bodies(int(max(scale * 100_000 // size, 20)), size))
         copies[size], _ = limits.copy(server.dsn, commits, demo.ORG_ID, demo.APP_ID)
     _, bare = limits.copy(server.dsn, list(bodies(200, 1)), demo.ORG_ID, demo.APP_ID)
     with limits.constant_klein_route() as port:

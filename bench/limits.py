@@ -17,8 +17,8 @@ from tkserver.wire.batch import read_batch
 from tkserver.wire.event import NIL_UUID
 
 _COLUMNS = (
-    "event_id, schema_version, timestamp, service_name, service_version, service_language, service_language_version,"
-    " user_id, session_id, os, os_version, arch, ci, shell, event_type, event_category, event_data, sdk_version,"
+    "schema_version, service_name, service_version, service_language, service_language_version, user_id, session_id,"
+    " os, os_version, arch, ci, shell, sdk_version, event_id, timestamp, event_type, event_category, event_data,"
     " transmission_timestamp, batch_size, retry_count, org_id, app_id"
 )
 _COPY = f"COPY events ({_COLUMNS}) FROM STDIN"
@@ -46,7 +46,7 @@ def copy(dsn: str, bodies: list[bytes], org_id: str, app_id: str) -> tuple[float
 def _copy_text(body: bytes, tail: str) -> tuple[str, int]:
     """The events of a body in COPY's text format, and how many they are."""
     submission = Submission.of(NIL_UUID, NIL_UUID, None, read_batch(body).events)
-    rows = [json.loads(row.values) for row in submission.rows.values()]
+    rows = [json.loads(row.origin + b"]") + json.loads(row.values) for row in submission.rows.values()]
     return "".join("\t".join(map(_field, row)) + "\t" + tail for row in rows), len(rows)
 
 

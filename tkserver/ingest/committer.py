@@ -23,7 +23,7 @@ from tkserver.wire.refusal import Overloaded
 WRITERS = 2
 """Commits that are under way at once: while one waits for the disk, the other has the processor."""
 
-MAX_COMMIT_EVENTS = 2000
+MAX_COMMIT_EVENTS = 4000
 MAX_COMMIT_BYTES = 4_194_304
 
 LOW_WATER = 0.5

@@ -13,19 +13,22 @@ import msgspec
 
 from tkserver.storage.errors import DataRefused
 from tkserver.storage.pool import Execute, Pool
-from tkserver.wire.event import Event
+from tkserver.wire.event import Environment, Event, Service
 
 NONCE_LIFETIME = "20 minutes"
 """For how long a nonce may not be used again: longer than both sides of the timestamp's window together."""
 
 
 class Row(NamedTuple):
-    """An event as it goes to the database.
+    """An event as it goes to the database: JSON arrays, in the order in which ``PREPARE_STORE`` takes them apart.
 
-    :ivar values: a JSON array, in the order in which ``PREPARE_STORE`` takes it apart.
+    :ivar origin: what most events of a batch have in common, and many a batch has once: who sent them, from where.
+        Lacks its closing bracket, for the events are its last element.
+    :ivar values: the rest.
     """
 
     event_id: UUID
+    origin: bytes
     values: bytes
 
 
@@ -44,12 +47,13 @@ class Submission:
 
     @classmethod
     def of(cls, org_id: UUID, app_id: UUID, nonce: str | None, events: Mapping[int, Event]) -> Submission:
-        return cls(org_id, app_id, nonce, {place: _row(event) for place, event in events.items()})
+        origins: dict[Origin, bytes] = {}
+        return cls(org_id, app_id, nonce, {place: _row(event, origins) for place, event in events.items()})
 
     @property
     def bytes(self) -> int:
         """What it takes up while it waits, roughly."""
-        return sum(len(row.values) for row in self.rows.values())
+        return sum(len(row.origin) + len(row.values) for row in self.rows.values())
 
 
 @dataclass(frozen=True)
@@ -81,17 +85,17 @@ class Outcome:
         )
 
 
-# The requests come as one JSON array of arrays, each with its events as arrays again, which PostgreSQL takes apart
-# about as fast as anything else that one round trip allows. It answers with the exceptions only: a row (request,
-# null, null) for a request whose nonce was used before, and a row (request, event id, whether this application owns
-# it) for each event that was not inserted. Under REPEATABLE READ every row that an id collides with is visible to
-# this same statement, or the statement fails and is tried again.
+# The requests come as one JSON array of arrays, each with its origins as arrays again, and these with their events:
+# PostgreSQL takes that apart about as fast as anything else that one round trip allows. It answers with the exceptions
+# only: a row (request, null, null) for a request whose nonce was used before, and a row (request, event id, whether
+# this application owns it) for each event that was not inserted. Under REPEATABLE READ every row that an id collides
+# with is visible to this same statement, or the statement fails and is tried again.
 #
 # Most often there are no exceptions: where as many rows were inserted as came in, nothing is compared one by one.
 _STATEMENT = f"""
 PREPARE tkserver_store (jsonb) AS
 WITH request AS MATERIALIZED (
-    SELECT n AS request, (r->>0)::uuid AS org_id, (r->>1)::uuid AS app_id, r->>2 AS nonce, r->3 AS events
+    SELECT n AS request, (r->>0)::uuid AS org_id, (r->>1)::uuid AS app_id, r->>2 AS nonce, r->3 AS origins
     FROM jsonb_array_elements($1) WITH ORDINALITY AS t (r, n)
 ), fresh AS MATERIALIZED (
     SELECT * FROM request AS r
@@ -100,9 +104,21 @@ WITH request AS MATERIALIZED (
         WHERE n.app_id = r.app_id AND n.org_id = r.org_id AND n.nonce = r.nonce
           AND n.used_at > now() - interval '{NONCE_LIFETIME}'
     ) IS NULL
+), origin AS MATERIALIZED (
+    SELECT
+        f.request, f.org_id, f.app_id, o->>0 AS schema_version,
+        o->>1 AS service_name, o->>2 AS service_version, o->>3 AS service_language, o->>4 AS service_language_version,
+        o->>5 AS user_id, o->>6 AS session_id,
+        o->>7 AS os, o->>8 AS os_version, o->>9 AS arch, (o->>10)::boolean AS ci, o->>11 AS shell,
+        o->>12 AS sdk_version, o->13 AS events
+    FROM fresh AS f, jsonb_array_elements(f.origins) AS o
 ), incoming AS MATERIALIZED (
-    SELECT f.request, f.org_id, f.app_id, (e->>0)::uuid AS event_id, e
-    FROM fresh AS f, jsonb_array_elements(f.events) AS e
+    SELECT  -- not o.*: a row for each event, and all of them in each row
+        request, org_id, app_id, schema_version,
+        service_name, service_version, service_language, service_language_version,
+        user_id, session_id, os, os_version, arch, ci, shell, sdk_version,
+        (e->>0)::uuid AS event_id, e
+    FROM origin AS o, jsonb_array_elements(o.events) AS e
 ), stored AS (
     INSERT INTO events (
         org_id, app_id, event_id, schema_version, timestamp,
@@ -112,11 +128,11 @@ WITH request AS MATERIALIZED (
         sdk_version, transmission_timestamp, batch_size, retry_count
     )
     SELECT
-        org_id, app_id, event_id, e->>1, (e->>2)::timestamptz,
-        e->>3, e->>4, e->>5, e->>6,
-        e->>7, e->>8, e->>9, e->>10, e->>11, (e->>12)::boolean, e->>13,
-        e->>14, e->>15, e->16,
-        e->>17, (e->>18)::timestamptz, (e->>19)::int, (e->>20)::int
+        org_id, app_id, event_id, schema_version, (e->>1)::timestamptz,
+        service_name, service_version, service_language, service_language_version,
+        user_id, session_id, os, os_version, arch, ci, shell,
+        e->>2, e->>3, e->4,
+        sdk_version, (e->>5)::timestamptz, (e->>6)::int, (e->>7)::int
     FROM incoming
     ORDER BY event_id, request
     ON CONFLICT (event_id) DO NOTHING
@@ -241,10 +257,14 @@ async def _store_halves(execute: Execute, submission: Submission) -> Outcome:
 def _request(submission: Submission) -> bytes:
     """A submission as ``PREPARE_STORE`` takes it: each id once, for the first of a kind stays."""
     head = msgspec.json.encode((submission.org_id, submission.app_id, submission.nonce))
-    first: dict[UUID, bytes] = {}
+    seen: set[UUID] = set()
+    origins: dict[bytes, list[bytes]] = {}
     for row in submission.rows.values():
-        first.setdefault(row.event_id, row.values)
-    return b"%s,[%s]]" % (head[:-1], b",".join(first.values()))
+        if row.event_id not in seen:
+            seen.add(row.event_id)
+            origins.setdefault(row.origin, []).append(row.values)
+    texts = [b"%s,[%s]]" % (origin, b",".join(values)) for origin, values in origins.items()]
+    return b"%s,[%s]]" % (head[:-1], b",".join(texts))
 
 
 def _outcome(rows: dict[int, Row], exceptions: dict[str | None, bool], stored: set[UUID]) -> Outcome:
@@ -268,32 +288,62 @@ def _outcome(rows: dict[int, Row], exceptions: dict[str | None, bool], stored: s
     return Outcome(duplicates=duplicates, conflicts=frozenset(conflicts))
 
 
-def _row(event: Event) -> Row:
-    service, environment, occurrence, metadata = event.service, event.environment, event.event, event.metadata
+Origin = tuple[str, Service, str, "str | None", Environment, str]
+
+
+def _row(event: Event, origins: dict[Origin, bytes]) -> Row:
+    """
+    :param origins: those of the batch that were written already, to which this may add.
+    """
+    occurrence, metadata = event.event, event.metadata
+    origin = (
+        event.schema_version,
+        event.service,
+        event.user_id,
+        event.session_id,
+        event.environment,
+        metadata.sdk_version,
+    )
+    written = origins.get(origin)
+    if written is None:
+        written = origins[origin] = _origin(*origin)
     values = (
         event.event_id,
-        event.schema_version,
         _utc(event.timestamp),
+        occurrence.type,
+        occurrence.category,
+        occurrence.data,
+        _utc(metadata.transmission_timestamp),
+        metadata.batch_size,
+        metadata.retry_count,
+    )
+    return Row(event.event_id, written, msgspec.json.encode(values))
+
+
+def _origin(
+    schema_version: str,
+    service: Service,
+    user_id: str,
+    session_id: str | None,
+    environment: Environment,
+    sdk_version: str,
+) -> bytes:
+    values = (
+        schema_version,
         service.name,
         service.version,
         service.language,
         service.language_version,
-        event.user_id,
-        event.session_id,
+        user_id,
+        session_id,
         environment.os,
         environment.os_version,
         environment.arch,
         environment.ci,
         environment.shell,
-        occurrence.type,
-        occurrence.category,
-        occurrence.data,
-        metadata.sdk_version,
-        _utc(metadata.transmission_timestamp),
-        metadata.batch_size,
-        metadata.retry_count,
+        sdk_version,
     )
-    return Row(event.event_id, msgspec.json.encode(values))
+    return msgspec.json.encode(values)[:-1]
 
 
 def _utc(time: datetime) -> datetime:
