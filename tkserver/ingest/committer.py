@@ -20,8 +20,8 @@ from tkserver.storage.errors import DataRefused
 from tkserver.storage.events import EventStore, Outcome, Submission
 from tkserver.wire.refusal import Overloaded
 
-WRITERS = 2
-"""Commits that are under way at once: while one waits for the disk, the other has the processor."""
+WRITERS = 3
+"""Commits that are under way at once: while one waits for the disk, the others have the processor."""
 
 MAX_COMMIT_EVENTS = 4000
 MAX_COMMIT_BYTES = 4_194_304

@@ -106,16 +106,16 @@ def read_event(raw: bytes | Raw) -> Event:
     :param raw: its JSON text, known to be well-formed.
     :raise InvalidEvent: when it breaks a rule.
     """
-    size = memoryview(raw).nbytes
-    if size > MAX_EVENT_BYTES:
-        raise InvalidEvent("event_too_large", f"the event has {size} bytes, the limit is {MAX_EVENT_BYTES}")
+    text = bytes(raw)
+    if len(text) > MAX_EVENT_BYTES:
+        raise InvalidEvent("event_too_large", f"the event has {len(text)} bytes, the limit is {MAX_EVENT_BYTES}")
     try:
-        event = _decode(raw)
+        event = _decode(text)
     except (msgspec.DecodeError, RecursionError):
         # Well-formed, and still not decoded: perhaps for something that is to be ignored.
-        raw = _without_ignored_keys(bytes(raw).decode(), Event).encode()
-        event = _decode_or_explain(raw)
-    _check(event, bytes(raw))
+        text = _without_ignored_keys(text.decode(), Event).encode()
+        event = _decode_or_explain(text)
+    _check(event, text)
     return event
 
 
