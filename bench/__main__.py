@@ -27,6 +27,7 @@ from tkserver.storage.embedded import EmbeddedPostgres
 SIZES = (1, 10, 100, 1000)
 CLIENTS = (1, 16, 64)
 ROUNDS = 5
+HEADINGS = "events clients requests/s   events/s    p50 ms    p99 ms CPU us/ev  RSS MB"
 
 
 @dataclass(frozen=True)
@@ -90,53 +91,88 @@ def _requests(events: int, clients: int, scale: float) -> list[bytes]:
     return [request(body) for body in bodies(max(count, 2 * clients), events)]
 
 
-def _measure(server: Server, events: int, clients: int, scale: float) -> load.Result:
+@dataclass(frozen=True)
+class Measurement:
+    """One line of the table. Times in seconds."""
+
+    events: int
+    clients: int
+    result: load.Result
+    cpu_per_event: float
+
+    @property
+    def events_per_second(self) -> float:
+        return self.result.per_second * self.events
+
+
+def _measure(server: Server, events: int, clients: int, scale: float) -> Measurement:
     prepared = _requests(events, clients, scale)
     cpu = server.cpu_seconds
     result = load.run(server.port, prepared, clients)
-    total = result.requests * events
+    measured = Measurement(events, clients, result, (server.cpu_seconds - cpu) / (result.requests * events))
     print(
-        f"{events:6} {clients:7} {result.per_second:10.0f} {result.per_second * events:10.0f}"
-        f" {result.p50 * 1000:9.2f} {result.p99 * 1000:9.2f} {(server.cpu_seconds - cpu) / total * 1e6:10.1f}"
+        f"{events:6} {clients:7} {result.per_second:10.0f} {measured.events_per_second:10.0f}"
+        f" {result.p50 * 1000:9.2f} {result.p99 * 1000:9.2f} {measured.cpu_per_event * 1e6:10.1f}"
         f" {server.rss_mb:7.0f}" + (f"  {result.refused} not 200" if result.refused else ""),
         flush=True,
     )
-    return result
+    return measured
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--scale", type=float, default=1.0, help="how much is sent; 0.1 for a quick look")
-    parser.add_argument("--rows", type=int, default=0, help="rows that are in the table beforehand")
+    parser.add_argument("--rows", type=int, default=0, help="compare an empty table with one of so many rows")
     parser.add_argument("--crowd", action="store_true", help="compare the cost of 1000 clients with that of 16")
     options = parser.parse_args()
     with running_server() as server:
+        print(HEADINGS)
         if options.rows:
-            _fill(server.dsn, options.rows)
-        print("events clients requests/s   events/s    p50 ms    p99 ms CPU us/ev  RSS MB")
-        results = {
-            (events, clients): _measure(server, events, clients, options.scale)
-            for events in SIZES
-            for clients in CLIENTS
-        }
-        if options.crowd:
-            for clients in (16, 1000):
-                _measure(server, 1, clients, options.scale)
-        _compare(server, results, options.scale)
+            _compare_full(server, options.rows, options.scale)
+        elif options.crowd:
+            _compare_crowd(server, options.scale)
+        else:
+            measured = [_measure(server, size, clients, options.scale) for size in SIZES for clients in CLIENTS]
+            _compare(server, measured, options.scale)
 
 
-def _compare(server: Server, results: dict[tuple[int, int], load.Result], scale: float) -> None:
+def _compare_full(server: Server, rows: int, scale: float) -> None:
+    """Events a second into a table with many rows, as a share of those into an empty one."""
+    cases = ((1, 64), (100, 64), (1000, 16))
+    _measure(server, 1, 64, scale)  # to warm up
+    empty = [_measure(server, events, clients, scale) for events, clients in cases]
+    print(f"filling the table with {rows} rows", flush=True)
+    _fill(server.dsn, rows)
+    full = [_measure(server, events, clients, scale) for events, clients in cases]
+    for before, after in zip(empty, full, strict=True):
+        share = after.events_per_second / before.events_per_second
+        print(f"{after.events} a request, {after.clients} clients: {share:.2f} of an empty table's events a second")
+
+
+def _compare_crowd(server: Server, scale: float) -> None:
+    """Processor time an event at 1000 clients, as a multiple of that at 16."""
+    _measure(server, 1, 16, scale)  # to warm up
+    ratios = []
+    for _ in range(ROUNDS):
+        few, many = (_measure(server, 1, clients, scale) for clients in (16, 1000))
+        ratios.append(many.cpu_per_event / few.cpu_per_event)
+    _print_shares("processor time an event at 1000 clients, of that at 16", ratios)
+
+
+def _compare(server: Server, measured: list[Measurement], scale: float) -> None:
     """What the server does as a share of each limit: one after the other, several times, for machines have moods."""
     print(f"\nas a share of the limits, {ROUNDS} times in turn: the median, and all")
     for size in (100, 1000):
-        clients = max(CLIENTS, key=lambda clients: results[size, clients].per_second)
+        best = max((one for one in measured if one.events == size), key=lambda one: one.events_per_second)
+        clients = best.clients
         shares = [_share_of_copy(server, size, clients, scale) for _ in range(ROUNDS)]
         _print_shares(f"{size} events a request, {clients} clients, of COPY of {size} events a commit", shares)
     with limits.constant_klein_route() as port:
         shares = [_share_of_klein(server, port, scale) for _ in range(ROUNDS)]
     _print_shares("one event a request, 64 clients, of a constant Klein route", shares)
+    (lone,) = (one.result.p50 for one in measured if (one.events, one.clients) == (1, 1))
     _, bare = limits.copy(server.dsn, list(bodies(200, 1)), demo.ORG_ID, demo.APP_ID)
-    print(f"bare commit of a row: {bare * 1000:.2f} ms; a lone request: {results[1, 1].p50 * 1000:.2f} ms")
+    print(f"bare commit of a row: {bare * 1000:.2f} ms; a lone request: {lone * 1000:.2f} ms")
 
 
 def _share_of_copy(server: Server, size: int, clients: int, scale: float) -> float:

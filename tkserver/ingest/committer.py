@@ -10,7 +10,6 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import UUID
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.python.failure import Failure
@@ -51,10 +50,10 @@ class _Pending:
     outcome: Deferred[Outcome] = field(default_factory=Deferred)
 
     @property
-    def nonce(self) -> tuple[UUID, UUID, str] | None:
+    def nonce(self) -> tuple[int, int, str] | None:
         """What no two submissions of one commit may share."""
         submission = self.submission
-        return (submission.org_id, submission.app_id, submission.nonce) if submission.nonce is not None else None
+        return None if submission.nonce is None else (*submission.application, submission.nonce)
 
 
 class Committer:
@@ -116,10 +115,11 @@ class Committer:
                 self._settle(self._queue.popleft(), None)
                 continue
             events, size = events + pending.events, size + pending.bytes
-            if group and (events > MAX_COMMIT_EVENTS or size > MAX_COMMIT_BYTES or pending.nonce in nonces):
+            nonce = pending.nonce
+            if group and (events > MAX_COMMIT_EVENTS or size > MAX_COMMIT_BYTES or nonce in nonces):
                 break
-            if pending.nonce is not None:
-                nonces.add(pending.nonce)
+            if nonce is not None:
+                nonces.add(nonce)
             group.append(self._queue.popleft())
         return group
 

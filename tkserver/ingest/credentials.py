@@ -77,7 +77,7 @@ class CredentialCache:
 
     def by_app(self, org_id: UUID, app_id: UUID) -> Found:
         """All active credentials of an application."""
-        return self._look_up((org_id, app_id), lambda: self._store.by_app(org_id, app_id))
+        return self._look_up((org_id.int, app_id.int), lambda: self._store.by_app(org_id, app_id))
 
     def _look_up(self, key: Hashable, query: Callable[[], Awaitable[Credentials]]) -> Found:
         if self._listener is not None and self._listener.listening:
