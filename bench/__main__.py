@@ -27,7 +27,7 @@ from tkserver.storage.embedded import EmbeddedPostgres
 SIZES = (1, 10, 100, 1000)
 CLIENTS = (1, 16, 64)
 ROUNDS = 5
-HEADINGS = "events clients requests/s   events/s    p50 ms    p99 ms CPU us/ev  RSS MB"
+HEADINGS = "events clients requests/s   events/s    p50 ms    p99 ms CPU us/ev  RSS MB generator busy"
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def _measure(server: Server, events: int, clients: int, scale: float) -> Measure
     print(
         f"{events:6} {clients:7} {result.per_second:10.0f} {measured.events_per_second:10.0f}"
         f" {result.p50 * 1000:9.2f} {result.p99 * 1000:9.2f} {measured.cpu_per_event * 1e6:10.1f}"
-        f" {server.rss_mb:7.0f}" + (f"  {result.refused} not 200" if result.refused else ""),
+        f" {server.rss_mb:7.0f} {result.cpu / result.seconds:14.0%}"
+        + (f"  {result.refused} not 200" if result.refused else ""),
         flush=True,
     )
     return measured
@@ -138,15 +139,20 @@ def main() -> None:
 
 def _compare_full(server: Server, rows: int, scale: float) -> None:
     """Events a second into a table with many rows, as a share of those into an empty one."""
-    cases = ((1, 64), (100, 64), (1000, 16))
-    _measure(server, 1, 64, scale)  # to warm up
-    empty = [_measure(server, events, clients, scale) for events, clients in cases]
+    empty = _median_of_each(server, scale)
     print(f"filling the table with {rows} rows", flush=True)
     _fill(server.dsn, rows)
-    full = [_measure(server, events, clients, scale) for events, clients in cases]
-    for before, after in zip(empty, full, strict=True):
-        share = after.events_per_second / before.events_per_second
-        print(f"{after.events} a request, {after.clients} clients: {share:.2f} of an empty table's events a second")
+    full = _median_of_each(server, scale)
+    for case, per_second in full.items():
+        share = per_second / empty[case]
+        print(f"{case[0]} a request, {case[1]} clients: {share:.2f} of an empty table's events a second")
+
+
+def _median_of_each(server: Server, scale: float) -> dict[tuple[int, int], float]:
+    """The median of the events a second of some cases, measured in turn."""
+    cases = ((1, 64), (100, 64), (1000, 16))
+    rounds = [[_measure(server, *case, scale).events_per_second for case in cases] for _ in range(ROUNDS)]
+    return {case: statistics.median(rates) for case, rates in zip(cases, zip(*rounds, strict=True), strict=True)}
 
 
 def _compare_crowd(server: Server, scale: float) -> None:

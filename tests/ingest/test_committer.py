@@ -69,6 +69,12 @@ class Bench:
         return told
 
 
+@pytest.fixture(autouse=True)
+def two_writers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever their number is tuned to."""
+    monkeypatch.setattr(module, "WRITERS", 2)
+
+
 def test_a_lone_submission_is_written_at_once() -> None:
     """No timer is waited for, and each gets its own outcome."""
     bench = Bench()

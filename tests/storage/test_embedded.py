@@ -13,7 +13,7 @@ import pytest
 
 from tests.database import Database
 from tkserver.storage import embedded, passage
-from tkserver.storage.embedded import EmbeddedError, EmbeddedPostgres
+from tkserver.storage.embedded import EmbeddedError, EmbeddedPostgres, sizes_for
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the database as somebody else")
 
@@ -144,3 +144,11 @@ def test_passage_keeps_what_is_there() -> None:
     acl = {(1, nobody): 7, (2, 1000): 6, (4, nobody): 5, (16, nobody): 6, (32, nobody): 0}
     assert passage.with_passage(acl, 1001) == {**acl, (2, 1001): 1, (4, nobody): 4, (16, nobody): 7}
     assert passage.with_passage(acl, 1000) == {**acl, (2, 1000): 7, (4, nobody): 4, (16, nobody): 7}
+
+
+def test_sizes() -> None:
+    """In proportion to the machine, between PostgreSQL's own defaults and what is of use."""
+    gib = 1 << 30
+    assert sizes_for(gib // 2, gib) == {"shared_buffers": "128MB", "max_wal_size": "1024MB"}
+    assert sizes_for(2 * gib, 20 * gib) == {"shared_buffers": "256MB", "max_wal_size": "2048MB"}
+    assert sizes_for(64 * gib, 900 * gib) == {"shared_buffers": "512MB", "max_wal_size": "4096MB"}

@@ -53,9 +53,24 @@ _OPTIONS = {
     "log_parameter_max_length_on_error": "0",
 }
 
+_MIB = 1 << 20
+
 
 class EmbeddedError(Exception):
     """The embedded database cannot be run, with what to do about it."""
+
+
+def sizes_for(memory: int, free_disk: int) -> dict[str, str]:
+    """PostgreSQL's settings of size for a machine.
+
+    Event ids are random: each touches another page of its index. As many of these as possible are to be in memory,
+    and as few as possible written whole into the log, which they are when they are first touched after a checkpoint.
+
+    :param memory: bytes in all; ``free_disk`` likewise. Never less than PostgreSQL's own defaults.
+    """
+    buffers = min(max(memory // 8 // _MIB, 128), 512)
+    log = min(max(free_disk // 10 // _MIB, 1024), 4096)
+    return {"shared_buffers": f"{buffers}MB", "max_wal_size": f"{log}MB"}
 
 
 def default_data_dir() -> Path:
@@ -162,7 +177,9 @@ class EmbeddedPostgres:
                 pid_file.unlink()
 
     def _start(self) -> None:
-        options = {**_OPTIONS, "unix_socket_directories": str(self._socket_dir)}
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        sizes = sizes_for(memory, shutil.disk_usage(self._data).free)
+        options = {**_OPTIONS, **sizes, "unix_socket_directories": str(self._socket_dir)}
         settings = " ".join(f"-c {name}={shlex.quote(value)}" for name, value in options.items())
         log_file = self._data / "server.log"
         try:
