@@ -20,7 +20,9 @@ LAYERS = {
     "storage": {"log", "wire"},
     "ingest": {"log", "failures", "wire", "storage"},
     "web": {"log", "failures", "wire", "storage", "ingest"},
-    "service": {"log", "config", "wire", "storage", "ingest", "web"},
+    "database": {"config", "storage"},
+    "cli": {"config", "database", "storage"},
+    "service": {"log", "config", "database", "wire", "storage", "ingest", "web"},
     "tap": {"log", "config", "service", "storage"},
 }
 """Each part of the package, and those that it may import."""

@@ -20,6 +20,7 @@ from twisted.internet.threads import deferToThreadPool
 
 from tkserver import __version__, log
 from tkserver.config import Settings
+from tkserver.database import dsn_of, embedded_by
 from tkserver.ingest.committer import Bounds, Committer
 from tkserver.ingest.credentials import CredentialCache, Usage, utc_now
 from tkserver.ingest.ingestion import Ingestion
@@ -27,7 +28,7 @@ from tkserver.ingest.readiness import Readiness
 from tkserver.ingest.verification import Verifier
 from tkserver.storage import demo, migrations
 from tkserver.storage.blocking import BlockingConnections
-from tkserver.storage.embedded import EmbeddedError, EmbeddedPostgres, default_data_dir
+from tkserver.storage.embedded import EmbeddedError
 from tkserver.storage.errors import StorageError
 from tkserver.storage.events import PREPARE_STORE, EventStore
 from tkserver.storage.migrations import IncompatibleDatabase
@@ -69,8 +70,8 @@ class TkServer(Service):
         self._settings = settings
         self._reactor = reactor
         self._fail = fail
-        self._embedded = _embedded(settings)
-        dsn = self._dsn = _dsn(settings, self._embedded)
+        self._embedded = embedded_by(settings)
+        dsn = self._dsn = dsn_of(settings, self._embedded)
 
         self._pool = Pool(reactor, dsn, settings.database.max_connections, prepare=PREPARE_STORE)
         events, tokens = EventStore(self._pool), TokenStore(self._pool)
@@ -214,19 +215,6 @@ class TkServer(Service):
 
     def _in_thread(self, work: Callable[..., T], *arguments: object) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work, *arguments)
-
-
-def _embedded(settings: Settings) -> EmbeddedPostgres | None:
-    if settings.database.url is not None:
-        return None
-    return EmbeddedPostgres(settings.database.data_dir or default_data_dir())
-
-
-def _dsn(settings: Settings, embedded: EmbeddedPostgres | None) -> str:
-    if embedded is not None:
-        return embedded.dsn
-    assert settings.database.url is not None
-    return settings.database.url.get_secret_value()
 
 
 def _bounds(settings: Settings) -> Bounds:

@@ -149,7 +149,8 @@ class Verifier:
             found = () if token is None else self._credentials.by_token(token)
 
         def learn(candidates: tuple[Credential, ...]) -> Claim:
-            claim.candidates = candidates
+            now = self._now()
+            claim.candidates = tuple([one for one in candidates if one.expires_at > now])
             return claim
 
         return found.addCallback(learn) if isinstance(found, Deferred) else learn(found)

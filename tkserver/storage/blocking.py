@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import psycopg2
 import psycopg2.extensions
@@ -24,6 +25,17 @@ DEFAULTS: dict[str, object] = {
 """libpq's parameters for every connection of this server, where the DSN does not name them."""
 
 _CONNECT_TIMEOUT = 5
+
+
+@contextmanager
+def transaction(connection: Connection) -> Iterator[None]:
+    """Several statements as one, on a connection on which each is one otherwise."""
+    connection.autocommit = False
+    try:
+        with connection:
+            yield
+    finally:
+        connection.autocommit = True
 
 
 class BlockingConnections:

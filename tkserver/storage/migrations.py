@@ -54,6 +54,11 @@ def migrate(dsn: str, connections: BlockingConnections) -> None:
         raise translate(error) or error from None
 
 
+def state(connection: Connection) -> tuple[set[str], set[str]]:
+    """The migrations that were applied to a database, and those that this version knows."""
+    return _applied(connection), {migration.id for migration in read_migrations(str(directory()))}
+
+
 def directory() -> Path:
     """Where the migrations lie: within the package when installed from a wheel, beside it in a checkout."""
     package = Path(__file__).parents[1]

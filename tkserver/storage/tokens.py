@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,7 +29,10 @@ HEARTBEAT = 1.0
 
 @dataclass(frozen=True)
 class Credential:
-    """An active row of ``api_tokens``."""
+    """An active row of ``api_tokens``.
+
+    :ivar expires_at: seconds since 1970 from when on it is not active any more.
+    """
 
     id: UUID
     org_id: UUID
@@ -36,12 +40,14 @@ class Credential:
     token: str = field(repr=False)
     secret: str = field(repr=False)
     tier: str = "free"
+    expires_at: float = math.inf
 
 
-_COLUMNS = "id::text, org_id::text, app_id::text, token, secret, tier::text"
-_BY_TOKEN = f"SELECT {_COLUMNS} FROM api_tokens WHERE token = %s AND is_active"
+_COLUMNS = "id::text, org_id::text, app_id::text, token, secret, tier::text, extract(epoch FROM expires_at)::float8"
+_ACTIVE = "is_active AND (expires_at IS NULL OR expires_at > now())"
+_BY_TOKEN = f"SELECT {_COLUMNS} FROM api_tokens WHERE token = %s AND {_ACTIVE}"
 _BY_APP = f"""
-SELECT {_COLUMNS} FROM api_tokens WHERE app_id = %s AND org_id = %s AND is_active ORDER BY created_at DESC
+SELECT {_COLUMNS} FROM api_tokens WHERE app_id = %s AND org_id = %s AND {_ACTIVE} ORDER BY created_at DESC
 """
 _MARK_USED = """
 UPDATE api_tokens AS t SET last_used_at = u.used_at
@@ -70,8 +76,9 @@ class TokenStore:
 
 
 def _credential(row: tuple[Any, ...]) -> Credential:
-    credential_id, org_id, app_id, token, secret, tier = row
-    return Credential(UUID(credential_id), UUID(org_id), UUID(app_id), token, secret, tier)
+    credential_id, org_id, app_id, token, secret, tier, expires_at = row
+    ends = math.inf if expires_at is None else expires_at
+    return Credential(UUID(credential_id), UUID(org_id), UUID(app_id), token, secret, tier, ends)
 
 
 class ChangeListener:

@@ -1,0 +1,1 @@
+"""``tkserver``: the operator's command line. Everything here blocks."""

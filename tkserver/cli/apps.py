@@ -1,0 +1,119 @@
+"""``tkserver apps``: applications and their names."""
+
+from __future__ import annotations
+
+import secrets
+from uuid import UUID, uuid4
+
+import click
+
+from tkserver.cli.database import connected
+from tkserver.cli.errors import Failed, NotFound
+from tkserver.cli.output import Record, json_option, print_record, print_records
+from tkserver.storage import registry
+from tkserver.storage.blocking import Connection, transaction
+from tkserver.storage.registry import TIERS, App, NameTaken, Token, Unknown
+
+
+@click.group()
+def apps() -> None:
+    """Applications, and what they are called."""
+
+
+@apps.command()
+@click.argument("name")
+@click.option("--org", type=click.UUID, help="The organisation's id; a new one if left out.")
+@click.option("--app", "app_id", type=click.UUID, help="The application's id; a new one if left out.")
+@click.option("--tier", type=click.Choice(TIERS), default="free", show_default=True, help="Decides its rate limit.")
+@json_option
+def create(name: str, org: UUID | None, app_id: UUID | None, tier: str, as_json: bool) -> None:
+    """Make an application with its first token, and print what an SDK needs.
+
+    The secret is shown now, and later only by tokens list --show-secret.
+    """
+    org, app_id = org or uuid4(), app_id or uuid4()
+    with connected() as connection:
+        try:
+            with transaction(connection):
+                registry.create_app(connection, _checked(name), org, app_id)
+                token = registry.create_token(connection, org, app_id, tier, secrets.token_hex)
+        except NameTaken as error:
+            raise Failed(str(error)) from None
+    print_record({"name": name, **credentials_of(token)}, as_json=as_json)
+    if not as_json:
+        click.echo(f"\nFor an SDK:\n\n{sdk_settings(token)}")
+
+
+@apps.command("list")
+@json_option
+def list_(as_json: bool) -> None:
+    """List all applications that have a name or a token."""
+    with connected() as connection:
+        found = registry.apps(connection)
+    print_records([_record(app) for app in found], as_json=as_json, empty="No applications: tkserver apps create NAME")
+
+
+@apps.command()
+@click.argument("app")
+@json_option
+def show(app: str, as_json: bool) -> None:
+    """Show an application, by its name or id."""
+    with connected() as connection:
+        print_record(_record(named(connection, app)), as_json=as_json)
+
+
+@apps.command()
+@click.argument("app")
+@click.argument("name")
+def rename(app: str, name: str) -> None:
+    """Give an application, by its name or id, another NAME."""
+    with connected() as connection:
+        try:
+            registry.rename_app(connection, named(connection, app), _checked(name))
+        except NameTaken as error:
+            raise Failed(str(error)) from None
+    click.echo(f"{app} is now called {name}")
+
+
+def named(connection: Connection, app: str) -> App:
+    """The application with this name or id."""
+    try:
+        return registry.app(connection, app)
+    except Unknown as error:
+        raise NotFound(str(error)) from None
+
+
+def credentials_of(token: Token) -> Record:
+    """What a client needs to send events."""
+    return {"org_id": token.org_id, "app_id": token.app_id, "token": token.token, "secret": token.secret}
+
+
+def sdk_settings(token: Token) -> str:
+    """What goes into a program that uses the Rust SDK; the endpoint is that of the server's own default."""
+    return f"""\
+    SyncConfig::builder()
+        .endpoint("http://127.0.0.1:3000")
+        .org_id("{token.org_id}")?
+        .app_id("{token.app_id}")?
+        .token("{token.token}")
+        .secret("{token.secret}")
+        .build()?"""
+
+
+def _checked(name: str) -> str:
+    if not 0 < len(name) <= 100 or not name.isprintable() or name != name.strip():
+        raise click.BadParameter("a name has 1 to 100 printable characters, and no space at its ends")
+    return name
+
+
+def _record(app: App) -> Record:
+    return {
+        "name": app.name,
+        "org_id": app.org_id,
+        "app_id": app.app_id,
+        "active_tokens": app.active_tokens,
+        "monthly_quota": app.monthly_quota,
+        "retention_days": app.retention_days,
+        "last_used_at": app.last_used_at,
+        "created_at": app.created_at,
+    }
