@@ -14,6 +14,7 @@ from typing import TypeVar
 from uuid import UUID
 
 import msgspec
+from msgspec import Struct
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
@@ -45,8 +46,7 @@ _MAX_TIMESTAMP_DIGITS = 20
 _LONGEST_TOKEN = 255
 
 
-@dataclass(frozen=True, slots=True)
-class IngestRequest:
+class IngestRequest(Struct, frozen=True):
     """A request as it came in.
 
     :ivar headers: by lower-case name. Values as sent, ISO 8859-1.
@@ -77,8 +77,7 @@ class Claim:
         return self.request.headers.get(name)
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
+class Verified(Struct, frozen=True):
     """A request that may be taken in."""
 
     request: IngestRequest

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
 
 from tkserver.storage.errors import DataRefused
 from tkserver.storage.pool import Execute, Pool
@@ -32,8 +33,7 @@ class Row(NamedTuple):
     values: bytes
 
 
-@dataclass(frozen=True)
-class Submission:
+class Submission(Struct, frozen=True):
     """What one request asks to have stored.
 
     :ivar nonce: ``None`` where the request had none.
@@ -61,8 +61,7 @@ class Submission:
         return sum(len(row.origin) + len(row.values) for row in self.rows.values())
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(Struct, frozen=True):
     """What became of a submission that was committed.
 
     :ivar nonce_reused: nothing of it was stored, for its nonce belongs to another request.

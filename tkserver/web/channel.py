@@ -123,6 +123,7 @@ class ApiChannel(HTTPChannel):
         """Called by the transport when the peer does not read what is written."""
         self._congested = True
         super().pauseProducing()
+        self.transport.pauseProducing()  # also while a request is being handled, when twisted.web would read on
 
     def resumeProducing(self) -> None:
         """Called by the transport when it can be written to again, which alone is no reason to read."""

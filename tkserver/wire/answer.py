@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -13,13 +12,12 @@ from tkserver.wire.refusal import AllEventsRejected, EventRefusal, MethodNotAllo
 NO_HEADERS: Mapping[str, str] = {}
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """What goes back to a client. ``body`` is JSON, or ``None`` where there is none (204)."""
 
     status: int
     body: bytes | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = {}
 
 
 def json_answer(status: int, content: object, headers: Mapping[str, str] = NO_HEADERS) -> Answer:

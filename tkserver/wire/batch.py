@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import islice
 
 import msgspec
@@ -23,8 +22,7 @@ MAX_EVENTS = 1000
 """The most events that one batch may hold."""
 
 
-@dataclass(frozen=True)
-class Batch:
+class Batch(Struct, frozen=True):
     """The events of a body by their place in it, and the refusals of those that break a rule."""
 
     events: dict[int, Event]
