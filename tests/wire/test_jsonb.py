@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
@@ -227,16 +226,13 @@ def test_nesting_in_disguise(text: str) -> None:
     assert objection(text) == DEEP
 
 
-# --- time
+# --- time: what takes more than its share runs into the timeout of every test
 
 
 def test_time_for_digits() -> None:
     """Values of many long numbers take time in proportion to their length."""
-    text = b"[" + b",".join([b"1" * 14_999] * 12) + b"]"
-    started = time.process_time()
-
+    text = b"[" + b",".join([b"1" * 14_999] * 300) + b"]"
     assert jsonb.objection(text) is None
-    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize(
@@ -254,10 +250,7 @@ def test_time_for_digits() -> None:
 )
 def test_time(text: bytes) -> None:
     """Values that are made to look suspicious take time in proportion to their length."""
-    started = time.process_time()
-
     assert jsonb.objection(text) is None
-    assert time.process_time() - started < 2
 
 
 # --- a real PostgreSQL

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 
 import msgspec
 import pytest
@@ -224,24 +223,18 @@ def test_damaged(text: str) -> None:
         assert found == [key for key, _ in json.loads(text, object_pairs_hook=list)]
 
 
-# --- time
+# --- time: what takes more than its share runs into the timeout of every test
 
 
 def test_time_for_quotes() -> None:
     """A string that never ends takes time in proportion to its length, also behind deep nesting."""
-    text = '{"a":' + "[" * DEEP + '"' + '\\"' * 12_000
-    started = time.process_time()
-
+    text = '{"a":' + "[" * DEEP + '"' + '\\"' * 1_000_000
     with pytest.raises(ValueError):
         members(text)
-    assert time.process_time() - started < 0.5
 
 
 @pytest.mark.parametrize("count", [1000])
 def test_time_for_deep_elements(count: int) -> None:
     """Many elements that are nested deeply take time in proportion to their length."""
     text = "[" + ",".join([nested(2500)] * count) + "]"
-    started = time.process_time()
-
     assert len(elements(text)) == count
-    assert time.process_time() - started < 5
