@@ -214,6 +214,16 @@ class TestBodies:
     """Refused while they arrive, and never held."""
 
     @pytest_twisted.ensureDeferred
+    async def test_invitation_comes_first(self, impatient: TkServer) -> None:
+        """Also where the client does not wait for it, and the answer is there at once."""
+        peer = await connect(impatient.port)
+        head = f"POST {App().path} HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n{{}}"
+        peer.write(head.encode())
+        await peer.wait_for(b'"code":"missing_signature"')
+        peer.hang_up()
+        assert peer.received.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 401 ")
+
+    @pytest_twisted.ensureDeferred
     async def test_declared_too_long(self, impatient: TkServer) -> None:
         """A body that is said to be too long is refused before it is sent, without an invitation to send it."""
         peer = await connect(impatient.port)

@@ -205,6 +205,10 @@ class ApiChannel(HTTPChannel):
         head = self.site.head(to_send, origin, closes=not self.persistent)
         self._write(head + to_send.body if to_send.body and with_body else head)
 
+    def _send100Continue(self) -> None:
+        """Called by twisted.web where a client waits for the invitation to send its body."""
+        self._write(b"HTTP/1.1 100 Continue\r\n\r\n")  # or an answer that is sent at once would overtake it
+
     def _write(self, data: bytes) -> None:
         """Write at once what can be: to have the reactor say when is two system calls more, and a turn of its own."""
         if self._direct:
