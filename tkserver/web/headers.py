@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from twisted.web.http import RESPONSES
+from http import HTTPStatus
 
 from tkserver.wire.answer import Answer
+
+_PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+"""Twisted's own have no 429."""
 
 COMMON = {
     "Server": "tkserver",
@@ -73,4 +75,4 @@ def head(status: int, fields: Mapping[str, str]) -> bytes:
     :param fields: ISO 8859-1, without line breaks: what comes from a request has none, or is no request.
     """
     lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-    return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, RESPONSES[status], lines.encode("latin-1"))
+    return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, _PHRASES[status], lines.encode("latin-1"))
