@@ -12,7 +12,10 @@ from tkserver.cli.errors import Failed, NotFound
 from tkserver.cli.output import Record, json_option, print_record, print_records
 from tkserver.storage import registry
 from tkserver.storage.blocking import Connection, transaction
-from tkserver.storage.registry import TIERS, App, NameTaken, Token, Unknown
+from tkserver.storage.registry import TIERS, App, NameTaken, Token, Unknown, Unnamed
+
+MAX_QUOTA = 2**63 - 1
+"""Events: what the database's column holds."""
 
 
 @click.group()
@@ -59,7 +62,8 @@ def list_(as_json: bool) -> None:
 def show(app: str, as_json: bool) -> None:
     """Show an application, by its name or id."""
     with connected() as connection:
-        print_record(_record(named(connection, app)), as_json=as_json)
+        found = named(connection, app)
+    print_record({**_record(found), **_usage(found)}, as_json=as_json)
 
 
 @apps.command()
@@ -73,6 +77,25 @@ def rename(app: str, name: str) -> None:
         except NameTaken as error:
             raise Failed(str(error)) from None
     click.echo(f"{app} is now called {name}")
+
+
+@apps.command("set-quota")
+@click.argument("app")
+@click.argument("events", type=click.IntRange(0, MAX_QUOTA), required=False)
+@click.option("--none", "unlimited", is_flag=True, help="Take the quota away.")
+def set_quota(app: str, events: int | None, unlimited: bool) -> None:
+    """Let an application, by its name or id, store so many EVENTS in a calendar month (UTC), or with --none any number.
+
+    What it has stored this month already counts. Every server keeps to it within two seconds.
+    """
+    if (events is None) != unlimited:
+        raise click.UsageError("give a number of events, or --none")
+    with connected() as connection:
+        try:
+            registry.set_quota(connection, named(connection, app), events)
+        except Unnamed as error:
+            raise Failed(str(error)) from None
+    click.echo(f"{app} may store {'any number of' if events is None else f'{events:,}'} events a month")
 
 
 def named(connection: Connection, app: str) -> App:
@@ -104,6 +127,15 @@ def _checked(name: str) -> str:
     if not 0 < len(name) <= 100 or not name.isprintable() or name != name.strip():
         raise click.BadParameter("a name has 1 to 100 printable characters, and no space at its ends")
     return name
+
+
+def _usage(app: App) -> Record:
+    """What is used of the quota, and when it begins anew."""
+    allowance = app.allowance
+    return {
+        "used_this_month": None if allowance is None else allowance.used,
+        "quota_resets_at": None if allowance is None else allowance.resets_at,
+    }
 
 
 def _record(app: App) -> Record:

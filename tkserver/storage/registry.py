@@ -15,6 +15,7 @@ from uuid import UUID
 from psycopg2.errors import UniqueViolation
 
 from tkserver.storage.blocking import Connection
+from tkserver.storage.quota import Allowance
 
 TIERS = ("free", "pro", "business", "enterprise")
 
@@ -24,6 +25,10 @@ Random = Callable[[int], str]
 
 class NameTaken(Exception):
     """Another application has this name, or this application another one."""
+
+
+class Unnamed(Exception):
+    """Nothing can be set for an application that has no name."""
 
 
 class Unknown(Exception):
@@ -37,6 +42,7 @@ class App:
     :ivar name: ``None`` where it has none, but credentials.
     :ivar active_tokens: how many of its credentials are active.
     :ivar last_used_at: when any of them was last used, to the minute.
+    :ivar allowance: what of its quota is used this month; ``None`` where it has none.
     """
 
     name: str | None
@@ -47,6 +53,7 @@ class App:
     retention_days: int | None
     active_tokens: int
     last_used_at: datetime | None
+    allowance: Allowance | None
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ WITH used AS (
     FROM api_tokens AS t GROUP BY app_id, org_id
 )
 SELECT a.name, org_id::text, app_id::text, a.created_at, a.monthly_quota, a.retention_days,
-       coalesce(u.active_tokens, 0), u.last_used_at
+       coalesce(u.active_tokens, 0), u.last_used_at, a.quota_month, a.quota_used, now()
 FROM apps AS a FULL JOIN used AS u USING (app_id, org_id)
 """
 
@@ -139,6 +146,18 @@ def rename_app(connection: Connection, of: App, name: str) -> None:
         )
     except UniqueViolation:
         raise NameTaken(f"another application has the name {name!r}") from None
+
+
+def set_quota(connection: Connection, of: App, quota: int | None) -> None:
+    """Let an application store so many events in a calendar month, UTC, or any number (``None``).
+
+    What it has stored this month already counts. Where it had none before, that is looked up and may take a while.
+
+    :raise Unnamed: when the application has no name.
+    """
+    sql = "UPDATE apps SET monthly_quota = %s WHERE app_id = %s AND org_id = %s RETURNING name"
+    if not _rows(connection, sql, quota, *_ids(of)):
+        raise Unnamed(f"the application {of.app_id} has no name yet: tkserver apps rename {of.app_id} NAME")
 
 
 def tokens(connection: Connection, of: App | None) -> list[Token]:
@@ -207,8 +226,11 @@ def _tokens(connection: Connection, sql: str, *parameters: object) -> list[Token
 
 
 def _app(row: tuple[Any, ...]) -> App:
-    name, org_id, app_id, *rest = row
-    return App(name, UUID(org_id), UUID(app_id), *rest)
+    name, org_id, app_id, created_at, quota, retention_days, active_tokens, last_used_at, month, used, now = row
+    allowance = None if quota is None else Allowance.read(quota, month, used, now)
+    return App(
+        name, UUID(org_id), UUID(app_id), created_at, quota, retention_days, active_tokens, last_used_at, allowance
+    )
 
 
 def _ids(of: App) -> tuple[str, str]:
