@@ -31,6 +31,7 @@ from tkserver.storage.blocking import BlockingConnections
 from tkserver.storage.embedded import EmbeddedError
 from tkserver.storage.errors import StorageError
 from tkserver.storage.events import PREPARE_STORE, EventStore
+from tkserver.storage.metered import MeteredStore
 from tkserver.storage.migrations import IncompatibleDatabase
 from tkserver.storage.pool import Pool
 from tkserver.storage.tokens import ChangeListener, TokenStore
@@ -85,7 +86,7 @@ class TkServer(Service):
         self._connections = BlockingConnections()
 
         verifier = Verifier(credentials, reactor.seconds, settings.ingest.timestamp_tolerance)
-        committer = Committer(events, reactor, _bounds(settings))
+        committer = Committer(events, reactor, _bounds(settings), MeteredStore(self._pool))
         ingestion = Ingestion(verifier, committer, self._usage, settings.ingest.max_body_bytes)
         readiness = Readiness(events.probe, reactor)
         api = Api(ingestion, readiness.check, reactor.seconds)

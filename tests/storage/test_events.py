@@ -72,7 +72,7 @@ def store(shared_database: Database) -> Iterator[Store]:
 
     def store(submissions: Sequence[Submission]) -> list[Outcome]:
         found: list[Any] = []
-        ensureDeferred(events_module._store(execute, submissions)).addBoth(found.append)
+        ensureDeferred(events_module.store_all(execute, submissions)).addBoth(found.append)
         if isinstance(found[0], Failure):
             found[0].raiseException()
         return list(found[0])

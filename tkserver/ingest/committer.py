@@ -2,6 +2,9 @@
 
 Submissions that arrive while commits are under way are written together in the next one. No timer is involved: a lone
 submission is written at once, and the more of them wait, the more are written at a time.
+
+Those of an application that has a quota wait in a lane of its own: its commits follow one another, for they would wait
+for each other in the database, and keep those of all others waiting for a writer.
 """
 
 from __future__ import annotations
@@ -9,18 +12,21 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, DeferredSemaphore, ensureDeferred
 from twisted.python.failure import Failure
 
 from tkserver.ingest.patience import Patience
-from tkserver.storage.errors import DataRefused
-from tkserver.storage.events import EventStore, Outcome, Submission
+from tkserver.storage.errors import DataRefused, Inseparable
+from tkserver.storage.events import Outcome, Submission
 from tkserver.wire.refusal import Overloaded
 
 WRITERS = 3
 """Commits that are under way at once: while one waits for the disk, the others have the processor."""
+
+METERED_WRITERS = 2
+"""The same, for applications that have a quota: more of them would leave the others without a connection."""
 
 MAX_COMMIT_EVENTS = 4000
 MAX_COMMIT_BYTES = 4_194_304
@@ -56,15 +62,29 @@ class _Pending:
         return None if submission.nonce is None else (*submission.application, submission.nonce)
 
 
-class Committer:
-    """Takes submissions and has them written, several at a time."""
+class Store(Protocol):
+    """Where submissions go: see :class:`tkserver.storage.events.EventStore`."""
 
-    def __init__(self, store: EventStore, reactor: Any, bounds: Bounds) -> None:
+    async def store(self, submissions: Sequence[Submission]) -> list[Outcome]: ...
+
+    async def store_sound_part(self, submission: Submission) -> Outcome: ...
+
+
+class Committer:
+    """Takes submissions and has them written, several at a time.
+
+    :param metered: stores those of applications that have a quota; is given those of one application at a time.
+    """
+
+    def __init__(self, store: Store, reactor: Any, bounds: Bounds, metered: Store | None = None) -> None:
         self._store = store
+        self._metered = metered or store
         self._bounds = bounds
         self._patience = Patience[Outcome](bounds.timeout, reactor, "not committed")
         self._queue: deque[_Pending] = deque()
         self._writers = 0
+        self._lanes: dict[tuple[int, int], deque[_Pending]] = {}
+        self._metered_writers = DeferredSemaphore(METERED_WRITERS)
         self._events = 0
         self._bytes = 0
         self._full = False
@@ -91,28 +111,49 @@ class Committer:
         pending = _Pending(submission, len(submission.rows), submission.bytes)
         self._events += pending.events
         self._bytes += pending.bytes
-        self._queue.append(pending)
-        if self._writers < WRITERS:
-            ensureDeferred(self._write())
+        if submission.metered:
+            self._enter_lane(pending)
+        else:
+            self._queue.append(pending)
+            if self._writers < WRITERS:
+                ensureDeferred(self._write())
         self._patience.wait_for(pending.outcome)
         return pending.outcome
 
     async def _write(self) -> None:
         """Write what there is, until nothing is left."""
         self._writers += 1
-        while group := self._next_group():
-            await self._commit(group)
+        while group := self._next_group(self._queue):
+            await self._commit(group, self._store)
         self._writers -= 1
 
-    def _next_group(self) -> list[_Pending]:
-        """The oldest submissions, as many as go into one commit."""
+    def _enter_lane(self, pending: _Pending) -> None:
+        application = pending.submission.application
+        lane = self._lanes.get(application)
+        if lane is not None:
+            lane.append(pending)
+        else:
+            self._lanes[application] = deque([pending])
+            ensureDeferred(self._write_lane(application))
+
+    async def _write_lane(self, application: tuple[int, int]) -> None:
+        """Write what there is of an application, one commit after the other, in turn with other applications."""
+        lane = self._lanes[application]
+        while lane:
+            async with self._metered_writers:
+                if group := self._next_group(lane):
+                    await self._commit(group, self._metered)
+        del self._lanes[application]
+
+    def _next_group(self, queue: deque[_Pending]) -> list[_Pending]:
+        """The oldest submissions of a queue, as many as go into one commit."""
         group: list[_Pending] = []
         events = size = 0
         nonces: set[object] = set()
-        while self._queue:
-            pending = self._queue[0]
+        while queue:
+            pending = queue[0]
             if pending.outcome.called:  # nobody waits for it any more
-                self._settle(self._queue.popleft(), None)
+                self._settle(queue.popleft(), None)
                 continue
             events, size = events + pending.events, size + pending.bytes
             nonce = pending.nonce
@@ -120,17 +161,17 @@ class Committer:
                 break
             if nonce is not None:
                 nonces.add(nonce)
-            group.append(self._queue.popleft())
+            group.append(queue.popleft())
         return group
 
-    async def _commit(self, group: list[_Pending]) -> None:
+    async def _commit(self, group: list[_Pending], store: Store) -> None:
         """Write a group in one commit; in halves, where there is something in it that the database refuses."""
         try:
-            outcomes: Sequence[Outcome | Failure] = await self._write_group(group)
-        except DataRefused:
+            outcomes: Sequence[Outcome | Failure] = await _write_group(group, store)
+        except (DataRefused, Inseparable):
             half = len(group) // 2
-            await self._commit(group[:half])
-            await self._commit(group[half:])
+            await self._commit(group[:half], store)
+            await self._commit(group[half:], store)
             return
         except Exception:
             outcomes = [Failure()] * len(group)
@@ -138,19 +179,20 @@ class Committer:
             self._settle(pending, outcome)
         self._patience.forget_fired()
 
-    async def _write_group(self, group: list[_Pending]) -> list[Outcome]:
-        """
-        :raise DataRefused: only where there are several submissions, one of which is to blame.
-        """
-        try:
-            return await self._store.store([pending.submission for pending in group])
-        except DataRefused:
-            if len(group) > 1:
-                raise
-            return [await self._store.store_sound_part(group[0].submission)]
-
     def _settle(self, pending: _Pending, outcome: Outcome | Failure | None) -> None:
         self._events -= pending.events
         self._bytes -= pending.bytes
         if outcome is not None and not pending.outcome.called:
             pending.outcome.callback(outcome)
+
+
+async def _write_group(group: list[_Pending], store: Store) -> list[Outcome]:
+    """
+    :raise DataRefused: only where there are several submissions, one of which is to blame; so does Inseparable.
+    """
+    try:
+        return await store.store([pending.submission for pending in group])
+    except DataRefused:
+        if len(group) > 1:
+            raise
+        return [await store.store_sound_part(group[0].submission)]

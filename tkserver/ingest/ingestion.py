@@ -6,11 +6,12 @@ from tkserver.ingest.committer import Committer
 from tkserver.ingest.credentials import Usage
 from tkserver.ingest.verification import IngestRequest, Verifier
 from tkserver.storage.events import Outcome, Submission
+from tkserver.storage.quota import Allowance
 from tkserver.wire import answer
 from tkserver.wire.answer import Answer
 from tkserver.wire.batch import Batch, read_batch
 from tkserver.wire.media import decode_body
-from tkserver.wire.refusal import AllEventsRejected, EventRefusal, NonceReused
+from tkserver.wire.refusal import AllEventsRejected, EventRefusal, NonceReused, QuotaExceeded
 
 
 class Ingestion:
@@ -36,7 +37,8 @@ class Ingestion:
         batch = self._read(request)
         if not batch.events:
             raise _all_rejected(batch.refusals)
-        submission = Submission.of(verified.org_id, verified.app_id, verified.nonce, batch.events)
+        metered = verified.credential.metered
+        submission = Submission.of(verified.org_id, verified.app_id, verified.nonce, batch.events, metered=metered)
         return _answer(batch, await self._committer.submit(submission))
 
     def _read(self, request: IngestRequest) -> Batch:
@@ -52,6 +54,8 @@ class Ingestion:
 def _answer(batch: Batch, outcome: Outcome) -> Answer:
     if outcome.nonce_reused:
         raise NonceReused("this X-Nonce was used before: sign each request with a new one")
+    if outcome.over_quota is not None:
+        raise _over(outcome.over_quota)
     refusals = (
         *batch.refusals,
         *_refusals(batch, outcome.conflicts, "event_id_conflict", "event_id: belongs to another application"),
@@ -61,6 +65,14 @@ def _answer(batch: Batch, outcome: Outcome) -> Answer:
     if not accepted:
         raise _all_rejected(refusals)
     return answer.stored(accepted=accepted, duplicates=outcome.duplicates, refusals=refusals)
+
+
+def _over(allowance: Allowance) -> QuotaExceeded:
+    return QuotaExceeded(
+        f"{allowance.left} of the {allowance.quota} events that this application may store in a month are left, and"
+        f" this batch has more new ones: the next month begins at {allowance.resets_at:%Y-%m-%dT%H:%M:%SZ}",
+        retry_after=allowance.retry_after,
+    )
 
 
 def _refusals(batch: Batch, places: frozenset[int], code: str, message: str) -> list[EventRefusal]:

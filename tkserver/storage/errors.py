@@ -29,6 +29,10 @@ class DataRefused(StorageError):
     """The database will never take these values."""
 
 
+class Inseparable(StorageError):
+    """What was asked for at once is to be asked for in parts."""
+
+
 _COLLISIONS = {errorcodes.SERIALIZATION_FAILURE, errorcodes.DEADLOCK_DETECTED}
 _CONNECTION_CLASSES = {"08", "57P"}  # connection exception; operator intervention that ends the session
 _DATA_CLASSES = {"22", "23", "54"}  # data exception; integrity constraint violation; program limit exceeded

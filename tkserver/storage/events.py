@@ -14,6 +14,7 @@ from msgspec.structs import replace
 
 from tkserver.storage.errors import DataRefused
 from tkserver.storage.pool import Execute, Pool
+from tkserver.storage.quota import Allowance
 from tkserver.wire.event import Environment, Event, Service
 
 NONCE_LIFETIME = "20 minutes"
@@ -38,17 +39,21 @@ class Submission(Struct, frozen=True):
 
     :ivar nonce: ``None`` where the request had none.
     :ivar rows: by the event's place in the batch, from 0; at least one.
+    :ivar metered: whether its application has a quota.
     """
 
     org_id: UUID
     app_id: UUID
     nonce: str | None
     rows: dict[int, Row]
+    metered: bool = False
 
     @classmethod
-    def of(cls, org_id: UUID, app_id: UUID, nonce: str | None, events: Mapping[int, Event]) -> Submission:
+    def of(
+        cls, org_id: UUID, app_id: UUID, nonce: str | None, events: Mapping[int, Event], *, metered: bool = False
+    ) -> Submission:
         origins: dict[Origin, bytes] = {}
-        return cls(org_id, app_id, nonce, {place: _row(event, origins) for place, event in events.items()})
+        return cls(org_id, app_id, nonce, {place: _row(event, origins) for place, event in events.items()}, metered)
 
     @property
     def application(self) -> tuple[int, int]:
@@ -68,16 +73,24 @@ class Outcome(Struct, frozen=True):
     :ivar duplicates: how many events this application had already sent, in this or in another batch.
     :ivar conflicts: the places of the events whose id belongs to another application.
     :ivar unstorable: the places of the events that the database will not take.
+    :ivar over_quota: nothing of it was stored, for it has more new events than this leaves room for.
     """
 
     nonce_reused: bool = False
     duplicates: int = 0
     conflicts: frozenset[int] = frozenset()
     unstorable: frozenset[int] = frozenset()
+    over_quota: Allowance | None = None
 
     def accepts_any_of(self, submission: Submission) -> bool:
         """Whether at least one event of the submission that this is the outcome of is now stored."""
         return not self.nonce_reused and len(submission.rows) > len(self.conflicts) + len(self.unstorable)
+
+    def newly_stored(self, submission: Submission) -> int:
+        """How many events of the submission that this is the outcome of were not stored before, and now are."""
+        if self.nonce_reused or self.over_quota is not None:
+            return 0
+        return len(submission.rows) - self.duplicates - len(self.conflicts) - len(self.unstorable)
 
     def merged_with(self, other: Outcome) -> Outcome:
         """The outcome of two halves of one submission."""
@@ -203,14 +216,14 @@ class EventStore:
         :raise DataRefused: when there is a value among them that the database will never take.
         :raise StorageError: when it did not work this time.
         """
-        return await _store(self._pool.run, submissions)
+        return await store_all(self._pool.run, submissions)
 
     async def store_sound_part(self, submission: Submission) -> Outcome:
         """Store, in one commit, what the database takes of a submission that it refused as a whole.
 
         Halves of it are tried until each event that is refused stands alone.
         """
-        return await self._pool.transaction(partial(_store_halves, submission=submission))
+        return await self._pool.transaction(partial(store_halves, submission=submission))
 
     async def forget_nonces(self) -> None:
         """Delete the nonces that are too old to matter."""
@@ -224,7 +237,8 @@ class EventStore:
         await self._pool.run(_PROBE)
 
 
-async def _store(execute: Execute, submissions: Sequence[Submission]) -> list[Outcome]:
+async def store_all(execute: Execute, submissions: Sequence[Submission]) -> list[Outcome]:
+    """Store all submissions, or none, in the transaction that ``execute`` runs in, or in one of their own."""
     requests = b"[" + b",".join(map(_request, submissions)) + b"]"
     exceptions: dict[int, dict[str | None, bool]] = {}
     for request, event_id, own in await execute(_STORE, (requests.decode(),)):
@@ -236,10 +250,11 @@ async def _store(execute: Execute, submissions: Sequence[Submission]) -> list[Ou
     ]
 
 
-async def _store_halves(execute: Execute, submission: Submission) -> Outcome:
+async def store_halves(execute: Execute, submission: Submission) -> Outcome:
+    """Store what the database takes of a submission, in the transaction that ``execute`` runs in."""
     await execute("SAVEPOINT halves")
     try:
-        (outcome,) = await _store(execute, [submission])
+        (outcome,) = await store_all(execute, [submission])
         return outcome
     except DataRefused:
         await execute("ROLLBACK TO SAVEPOINT halves")
@@ -250,12 +265,12 @@ async def _store_halves(execute: Execute, submission: Submission) -> Outcome:
         replace(submission, rows={place: submission.rows[place] for place in half})
         for half in (places[: len(places) // 2], places[len(places) // 2 :])
     )
-    outcome = await _store_halves(execute, first)
+    outcome = await store_halves(execute, first)
     if outcome.nonce_reused:
         return outcome
     if outcome.accepts_any_of(first):
         second = replace(second, nonce=None)  # the first half has just used it
-    return outcome.merged_with(await _store_halves(execute, second))
+    return outcome.merged_with(await store_halves(execute, second))
 
 
 def _request(submission: Submission) -> bytes:

@@ -39,6 +39,9 @@ _SESSION = (
     "SET default_transaction_isolation = 'repeatable read'",
 )
 
+READ_COMMITTED = "READ COMMITTED"
+"""The isolation in which each statement sees what was committed before it, and not before the transaction."""
+
 _NO_CONNECTION = "no connection to the database"
 
 T = TypeVar("T")
@@ -99,7 +102,7 @@ class Pool:
         """
         return await self._borrow(lambda execute: execute(sql, parameters))
 
-    async def transaction(self, work: Callable[[Execute], Awaitable[T]]) -> T:
+    async def transaction(self, work: Callable[[Execute], Awaitable[T]], isolation: str = "REPEATABLE READ") -> T:
         """Run several statements as one transaction, from the first again when it collides with another one.
 
         :param work: is given what executes a statement in the transaction.
@@ -107,7 +110,7 @@ class Pool:
         """
 
         async def in_transaction(execute: Execute) -> T:
-            await execute("BEGIN")
+            await execute(f"BEGIN ISOLATION LEVEL {isolation}")
             try:
                 result = await work(execute)
                 await execute("COMMIT")

@@ -21,7 +21,7 @@ from tkserver.storage.pool import Pool
 _log = log.logger(__name__)
 
 CHANNEL = "tkserver_credentials"
-"""Where ``schema/0001_api_tokens.sql`` announces that a credential was made, changed or deleted."""
+"""Where ``schema/`` announces that a credential, or whether its application has a quota, has changed."""
 
 HEARTBEAT = 1.0
 """Seconds between two signs of life of the connection that listens, and for each of them to come."""
@@ -32,6 +32,7 @@ class Credential:
     """An active row of ``api_tokens``.
 
     :ivar expires_at: seconds since 1970 from when on it is not active any more.
+    :ivar metered: whether its application has a monthly quota.
     """
 
     id: UUID
@@ -41,13 +42,19 @@ class Credential:
     secret: str = field(repr=False)
     tier: str = "free"
     expires_at: float = math.inf
+    metered: bool = False
 
 
-_COLUMNS = "id::text, org_id::text, app_id::text, token, secret, tier::text, extract(epoch FROM expires_at)::float8"
+_COLUMNS = """
+id::text, org_id::text, app_id::text, token, secret, tier::text, extract(epoch FROM expires_at)::float8,
+EXISTS (
+    SELECT FROM apps AS a WHERE a.app_id = t.app_id AND a.org_id = t.org_id AND a.monthly_quota IS NOT NULL
+)
+"""
 _ACTIVE = "is_active AND (expires_at IS NULL OR expires_at > now())"
-_BY_TOKEN = f"SELECT {_COLUMNS} FROM api_tokens WHERE token = %s AND {_ACTIVE}"
+_BY_TOKEN = f"SELECT {_COLUMNS} FROM api_tokens AS t WHERE token = %s AND {_ACTIVE}"
 _BY_APP = f"""
-SELECT {_COLUMNS} FROM api_tokens WHERE app_id = %s AND org_id = %s AND {_ACTIVE} ORDER BY created_at DESC
+SELECT {_COLUMNS} FROM api_tokens AS t WHERE app_id = %s AND org_id = %s AND {_ACTIVE} ORDER BY created_at DESC
 """
 _MARK_USED = """
 UPDATE api_tokens AS t SET last_used_at = u.used_at
@@ -76,9 +83,9 @@ class TokenStore:
 
 
 def _credential(row: tuple[Any, ...]) -> Credential:
-    credential_id, org_id, app_id, token, secret, tier, expires_at = row
+    credential_id, org_id, app_id, token, secret, tier, expires_at, metered = row
     ends = math.inf if expires_at is None else expires_at
-    return Credential(UUID(credential_id), UUID(org_id), UUID(app_id), token, secret, tier, ends)
+    return Credential(UUID(credential_id), UUID(org_id), UUID(app_id), token, secret, tier, ends, metered)
 
 
 class ChangeListener:

@@ -162,6 +162,10 @@ class StorageUnavailable(Refusal):
     status, code = 503, "storage_unavailable"
 
 
+class QuotaExceeded(Refusal):
+    status, code = 429, "quota_exceeded"
+
+
 class NonceReused(Refusal):
     status, code = 409, "nonce_reused"
 
