@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -31,6 +33,7 @@ from tests.test_lifecycle import ready
 
 COUNTED = "SELECT quota_used FROM apps WHERE app_id = %s"
 STORED = "SELECT count(*) FROM events WHERE app_id = %s"
+BLOCKED = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest_twisted.async_yield_fixture
@@ -235,8 +238,7 @@ async def test_an_id_that_is_stored_meanwhile(clients: list[Client], database: D
         cursor.execute("UPDATE copy SET id = nextval('events_id_seq'), event_id = %s", (copy["event_id"],))
         cursor.execute("INSERT INTO events SELECT * FROM copy")
     waiting = ensureDeferred(clients[0].send(app, [{**event, **copy}, *events(1)]))
-    blocked = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    while not database.value(blocked):
+    while not database.value(BLOCKED):
         await deferLater(reactor, 0.02)
     holder.commit()
     holder.close()
@@ -273,6 +275,30 @@ async def test_processes(database: Database, directory: Path, killed: bool) -> N
     assert counted == stored <= 300
     fitting = sum(len(batch) for batch, status in zip(batches, again, strict=False) if status == 200)
     assert stored == fitting + sum(status == 200 for status in again[len(batches) :])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_falls_silent(clients: list[Client], database: Database, directory: Path) -> None:
+    """One that has locked the counter and says nothing more, as when its machine is gone, is not waited for."""
+    app = app_with(database, 10)
+    holder = psycopg2.connect(database.dsn)
+    with Twistd(directory, {"TK__DATABASE__URL": database.dsn}) as server:
+        wait_for(partial(ready, server.url))
+        with holder.cursor() as cursor:
+            cursor.execute("SELECT FROM apps FOR UPDATE")
+        lost = ensureDeferred(Client(server.url).send(app, events(3)))
+        lost.addErrback(lambda _: None)
+        while not database.value(BLOCKED):
+            await deferLater(reactor, 0.02)
+        os.kill(server.pid, signal.SIGSTOP)
+        holder.close()
+        try:
+            assert (await clients[0].send(app, events(2))).status == 200
+            assert counts(database, app) == (2, 2)
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        reply = await lost
+    assert reply is None or reply.status == 503
 
 
 # --- the command

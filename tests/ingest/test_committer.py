@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from tests.events import make_event
 from tkserver.ingest import committer as module
 from tkserver.ingest.committer import Bounds, Committer
-from tkserver.storage.errors import DataRefused, Unavailable
+from tkserver.storage.errors import DataRefused, Inseparable, Unavailable
 from tkserver.storage.events import Outcome, Submission
 from tkserver.wire.batch import read_batch
 from tkserver.wire.refusal import Overloaded
@@ -21,9 +21,9 @@ from tkserver.wire.refusal import Overloaded
 ORG, APP = uuid.uuid4(), uuid.uuid4()
 
 
-def submission(events: int = 1, nonce: str | None = None) -> Submission:
+def submission(events: int = 1, nonce: str | None = None, *, app: uuid.UUID = APP, metered: bool = False) -> Submission:
     body = json.dumps({"events": [make_event() for _ in range(events)]}).encode()
-    return Submission.of(ORG, APP, nonce, read_batch(body).events)
+    return Submission.of(ORG, app, nonce, read_batch(body).events, metered=metered)
 
 
 class SlowStore:
@@ -60,8 +60,8 @@ class Bench:
     """A committer on a slow store, and what it has told."""
 
     def __init__(self, bounds: Bounds = Bounds()) -> None:  # noqa: B008 -- frozen
-        self.store, self.clock = SlowStore(), Clock()
-        self.committer = Committer(self.store, self.clock, bounds)  # type: ignore[arg-type]
+        self.store, self.metered, self.clock = SlowStore(), SlowStore(), Clock()
+        self.committer = Committer(self.store, self.clock, bounds, self.metered)  # type: ignore[arg-type]
 
     def submit(self, one: Submission) -> list[object]:
         told: list[object] = []
@@ -188,3 +188,61 @@ def test_cancelled_while_it_waits() -> None:
     bench.store.end()
     bench.store.end()
     assert bench.store.sizes == [1, 1]
+
+
+def test_lanes() -> None:
+    """Applications that have a quota: one commit of each at a time, in turn, and nobody without one waits for them."""
+    bench = Bench()
+    apps = [uuid.uuid4() for _ in range(3)]
+    told = [bench.submit(submission(app=app, metered=True)) for _ in range(3) for app in apps]
+    assert [lane[0].app_id for lane, _ in bench.metered.commits] == apps[:2]
+    without = bench.submit(submission())
+    bench.store.end()
+    assert without == [Outcome(duplicates=1)]
+    written = []
+    while bench.metered.commits:
+        group = bench.metered.commits[0][0]
+        written.append((apps.index(group[0].app_id), len(group)))
+        bench.metered.end()
+        under_way = [lane[0].app_id for lane, _ in bench.metered.commits]
+        assert len(under_way) == len(set(under_way)) <= 2
+    assert written == [(0, 1), (1, 1), (2, 3), (0, 2), (1, 2)]
+    assert told == [[Outcome(duplicates=1)]] * 9
+
+
+def test_a_lane_that_is_answered_and_sent_to_at_once() -> None:
+    """What is submitted while the last of a lane is told its outcome is still written one after the other."""
+    bench = Bench()
+    first = bench.committer.submit(submission(metered=True))
+    again = [bench.submit for _ in range(2)]
+    first.addCallback(lambda _: [submit(submission(metered=True)) for submit in again])
+    bench.metered.end()
+    assert bench.metered.sizes == [1, 2]
+    bench.metered.end()
+    bench.submit(submission(metered=True))
+    assert bench.metered.sizes == [1, 2, 1]
+
+
+def test_what_cannot_be_said_together() -> None:
+    """Submissions of which it cannot be said together what fits are asked about in halves."""
+    bench = Bench()
+    told = [bench.submit(submission(metered=True)) for _ in range(5)]
+    bench.metered.end()
+    bench.metered.commits.pop(0)[1].errback(Inseparable("they do not fit together"))
+    while bench.metered.commits:
+        bench.metered.end()
+    assert bench.metered.sizes == [1, 4, 2, 2]
+    assert told == [[Outcome(duplicates=1)]] * 5
+
+
+def test_a_lane_that_is_stuck() -> None:
+    """It takes up no more than its share, and takes more again when it moves."""
+    bench = Bench(Bounds(events=40))
+    for _ in range(10):
+        bench.submit(submission(metered=True))
+    with pytest.raises(Overloaded):
+        bench.submit(submission(metered=True))
+    for other in (submission(), submission(app=uuid.uuid4(), metered=True)):
+        bench.submit(other)
+    bench.metered.end()
+    bench.submit(submission(metered=True))

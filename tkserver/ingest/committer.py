@@ -31,6 +31,9 @@ METERED_WRITERS = 2
 MAX_COMMIT_EVENTS = 4000
 MAX_COMMIT_BYTES = 4_194_304
 
+LANE_SHARE = 0.25
+"""The share of a bound that one application that has a quota may take: its lane may be stuck, and others are not."""
+
 LOW_WATER = 0.5
 """The share of a bound below which submissions are taken again after it was reached."""
 
@@ -49,10 +52,38 @@ class Bounds:
 
 
 @dataclass(eq=False, slots=True)
+class _Load:
+    """What waits to be committed, what is just being committed included."""
+
+    events: int = 0
+    bytes: int = 0
+
+    def add(self, other: _Pending) -> None:
+        self.events += other.events
+        self.bytes += other.bytes
+
+    def take_off(self, other: _Pending) -> None:
+        self.events -= other.events
+        self.bytes -= other.bytes
+
+    def share_of(self, bounds: Bounds) -> float:
+        return max(self.events / bounds.events, self.bytes / bounds.bytes)
+
+
+@dataclass(eq=False, slots=True)
+class _Lane:
+    """What waits of one application that has a quota."""
+
+    queue: deque[_Pending] = field(default_factory=deque)
+    load: _Load = field(default_factory=_Load)
+
+
+@dataclass(eq=False, slots=True)
 class _Pending:
     submission: Submission
     events: int
     bytes: int
+    lane: _Lane | None = None
     outcome: Deferred[Outcome] = field(default_factory=Deferred)
 
     @property
@@ -83,17 +114,16 @@ class Committer:
         self._patience = Patience[Outcome](bounds.timeout, reactor, "not committed")
         self._queue: deque[_Pending] = deque()
         self._writers = 0
-        self._lanes: dict[tuple[int, int], deque[_Pending]] = {}
+        self._lanes: dict[tuple[int, int], _Lane] = {}
         self._metered_writers = DeferredSemaphore(METERED_WRITERS)
-        self._events = 0
-        self._bytes = 0
+        self._load = _Load()
         self._full = False
 
     def check_load(self) -> None:
         """
         :raise Overloaded: from when a bound is reached until no more than half of it is left.
         """
-        fill = max(self._events / self._bounds.events, self._bytes / self._bounds.bytes)
+        fill = self._load.share_of(self._bounds)
         self._full = fill > LOW_WATER if self._full else fill >= 1
         if self._full:
             raise Overloaded("more events are arriving than can be stored: try again")
@@ -109,11 +139,10 @@ class Committer:
         """
         self.check_load()
         pending = _Pending(submission, len(submission.rows), submission.bytes)
-        self._events += pending.events
-        self._bytes += pending.bytes
         if submission.metered:
             self._enter_lane(pending)
         else:
+            self._load.add(pending)
             self._queue.append(pending)
             if self._writers < WRITERS:
                 ensureDeferred(self._write())
@@ -129,19 +158,22 @@ class Committer:
 
     def _enter_lane(self, pending: _Pending) -> None:
         application = pending.submission.application
-        lane = self._lanes.get(application)
-        if lane is not None:
-            lane.append(pending)
-        else:
-            self._lanes[application] = deque([pending])
-            ensureDeferred(self._write_lane(application))
+        known = self._lanes.get(application)
+        lane = pending.lane = known or _Lane()
+        if lane.load.share_of(self._bounds) >= LANE_SHARE:
+            raise Overloaded("more events of this application are arriving than can be stored: try again")
+        self._load.add(pending)
+        lane.load.add(pending)
+        lane.queue.append(pending)
+        if known is None:
+            self._lanes[application] = lane
+            ensureDeferred(self._write_lane(application, lane))
 
-    async def _write_lane(self, application: tuple[int, int]) -> None:
+    async def _write_lane(self, application: tuple[int, int], lane: _Lane) -> None:
         """Write what there is of an application, one commit after the other, in turn with other applications."""
-        lane = self._lanes[application]
-        while lane:
+        while lane.queue:
             async with self._metered_writers:
-                if group := self._next_group(lane):
+                if group := self._next_group(lane.queue):
                     await self._commit(group, self._metered)
         del self._lanes[application]
 
@@ -180,8 +212,9 @@ class Committer:
         self._patience.forget_fired()
 
     def _settle(self, pending: _Pending, outcome: Outcome | Failure | None) -> None:
-        self._events -= pending.events
-        self._bytes -= pending.bytes
+        self._load.take_off(pending)
+        if pending.lane is not None:
+            pending.lane.load.take_off(pending)
         if outcome is not None and not pending.outcome.called:
             pending.outcome.callback(outcome)
 

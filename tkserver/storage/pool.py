@@ -22,6 +22,10 @@ _log = log.logger(__name__)
 STATEMENT_TIMEOUT = 8.0
 """Seconds after which the database itself ends a statement, waiting for locks included."""
 
+IDLE_TRANSACTION_TIMEOUT = 5.0
+"""Seconds after which the database ends a transaction whose server says nothing more: its machine may be gone, and
+others wait for what it has locked."""
+
 ANSWER_TIMEOUT = 10.0
 """Seconds after which a database that has not answered is given up."""
 
@@ -34,6 +38,7 @@ COLLISION_PAUSE = 0.1
 
 _SESSION = (
     f"SET statement_timeout = {int(STATEMENT_TIMEOUT * 1000)}",
+    f"SET idle_in_transaction_session_timeout = {int(IDLE_TRANSACTION_TIMEOUT * 1000)}",
     # A statement that meets a row which another transaction has just inserted then fails and is tried again, where
     # it would otherwise collide with a row that it cannot see.
     "SET default_transaction_isolation = 'repeatable read'",
