@@ -23,6 +23,7 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 
 from tests.client import BOTH, DOCUMENTED, App, Client, Reply
 from tests.conftest import start_server
@@ -332,6 +333,23 @@ def test_command(database: Database, directory: Path) -> None:
     assert command(database, directory, "apps", "set-quota", "shop", "--none").returncode == 0
     shown = json.loads(command(database, directory, "apps", "show", "shop", "--json").stdout)
     assert (shown["monthly_quota"], shown["used_this_month"], shown["quota_resets_at"]) == (None, None, None)
+
+
+@pytest_twisted.ensureDeferred
+async def test_command_counts_what_slips_by(clients: list[Client], database: Database, directory: Path) -> None:
+    """What a server stores that has not heard of a first quota yet is counted all the same when the command ends."""
+    app = app_with(database, None)
+    assert (await clients[0].send(app, events(2))).status == 200
+    done = deferToThread(command, database, directory, "apps", "set-quota", app.app_id, "4")
+    while database.value("SELECT monthly_quota FROM apps") is None:
+        await deferLater(reactor, 0.02)
+    database.query("CREATE TABLE late AS SELECT * FROM events LIMIT 1")
+    database.query("UPDATE late SET id = nextval('events_id_seq'), event_id = gen_random_uuid()")
+    database.query("INSERT INTO events SELECT * FROM late")
+    assert counts(database, app) == (2, 3)
+    assert (await done).returncode == 0
+    assert counts(database, app) == (3, 3)
+    assert [(await client.send(app, events(2))).status for client in clients] == [429, 429]
 
 
 def test_command_without_a_name(database: Database, directory: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from uuid import UUID, uuid4
 
 import click
@@ -13,6 +14,9 @@ from tkserver.cli.output import Record, json_option, print_record, print_records
 from tkserver.storage import registry
 from tkserver.storage.blocking import Connection, transaction
 from tkserver.storage.registry import TIERS, App, NameTaken, Token, Unknown, Unnamed
+
+HEARD_WITHIN = 2.0
+"""Seconds for every server to hear of a change."""
 
 MAX_QUOTA = 2**63 - 1
 """Events: what the database's column holds."""
@@ -86,15 +90,19 @@ def rename(app: str, name: str) -> None:
 def set_quota(app: str, events: int | None, unlimited: bool) -> None:
     """Let an application, by its name or id, store so many EVENTS in a calendar month (UTC), or with --none any number.
 
-    What it has stored this month already counts. Every server keeps to it within two seconds.
+    What it has stored this month already counts. Every server keeps to it when this ends.
     """
     if (events is None) != unlimited:
         raise click.UsageError("give a number of events, or --none")
     with connected() as connection:
+        found = named(connection, app)
         try:
-            registry.set_quota(connection, named(connection, app), events)
+            registry.set_quota(connection, found, events)
         except Unnamed as error:
             raise Failed(str(error)) from None
+        if found.allowance is None and events is not None:
+            time.sleep(HEARD_WITHIN)
+            registry.recount(connection, found)
     click.echo(f"{app} may store {'any number of' if events is None else f'{events:,}'} events a month")
 
 

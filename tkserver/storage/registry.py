@@ -160,6 +160,15 @@ def set_quota(connection: Connection, of: App, quota: int | None) -> None:
         raise Unnamed(f"the application {of.app_id} has no name yet: tkserver apps rename {of.app_id} NAME")
 
 
+def recount(connection: Connection, of: App) -> None:
+    """Count also what servers that had not heard of an application's first quota have stored since it was set."""
+    sql = """
+        UPDATE apps SET quota_used = greatest(quota_used, tkserver_stored_this_month(org_id, app_id))
+        WHERE app_id = %s AND org_id = %s AND quota_month = (date_trunc('month', now() AT TIME ZONE 'UTC'))::date
+    """
+    _rows(connection, sql, *_ids(of))
+
+
 def tokens(connection: Connection, of: App | None) -> list[Token]:
     """The credentials of an application, or of all, the newest first."""
     sql = f"SELECT {_CREDENTIAL} FROM api_tokens"
