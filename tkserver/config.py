@@ -123,6 +123,17 @@ class Ingest(_Group):
     ] = 600
 
 
+class Retention(_Group):
+    """For how long events are kept."""
+
+    days: Annotated[
+        int | None,
+        Field(
+            ge=1, le=36_500, description="Days for which events are kept, where their application has no other number."
+        ),
+    ] = None
+
+
 class Settings(BaseSettings):
     """All settings. The environment wins over the file, and what is passed to :func:`load` over both."""
 
@@ -131,6 +142,7 @@ class Settings(BaseSettings):
     server: Server = Server()
     database: Database = Database()
     ingest: Ingest = Ingest()
+    retention: Retention = Retention()
 
 
 def load(overrides: Mapping[str, Any]) -> Settings:

@@ -34,6 +34,7 @@ from tkserver.storage.events import PREPARE_STORE, EventStore
 from tkserver.storage.metered import MeteredStore
 from tkserver.storage.migrations import IncompatibleDatabase
 from tkserver.storage.pool import Pool
+from tkserver.storage.sweeper import Sweeper
 from tkserver.storage.tokens import ChangeListener, TokenStore
 from tkserver.web.app import Api
 from tkserver.web.headers import CorsPolicy
@@ -80,6 +81,7 @@ class TkServer(Service):
         self._listener = ChangeListener(reactor, dsn, credentials.forget)
         credentials.attach(self._listener)
         self._usage = Usage(tokens, reactor, utc_now(reactor.seconds))
+        self._sweeper = Sweeper(reactor, dsn, settings.retention.days)
         self._forget_nonces = _periodically(reactor, events.forget_nonces)
         self._look_after_embedded = _periodically(reactor, self._look_after)
         self._looking_after: Deferred[LoopingCall]
@@ -150,6 +152,7 @@ class TkServer(Service):
         self._pool.start()
         self._listener.start()
         self._usage.start()
+        self._sweeper.start()
         self._forget_nonces.start(FORGET_NONCES_INTERVAL)
         if self._embedded is not None:
             self._looking_after = self._look_after_embedded.start(LOOK_AFTER_EMBEDDED_INTERVAL, now=False)
@@ -187,7 +190,8 @@ class TkServer(Service):
         if self._port is not None:
             await maybeDeferred(self._port.stopListening)
         await self._site.drain(self._settings.server.shutdown_timeout)
-        for part in (self._end_start, self._end_loops, self._usage.stop, self._listener.stop, self._pool.stop):
+        loops = (self._end_start, self._end_loops, self._sweeper.stop)
+        for part in (*loops, self._usage.stop, self._listener.stop, self._pool.stop):
             await self._without_fail(part)
         if self._embedded is not None:
             await self._without_fail(partial(self._in_thread, self._embedded.stop))

@@ -14,6 +14,7 @@ from tkserver.cli.output import Record, json_option, print_record, print_records
 from tkserver.storage import registry
 from tkserver.storage.blocking import Connection, transaction
 from tkserver.storage.registry import TIERS, App, NameTaken, Token, Unknown, Unnamed
+from tkserver.storage.retention import MOST_DAYS
 
 HEARD_WITHIN = 2.0
 """Seconds for every server to hear of a change."""
@@ -104,6 +105,26 @@ def set_quota(app: str, events: int | None, unlimited: bool) -> None:
             time.sleep(HEARD_WITHIN)
             registry.recount(connection, found)
     click.echo(f"{app} may store {'any number of' if events is None else f'{events:,}'} events a month")
+
+
+@apps.command("set-retention")
+@click.argument("app")
+@click.argument("days", type=click.IntRange(1, MOST_DAYS), required=False)
+@click.option("--default", is_flag=True, help="Keep them for as long as TK__RETENTION__DAYS says.")
+def set_retention(app: str, days: int | None, default: bool) -> None:
+    """Keep the events of an application for so many DAYS after they were received.
+
+    What is older is deleted within the hour, or at once by tkserver prune.
+    """
+    if (days is None) != default:
+        raise click.UsageError("give either a number of days or --default")
+    with connected() as connection:
+        of = named(connection, app)
+        try:
+            registry.set_retention(connection, of, days)
+        except Unnamed as error:
+            raise Failed(str(error)) from None
+    click.echo(f"{of.name} keeps events for {'as long as TK__RETENTION__DAYS says' if default else f'{days} days'}")
 
 
 def named(connection: Connection, app: str) -> App:

@@ -8,6 +8,7 @@ from tkserver import __version__
 from tkserver.cli.apps import apps
 from tkserver.cli.errors import OrderlyGroup
 from tkserver.cli.maintenance import check, migrate
+from tkserver.cli.prune import prune
 from tkserver.cli.tokens import tokens
 
 
@@ -25,5 +26,5 @@ def main() -> None:
     """Look after a tkserver: its applications, their credentials and their events."""
 
 
-for command in (apps, tokens, migrate, check):
+for command in (apps, tokens, migrate, check, prune):
     main.add_command(command)

@@ -155,9 +155,7 @@ def set_quota(connection: Connection, of: App, quota: int | None) -> None:
 
     :raise Unnamed: when the application has no name.
     """
-    sql = "UPDATE apps SET monthly_quota = %s WHERE app_id = %s AND org_id = %s RETURNING name"
-    if not _rows(connection, sql, quota, *_ids(of)):
-        raise Unnamed(f"the application {of.app_id} has no name yet: tkserver apps rename {of.app_id} NAME")
+    _set(connection, of, "monthly_quota", quota)
 
 
 def recount(connection: Connection, of: App) -> None:
@@ -167,6 +165,20 @@ def recount(connection: Connection, of: App) -> None:
         WHERE app_id = %s AND org_id = %s AND quota_month = (date_trunc('month', now() AT TIME ZONE 'UTC'))::date
     """
     _rows(connection, sql, *_ids(of))
+
+
+def set_retention(connection: Connection, of: App, days: int | None) -> None:
+    """Have the events of an application kept for so many days; ``None`` for what the servers' settings say.
+
+    :raise Unnamed: when the application has no name.
+    """
+    _set(connection, of, "retention_days", days)
+
+
+def _set(connection: Connection, of: App, column: str, value: int | None) -> None:
+    sql = f"UPDATE apps SET {column} = %s WHERE app_id = %s AND org_id = %s RETURNING name"
+    if not _rows(connection, sql, value, *_ids(of)):
+        raise Unnamed(f"the application {of.app_id} has no name yet: tkserver apps rename {of.app_id} NAME")
 
 
 def tokens(connection: Connection, of: App | None) -> list[Token]:
