@@ -23,18 +23,22 @@ from tkserver.config import Settings
 from tkserver.database import dsn_of, embedded_by
 from tkserver.ingest.committer import Bounds, Committer
 from tkserver.ingest.credentials import CredentialCache, Usage, utc_now
+from tkserver.ingest.erasures import ErasedUsers, ErasingStore
 from tkserver.ingest.ingestion import Ingestion
 from tkserver.ingest.readiness import Readiness
 from tkserver.ingest.verification import Verifier
 from tkserver.storage import demo, migrations
 from tkserver.storage.blocking import BlockingConnections
 from tkserver.storage.embedded import EmbeddedError
+from tkserver.storage.erasures import CHANNEL as ERASURES
+from tkserver.storage.erasures import ErasureStore
 from tkserver.storage.errors import StorageError
 from tkserver.storage.events import PREPARE_STORE, EventStore
 from tkserver.storage.metered import MeteredStore
 from tkserver.storage.migrations import IncompatibleDatabase
 from tkserver.storage.pool import Pool
 from tkserver.storage.sweeper import Sweeper
+from tkserver.storage.tokens import CHANNEL as CREDENTIALS
 from tkserver.storage.tokens import ChangeListener, TokenStore
 from tkserver.web.app import Api
 from tkserver.web.headers import CorsPolicy
@@ -78,8 +82,12 @@ class TkServer(Service):
         self._pool = Pool(reactor, dsn, settings.database.max_connections, prepare=PREPARE_STORE)
         events, tokens = EventStore(self._pool), TokenStore(self._pool)
         credentials = CredentialCache(tokens, reactor.seconds)
-        self._listener = ChangeListener(reactor, dsn, credentials.forget)
+        erasures = ErasureStore(self._pool)
+        erased = ErasedUsers(erasures, reactor.seconds)
+        changed = {CREDENTIALS: credentials.forget, ERASURES: erased.forget}
+        self._listener = ChangeListener(reactor, dsn, changed)
         credentials.attach(self._listener)
+        erased.attach(self._listener)
         self._usage = Usage(tokens, reactor, utc_now(reactor.seconds))
         self._sweeper = Sweeper(reactor, dsn, settings.retention.days)
         self._forget_nonces = _periodically(reactor, events.forget_nonces)
@@ -88,7 +96,12 @@ class TkServer(Service):
         self._connections = BlockingConnections()
 
         verifier = Verifier(credentials, reactor.seconds, settings.ingest.timestamp_tolerance)
-        committer = Committer(events, reactor, _bounds(settings), MeteredStore(self._pool))
+        committer = Committer(
+            ErasingStore(events, erasures, erased),
+            reactor,
+            _bounds(settings),
+            ErasingStore(MeteredStore(self._pool), erasures, erased),
+        )
         ingestion = Ingestion(verifier, committer, self._usage, settings.ingest.max_body_bytes)
         readiness = Readiness(events.probe, reactor)
         api = Api(ingestion, readiness.check, reactor.seconds)

@@ -61,7 +61,7 @@ class Bench:
 
     def __init__(self, bounds: Bounds = Bounds()) -> None:  # noqa: B008 -- frozen
         self.store, self.metered, self.clock = SlowStore(), SlowStore(), Clock()
-        self.committer = Committer(self.store, self.clock, bounds, self.metered)  # type: ignore[arg-type]
+        self.committer = Committer(self.store, self.clock, bounds, self.metered)
 
     def submit(self, one: Submission) -> list[object]:
         told: list[object] = []

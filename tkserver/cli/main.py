@@ -6,6 +6,7 @@ import click
 
 from tkserver import __version__
 from tkserver.cli.apps import apps
+from tkserver.cli.erase import erase
 from tkserver.cli.errors import OrderlyGroup
 from tkserver.cli.maintenance import check, migrate
 from tkserver.cli.prune import prune
@@ -26,5 +27,5 @@ def main() -> None:
     """Look after a tkserver: its applications, their credentials and their events."""
 
 
-for command in (apps, tokens, migrate, check, prune):
+for command in (apps, tokens, migrate, check, prune, erase):
     main.add_command(command)

@@ -10,7 +10,7 @@ for each other in the database, and keep those of all others waiting for a write
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -96,9 +96,9 @@ class _Pending:
 class Store(Protocol):
     """Where submissions go: see :class:`tkserver.storage.events.EventStore`."""
 
-    async def store(self, submissions: Sequence[Submission]) -> list[Outcome]: ...
+    def store(self, submissions: Sequence[Submission]) -> Awaitable[list[Outcome]]: ...
 
-    async def store_sound_part(self, submission: Submission) -> Outcome: ...
+    def store_sound_part(self, submission: Submission) -> Awaitable[Outcome]: ...
 
 
 class Committer:

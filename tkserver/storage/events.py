@@ -30,6 +30,7 @@ class Row(NamedTuple):
     """
 
     event_id: UUID
+    user_id: str
     origin: bytes
     values: bytes
 
@@ -74,6 +75,7 @@ class Outcome(Struct, frozen=True):
     :ivar conflicts: the places of the events whose id belongs to another application.
     :ivar unstorable: the places of the events that the database will not take.
     :ivar over_quota: nothing of it was stored, for it has more new events than this leaves room for.
+    :ivar erased: how many events were accepted and not stored, for their users are erased.
     """
 
     nonce_reused: bool = False
@@ -81,6 +83,7 @@ class Outcome(Struct, frozen=True):
     conflicts: frozenset[int] = frozenset()
     unstorable: frozenset[int] = frozenset()
     over_quota: Allowance | None = None
+    erased: int = 0
 
     def accepts_any_of(self, submission: Submission) -> bool:
         """Whether at least one event of the submission that this is the outcome of is now stored."""
@@ -99,6 +102,7 @@ class Outcome(Struct, frozen=True):
             duplicates=self.duplicates + other.duplicates,
             conflicts=self.conflicts | other.conflicts,
             unstorable=self.unstorable | other.unstorable,
+            erased=self.erased + other.erased,
         )
 
 
@@ -341,7 +345,7 @@ def _row(event: Event, origins: dict[Origin, bytes]) -> Row:
         metadata.batch_size,
         metadata.retry_count,
     )
-    return Row(event.event_id, written, msgspec.json.encode(values))
+    return Row(event.event_id, event.user_id, written, msgspec.json.encode(values))
 
 
 def _origin(

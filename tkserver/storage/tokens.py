@@ -89,20 +89,21 @@ def _credential(row: tuple[Any, ...]) -> Credential:
 
 
 class ChangeListener:
-    """Tells when any credential may have changed.
+    """Tells when what servers remember of the database may have changed.
 
-    :param changed: called with every change that is announced, and whenever one may have been missed.
+    :param changed: by channel, what is called with every change that is announced there, and whenever one may have
+        been missed.
     :ivar listening: whether a change would be heard now. While it is not, nothing may be remembered.
     """
 
-    def __init__(self, reactor: Any, dsn: str, changed: Callable[[], None]) -> None:
+    def __init__(self, reactor: Any, dsn: str, changed: Mapping[str, Callable[[], None]]) -> None:
         self._changed = changed
         self._heartbeat = LoopingCall(self._beat)
         self._heartbeat.clock = reactor
         self._connection = PersistentConnection(
-            reactor, dsn, session=[f"LISTEN {CHANNEL}"], up=self._up, down=self._down
+            reactor, dsn, session=[f"LISTEN {channel}" for channel in changed], up=self._up, down=self._down
         )
-        self._connection.on_notify(lambda _: self._changed())
+        self._connection.on_notify(lambda notice: self._changed[notice.channel]())
         self.listening = False
 
     def start(self) -> None:
@@ -112,7 +113,8 @@ class ChangeListener:
         await self._connection.stop()
 
     def _up(self) -> None:
-        self._changed()
+        for changed in self._changed.values():
+            changed()
         self.listening = True
         self._heartbeat.start(HEARTBEAT)
 

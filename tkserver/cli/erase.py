@@ -1,0 +1,73 @@
+"""``tkserver erase``: a user forgotten, and kept forgotten."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import click
+
+from tkserver.cli.apps import named
+from tkserver.cli.database import connected
+from tkserver.cli.errors import NotFound
+from tkserver.cli.output import json_option, print_record
+from tkserver.storage import eraser
+from tkserver.storage.blocking import Connection
+from tkserver.storage.eraser import Application
+
+SERVERS_KNOW = 2.5
+"""Seconds after which every server knows of an erasure, also one that has just lost the connection that listens."""
+
+_PREFIXES = ("client_", "anon_")
+_LONGEST = 255
+
+
+class UserId(click.ParamType[str]):
+    """An anonymous user id, as the SDKs make them."""
+
+    name = "user id"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not text.startswith(_PREFIXES) or len(text) > _LONGEST or not text.isprintable():
+            self.fail("a user id begins with client_ or anon_ and has at most 255 characters", param, ctx)
+        return text
+
+
+@click.command()
+@click.option("--user", "user_id", type=UserId(), required=True, help="The user's id: client_… or anon_….")
+@click.option("--app", help="Only from this application, by its name or id; from all if left out.")
+@click.option("--undo", is_flag=True, help="Have new events of the user stored again. What was deleted stays so.")
+@json_option
+def erase(user_id: str, app: str | None, undo: bool, as_json: bool) -> None:
+    """Delete all events of a user, and have none stored any more.
+
+    What an SDK still holds of this user is answered as accepted, so that it lets go of it, and not stored. All that
+    is remembered is a hash of the id, with a key of this installation. Prints a receipt, without the id.
+    """
+    with connected() as connection:
+        of = None if app is None else named(connection, app)
+        application = None if of is None else (of.org_id, of.app_id)
+        erased = eraser.hash_of(connection, user_id)
+        if undo:
+            receipt = {"deleted_from_erasures": _lift(connection, erased, application)}
+        else:
+            receipt = {"deleted_from_events": _erase(connection, user_id, erased, application)}
+    scope = "all" if of is None else of.name or str(of.app_id)
+    print_record({"user_hash": erased.hex(), "application": scope, **receipt}, as_json=as_json)
+
+
+def _erase(connection: Connection, user_id: str, erased: bytes, application: Application | None) -> int:
+    """Delete only when no server stores anything more of this user, so that nothing slips in between."""
+    eraser.remember(connection, erased, application)
+    time.sleep(SERVERS_KNOW)
+    return eraser.delete_events(connection, user_id, application, time.monotonic, time.sleep)
+
+
+def _lift(connection: Connection, erased: bytes, application: Application | None) -> int:
+    lifted = eraser.lift(connection, erased, application)
+    if not lifted:
+        if application is None:
+            raise NotFound("this user is not erased")
+        raise NotFound("this user is not erased from just this application; undo an erasure from all without --app")
+    return lifted
