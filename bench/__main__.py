@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,10 +24,12 @@ from bench.requests import bodies, request
 from tkserver.storage import demo
 from tkserver.storage.blocking import BlockingConnections
 from tkserver.storage.embedded import EmbeddedPostgres
+from tkserver.storage.sweeper import sweep
 
 SIZES = (1, 10, 100, 1000)
 CLIENTS = (1, 16, 64)
 ROUNDS = 5
+OLD_ROWS = 1_000_000
 HEADINGS = "events clients requests/s   events/s    p50 ms    p99 ms CPU us/ev  RSS MB generator busy"
 
 
@@ -125,12 +128,15 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="how much is sent; 0.1 for a quick look")
     parser.add_argument("--rows", type=int, default=0, help="compare an empty table with one of so many rows")
     parser.add_argument("--crowd", action="store_true", help="compare the cost of 1000 clients with that of 16")
+    parser.add_argument("--prune", action="store_true", help="compare latencies with those while old rows are deleted")
     options = parser.parse_args()
     with running_server() as server:
-        if options.rows:
+        if options.rows and not options.prune:
             _compare_full(server, options.rows, options.scale)
         elif options.crowd:
             _compare_crowd(server, options.scale)
+        elif options.prune:
+            _compare_pruned(server, options.rows or OLD_ROWS, options.scale)
         else:
             _compare_klein(server, options.scale)
             print(HEADINGS)
@@ -166,6 +172,28 @@ def _compare_crowd(server: Server, scale: float) -> None:
         few, many = (_measure(server, 1, clients, scale) for clients in (16, 1000))
         ratios.append(many.cpu_per_event / few.cpu_per_event)
     _print_shares("processor time an event at 1000 clients, of that at 16", ratios)
+
+
+def _compare_pruned(server: Server, rows: int, scale: float) -> None:
+    """The latency that one request in a hundred exceeds while old rows are deleted, as a multiple of that before."""
+    print(f"{HEADINGS}\nfilling the table with {rows} rows", flush=True)
+    _fill(server.dsn, rows, older_by_days=8)
+    _measure(server, 100, 16, scale)  # to warm up
+    before = [_measure(server, 100, 16, scale) for _ in range(ROUNDS)]
+    print("while they are deleted", flush=True)
+    connections, began = BlockingConnections(), time.monotonic()
+    gone: list[int] = []
+    sweeping = threading.Thread(target=lambda: gone.append(sweep(server.dsn, 7, connections)))
+    sweeping.start()
+    during = []
+    while sweeping.is_alive():
+        during.append(_measure(server, 100, 16, scale))
+    print(f"{sum(gone)} rows were deleted within {time.monotonic() - began:.0f} s")
+    # The last one began while there was something to delete and ended when there was not.
+    usual = statistics.median(one.result.p99 for one in before)
+    _print_shares(
+        "p99 at 100 events a request, 16 clients, of that before", [one.result.p99 / usual for one in during[:-1]]
+    )
 
 
 def _compare(server: Server, measured: list[Measurement], scale: float) -> None:
@@ -204,21 +232,23 @@ def _print_shares(what: str, shares: list[float]) -> None:
     print(f"{what}: {statistics.median(shares):.2f} ({each})", flush=True)
 
 
-def _fill(dsn: str, rows: int) -> None:
-    """Put rows into the table, as the server would have."""
+def _fill(dsn: str, rows: int, older_by_days: int = 0) -> None:
+    """Put rows into the table, as the server would have, so many days ago."""
     connection = BlockingConnections().connect(dsn)
     with connection.cursor() as cursor:
         cursor.execute(
             """
             INSERT INTO events (
                 event_id, org_id, app_id, schema_version, timestamp, service_name, service_version, service_language,
-                user_id, os, event_type, event_data, sdk_version, transmission_timestamp, batch_size, retry_count
+                user_id, os, event_type, event_data, sdk_version, transmission_timestamp, batch_size, retry_count,
+                received_at
             )
             SELECT gen_random_uuid(), %s, %s, '1.0.0', now() - n * interval '1 second', 'my-cli', '1.2.3', 'rust',
-                   'client_' || n %% 10000, 'linux', 'command_execution', '{"command": "build"}', '0.3.0', now(), 1, 0
+                   'client_' || n %% 10000, 'linux', 'command_execution', '{"command": "build"}', '0.3.0', now(), 1, 0,
+                   now() - make_interval(days => %s, secs => n / 100)
             FROM generate_series(1, %s) AS n
             """,
-            (demo.ORG_ID, demo.APP_ID, rows),
+            (demo.ORG_ID, demo.APP_ID, older_by_days, rows),
         )
         cursor.execute("VACUUM ANALYZE events")
     connection.close()

@@ -28,6 +28,7 @@ from tests.process import Twistd, wait_for
 from tests.stored import store
 from tests.test_lifecycle import ready
 from tkserver.service import TkServer
+from tkserver.storage import eraser
 from tkserver.storage.blocking import BlockingConnections
 
 USER, OTHER = "client_to_be_erased", "client_to_be_kept"
@@ -72,6 +73,7 @@ async def test_erased(own_client: Client, database: Database, directory: Path, d
     receipt = await erase(database, directory)
     assert receipt["deleted_from_events"] == 2
     assert receipt["application"] == "all"
+    assert str(receipt["done_at"]).endswith("+00:00")
     assert USER not in str(receipt)
     for app in (one, two):
         assert users(database, app) == {OTHER: 1}
@@ -126,18 +128,61 @@ async def test_again(own_client: Client, database: Database, directory: Path) ->
     assert database.value("SELECT count(*) FROM erasures") == 0
 
 
+def remember(database: Database) -> None:
+    """What the command does first, and nothing more."""
+    with closing(BlockingConnections().connect(database.dsn)) as connection:
+        eraser.remember(connection, eraser.hash_of(connection, USER), None)
+
+
+async def until_not_stored(client: Client, database: Database, app: App, user: str, within: float) -> None:
+    """Keep sending until what is accepted is not stored any more."""
+    deadline = time.monotonic() + within
+    stored = -1
+    while stored != (stored := users(database, app).get(user, 0)):
+        assert time.monotonic() < deadline, f"still stored after {within} s"
+        assert counts(await client.send(app, [make_event(user_id=user)])) == (200, 1, 0)
+
+
 @pytest_twisted.ensureDeferred
-async def test_listener_lost(own_client: Client, database: Database, directory: Path) -> None:
-    """While the connection that listens is away the table is asked: an erasure holds that was not heard of."""
+async def test_listener_lost(own_client: Client, database: Database) -> None:
+    """An erasure that nobody could hear of holds within 2 seconds: the table is asked while nobody listens."""
     app = App().install(database)
-    assert (await own_client.send(app, [make_event(user_id=OTHER)])).status == 200
     await until_listening(database)
-    await erase(database, directory)
+    assert (await own_client.send(app, [make_event(user_id=USER)])).status == 200
+    database.query(f"SELECT pg_terminate_backend(pid) {LISTENERS}")
+    remember(database)
+    await until_not_stored(own_client, database, app, USER, within=2)
+    await until_listening(database)
+    stored = users(database, app)
     for _ in range(5):
+        assert counts(await own_client.send(app, [make_event(user_id=USER)])) == (200, 1, 0)
         database.query(f"SELECT pg_terminate_backend(pid) {LISTENERS}")
-        for _ in range(3):
-            assert counts(await own_client.send(app, [make_event(user_id=USER)])) == (200, 1, 0)
-    assert users(database, app) == {OTHER: 1}
+    assert users(database, app) == stored
+
+
+@pytest_twisted.ensureDeferred
+async def test_heard_of(own_client: Client, database: Database) -> None:
+    """An erasure holds within 2 seconds."""
+    app = App().install(database)
+    await until_listening(database)
+    assert (await own_client.send(app, [make_event(user_id=USER)])).status == 200
+    remember(database)
+    await until_not_stored(own_client, database, app, USER, within=2)
+
+
+@pytest_twisted.ensureDeferred
+async def test_sent_again(own_client: Client, database: Database) -> None:
+    """An event that was stored without an answer, before a server died, is gone when it is sent again."""
+    mine, others = App().install(database), App().install(database)
+    event, foreign = make_event(user_id=USER), make_event(user_id=USER)
+    assert (await own_client.send(mine, [event])).status == 200
+    assert (await own_client.send(others, [foreign])).status == 200
+    remember(database)
+    await until_not_stored(own_client, database, mine, USER, within=2)
+    assert counts(await own_client.send(mine, [event, foreign])) == (200, 2, 0)
+    rows = database.query("SELECT event_id::text FROM events")
+    assert (event["event_id"],) not in rows
+    assert (foreign["event_id"],) in rows
 
 
 @pytest_twisted.ensureDeferred

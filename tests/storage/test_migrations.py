@@ -5,14 +5,26 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests.client import App
 from tests.database import Database, DatabaseServer
+from tests.process import wait_for
+from tests.stored import store
 from tkserver.storage import migrations
-from tkserver.storage.blocking import BlockingConnections
+from tkserver.storage.blocking import BlockingConnections, transaction
 from tkserver.storage.errors import ConnectionLost, StorageError, Unavailable
+
+VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'events_retention_idx'::regclass"
+
+BUILDING = """
+SELECT count(*) FROM pg_stat_activity
+WHERE datname = current_database() AND pid <> pg_backend_pid() AND wait_event_type = 'Lock'
+  AND query LIKE 'CREATE INDEX CONCURRENTLY%'
+"""
 
 MIGRATIONS = sorted(migrations.directory().glob("*.sql"))
 
@@ -28,6 +40,27 @@ def test_each_can_be_run_twice(database: Database, path: Path) -> None:
     """A server that was killed before it could note that a migration was applied runs it again."""
     database.query("DELETE FROM _yoyo_migration WHERE migration_id = %s", path.stem)
     migrations.migrate(database.dsn, BlockingConnections())
+    assert database.value("SELECT count(*) FROM _yoyo_migration") == len(MIGRATIONS)
+
+
+def test_index_beside_writers(database: Database) -> None:
+    """The index for retention is made while events are written, and made anew where that was interrupted."""
+    database.query("DELETE FROM _yoyo_migration WHERE migration_id = '0010_retention'")
+    database.query("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'events_retention_idx'::regclass")
+    migrations.migrate(database.dsn, BlockingConnections())
+    assert database.value(VALID)
+    database.query("DROP INDEX events_retention_idx")
+    database.query("DELETE FROM _yoyo_migration WHERE migration_id = '0010_retention'")
+    migrating = threading.Thread(target=migrations.migrate, args=(database.dsn, BlockingConnections()))
+    writer = BlockingConnections().connect(database.dsn)
+    with closing(writer), transaction(writer), writer.cursor() as cursor:
+        cursor.execute("LOCK TABLE events IN ROW EXCLUSIVE MODE")  # as one who has just written to it
+        migrating.start()
+        wait_for(lambda: database.value(BUILDING))
+        store(database, App(), 3)
+        assert migrating.is_alive()
+    migrating.join(30)
+    assert database.value(VALID)
     assert database.value("SELECT count(*) FROM _yoyo_migration") == len(MIGRATIONS)
 
 

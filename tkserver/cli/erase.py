@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timezone
 from typing import Any
 
 import click
@@ -54,7 +55,8 @@ def erase(user_id: str, app: str | None, undo: bool, as_json: bool) -> None:
         else:
             receipt = {"deleted_from_events": _erase(connection, user_id, erased, application)}
     scope = "all" if of is None else of.name or str(of.app_id)
-    print_record({"user_hash": erased.hex(), "application": scope, **receipt}, as_json=as_json)
+    head = {"user_hash": erased.hex(), "application": scope, "done_at": datetime.now(timezone.utc)}
+    print_record({**head, **receipt}, as_json=as_json)
 
 
 def _erase(connection: Connection, user_id: str, erased: bytes, application: Application | None) -> int:

@@ -62,7 +62,7 @@ class Sweeper:
             )
         except StorageError as error:
             if self._loop.running:
-                _log.warn("old events are deleted in an hour's time: {error}", error=error)
+                _log.warn("old events could not be deleted, the next try is in an hour: {error}", error=error)
         except Exception:
             _log.failure("old events could not be deleted")
         else:
