@@ -45,12 +45,12 @@ def test_each_can_be_run_twice(database: Database, path: Path) -> None:
 
 def test_index_beside_writers(database: Database) -> None:
     """The index for retention is made while events are written, and made anew where that was interrupted."""
-    database.query("DELETE FROM _yoyo_migration WHERE migration_id = '0010_retention'")
+    database.query("DELETE FROM _yoyo_migration WHERE migration_id = '0007_retention'")
     database.query("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'events_retention_idx'::regclass")
     migrations.migrate(database.dsn, BlockingConnections())
     assert database.value(VALID)
     database.query("DROP INDEX events_retention_idx")
-    database.query("DELETE FROM _yoyo_migration WHERE migration_id = '0010_retention'")
+    database.query("DELETE FROM _yoyo_migration WHERE migration_id = '0007_retention'")
     migrating = threading.Thread(target=migrations.migrate, args=(database.dsn, BlockingConnections()))
     writer = BlockingConnections().connect(database.dsn)
     with closing(writer), transaction(writer), writer.cursor() as cursor:

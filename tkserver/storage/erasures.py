@@ -11,7 +11,7 @@ from uuid import UUID
 from tkserver.storage.pool import Pool
 
 CHANNEL = "tkserver_erasures"
-"""Where ``schema/0011_erasures.sql`` announces that a user was erased, or is not any more."""
+"""Where ``schema/0008_erasures.sql`` announces that a user was erased, or is not any more."""
 
 LOAD = """
 SELECT k.key, e.user_hash, e.org_id::text, e.app_id::text FROM erasure_key AS k LEFT JOIN erasures AS e ON true
