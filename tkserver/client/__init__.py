@@ -1,0 +1,40 @@
+"""A client for Python programs that want to send events, on Twisted.
+
+.. code:: python
+
+    from twisted.internet.task import react
+
+    from tkserver.client import Client, EventBuilder, service
+
+
+    async def main(reactor):
+        build = EventBuilder(service("my-cli", "1.0.0"))
+        async with Client("http://127.0.0.1:3000", org_id, app_id, token, secret, reactor=reactor) as client:
+            result = await client.send([build.event("command_executed", {"command": "build"})])
+        print(result.accepted, result.errors)
+
+
+    react(lambda reactor: main(reactor))
+
+An event that was not accepted may be sent again at any time: each is stored once, by its id.
+"""
+
+from tkserver.client.answers import EventError, NotNow, Refused, Result, SendError
+from tkserver.client.client import Client
+from tkserver.client.events import Event, EventBuilder, environment_here, service
+from tkserver.wire.event import Environment, Service
+
+__all__ = [
+    "Client",
+    "Environment",
+    "Event",
+    "EventBuilder",
+    "EventError",
+    "NotNow",
+    "Refused",
+    "Result",
+    "SendError",
+    "Service",
+    "environment_here",
+    "service",
+]
