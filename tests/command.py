@@ -1,4 +1,4 @@
-"""The ``tkserver`` command, run as a process."""
+"""The ``tkserver`` command, as a process of its own."""
 
 from __future__ import annotations
 
@@ -13,43 +13,55 @@ from typing import Any
 from tests.database import Database
 from tests.process import environment
 
+PROGRAM = Path(sys.executable).parent / "tkserver"
+
 
 @dataclass(frozen=True)
-class Ran:
-    """What a command has said, and its exit code."""
+class Done:
+    """What became of a command."""
 
     code: int
-    out: str
-    err: str
+    output: bytes
+    errors: str
+
+    @property
+    def out(self) -> str:
+        return self.output.decode()
 
     @property
     def json(self) -> Any:
-        return json.loads(self.out)
+        return json.loads(self.output)
 
 
 @dataclass(frozen=True)
 class Command:
-    """``tkserver`` with these settings, in a directory of its own."""
+    """Runs ``tkserver`` with these settings, in this directory."""
 
-    directory: Path
     settings: Mapping[str, str]
+    directory: Path
 
     @classmethod
-    def on(cls, database: Database, directory: Path) -> Command:
-        return cls(directory, {"TK__DATABASE__URL": database.dsn})
+    def on(cls, database: Database, directory: Path, **settings: str) -> Command:
+        return cls({"TK__DATABASE__URL": database.dsn, **settings}, directory)
 
-    def __call__(self, *arguments: str, code: int = 0) -> Ran:
-        """Run it, and see that it ends with the expected exit code."""
-        program = str(Path(sys.executable).with_name("tkserver"))
-        done = subprocess.run(
-            [program, *arguments],
+    def __call__(self, *arguments: str | Path, code: int | None = None) -> Done:
+        """Run it, and wait until it has ended.
+
+        :param code: the exit code that it must have.
+        """
+        ran = subprocess.run(
+            [PROGRAM, *arguments],
             cwd=self.directory,
-            env={**environment(), **self.settings},
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
-            timeout=60,
+            timeout=100,
         )
-        assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
-        assert "Traceback" not in done.stderr
-        return Ran(done.returncode, done.stdout, done.stderr)
+        done = Done(ran.returncode, ran.stdout, ran.stderr.decode())
+        assert "Traceback" not in done.errors
+        assert code in (None, done.code), done
+        return done
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**environment(), **self.settings}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -12,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from tests.client import App, batch
-from tests.command import Command
+from tests.command import Command, Done
 from tests.database import Database, DatabaseServer
 from tests.events import make_event
 from tests.process import Twistd, wait_for
@@ -20,11 +21,18 @@ from tests.test_lifecycle import post, ready
 from tkserver.cli.main import main
 from tkserver.cli.output import print_records
 
+Tkserver = Callable[..., Done]
+
+
+def succeeding(command: Command) -> Tkserver:
+    """The command, which must succeed unless another exit code is expected."""
+    return partial(command, code=0)
+
 
 @pytest.fixture
-def tkserver(database: Database, directory: Path) -> Command:
+def tkserver(database: Database, directory: Path) -> Tkserver:
     """The command on a database of its own."""
-    return Command.on(database, directory)
+    return succeeding(Command.on(database, directory))
 
 
 @pytest.fixture
@@ -47,7 +55,7 @@ def accepted(server: Twistd, app: App) -> bool:
 class TestApps:
     """Made, named, listed."""
 
-    def test_created(self, tkserver: Command, server: Twistd) -> None:
+    def test_created(self, tkserver: Tkserver, server: Twistd) -> None:
         """What is printed is enough to send events with."""
         printed = tkserver("apps", "create", "my-cli", "--tier", "pro", "--json").json
         assert re.fullmatch(rf"tk_{UUID(printed['org_id']).hex}_[0-9a-f]{{32}}", printed["token"])
@@ -56,14 +64,14 @@ class TestApps:
         (token,) = tkserver("tokens", "list", "my-cli", "--json").json
         assert token["tier"] == "pro"
 
-    def test_given_ids(self, tkserver: Command) -> None:
+    def test_given_ids(self, tkserver: Tkserver) -> None:
         """Ids that exist elsewhere already can be kept."""
         app = App()
         said = tkserver("apps", "create", "mine", "--org", app.org_id, "--app", app.app_id).out
         assert f'.org_id("{app.org_id}")?' in said
         assert f'.app_id("{app.app_id}")?' in said
 
-    def test_listed_shown_renamed(self, tkserver: Command, database: Database) -> None:
+    def test_listed_shown_renamed(self, tkserver: Tkserver, database: Database) -> None:
         """By name or id; one without a name is there too, and can be given one."""
         nameless = App().install(database)
         named = tkserver("apps", "create", "b", "--json").json
@@ -77,24 +85,24 @@ class TestApps:
         assert "active tokens" in table
 
     @pytest.mark.parametrize("name", ["", " x", "x" * 101, "a\nb"])
-    def test_bad_names(self, tkserver: Command, name: str) -> None:
+    def test_bad_names(self, tkserver: Tkserver, name: str) -> None:
         """A name is something that can be typed again."""
-        assert "printable" in tkserver("apps", "create", "--", name, code=2).err
+        assert "printable" in tkserver("apps", "create", "--", name, code=2).errors
 
-    def test_mistakes(self, tkserver: Command) -> None:
+    def test_mistakes(self, tkserver: Tkserver) -> None:
         """Each has its exit code, and leaves nothing half done."""
         tkserver("apps", "create", "a")
         tkserver("apps", "create", "b")
-        assert "is there already" in tkserver("apps", "create", "a", code=1).err
-        assert "another application" in tkserver("apps", "rename", "b", "a", code=1).err
-        assert "apps list" in tkserver("apps", "show", "c", code=3).err
+        assert "is there already" in tkserver("apps", "create", "a", code=1).errors
+        assert "another application" in tkserver("apps", "rename", "b", "a", code=1).errors
+        assert "apps list" in tkserver("apps", "show", "c", code=3).errors
         assert len(tkserver("tokens", "list", "--json").json) == 2
 
 
 class TestTokens:
     """Given out and taken back."""
 
-    def test_rotation(self, tkserver: Command, server: Twistd) -> None:
+    def test_rotation(self, tkserver: Tkserver, server: Twistd) -> None:
         """Both work until the overlap ends, then only the new one."""
         old = app_of(tkserver("apps", "create", "a", "--tier", "business", "--json").json)
         assert accepted(server, old)
@@ -108,7 +116,7 @@ class TestTokens:
         listed = tkserver("tokens", "list", "a", "--json").json
         assert [(token["active"], token["tier"]) for token in listed] == [(True, "business"), (False, "business")]
 
-    def test_revoked(self, tkserver: Command, server: Twistd) -> None:
+    def test_revoked(self, tkserver: Tkserver, server: Twistd) -> None:
         """Refused within two seconds; the others of the application are not."""
         first = app_of(tkserver("apps", "create", "a", "--json").json)
         second = app_of(tkserver("tokens", "create", "a", "--json").json)
@@ -119,18 +127,18 @@ class TestTokens:
         wait_for(lambda: not accepted(server, first))
         assert time.monotonic() - began < 2
         assert accepted(server, second)
-        assert "tokens list" in tkserver("tokens", "revoke", "nope", code=3).err
+        assert "tokens list" in tkserver("tokens", "revoke", "nope", code=3).errors
 
-    def test_secrets_are_shown_when_asked_for(self, tkserver: Command) -> None:
+    def test_secrets_are_shown_when_asked_for(self, tkserver: Tkserver) -> None:
         """And when they are made."""
         secret = tkserver("apps", "create", "a", "--json").json["secret"]
         assert secret not in tkserver("tokens", "list").out + tkserver("tokens", "list", "--json").out
         assert secret in tkserver("tokens", "list", "--show-secret").out
 
-    def test_durations(self, tkserver: Command) -> None:
+    def test_durations(self, tkserver: Tkserver) -> None:
         """What is none is said, with an example."""
         tkserver("apps", "create", "a")
-        assert "24h" in tkserver("tokens", "rotate", "a", "--overlap", "tomorrow", code=2).err
+        assert "24h" in tkserver("tokens", "rotate", "a", "--overlap", "tomorrow", code=2).errors
 
 
 class TestDatabase:
@@ -139,7 +147,7 @@ class TestDatabase:
     def test_embedded(self, directory: Path) -> None:
         """On the embedded database, whether a server is running on it or not."""
         settings = {"TK__DATABASE__DATA_DIR": str(directory / "data")}
-        tkserver = Command(directory, settings)
+        tkserver = succeeding(Command(settings, directory))
         app = app_of(tkserver("apps", "create", "before", "--json").json)
         with Twistd(directory, settings) as server:
             wait_for(lambda: ready(server.url))
@@ -152,34 +160,34 @@ class TestDatabase:
     def test_migrate(self, directory: Path, database_server: DatabaseServer) -> None:
         """An empty database gets its schema; a second time there is nothing to do."""
         with database_server.empty() as database:
-            tkserver = Command.on(database, directory)
+            tkserver = succeeding(Command.on(database, directory))
             assert "tkserver migrate" in tkserver("check", code=1).out
             tkserver("migrate")
             assert "up to date" in tkserver("migrate").out
             tkserver("check")
 
-    def test_check(self, tkserver: Command, database: Database, directory: Path) -> None:
+    def test_check(self, tkserver: Tkserver, database: Database, directory: Path) -> None:
         """Well; newer than the program; read-only; away."""
         assert all(one["ok"] for one in tkserver("check", "--json").json)
         database.query("INSERT INTO _yoyo_migration (migration_hash, migration_id) VALUES ('x', '9999_later')")
         assert "newer" in tkserver("check", code=1).out
         database.query("DELETE FROM _yoyo_migration WHERE migration_id = '9999_later'")
         read_only = f"{database.dsn}&options=-c%20default_transaction_read_only%3Don"
-        said = Command(directory, {"TK__DATABASE__URL": read_only})("check", code=1).out
+        said = Command({"TK__DATABASE__URL": read_only}, directory)("check", code=1).out
         assert "wrong  writable" in said
-        away = Command(directory, {"TK__DATABASE__URL": "postgresql://u:secret-word@127.0.0.1:1/x"})
+        away = Command({"TK__DATABASE__URL": "postgresql://u:secret-word@127.0.0.1:1/x"}, directory)
         said = away("check", code=1).out
         assert "cannot be reached" in said
         assert "secret-word" not in said
-        assert "the database cannot" in away("apps", "list", code=4).err
+        assert "the database cannot" in away("apps", "list", code=4).errors
 
     def test_wrong_settings(self, directory: Path) -> None:
         """As the server says it."""
-        said = Command(directory, {"TK__SERVER__PORT": "many"})("apps", "list", code=2).err
+        said = Command({"TK__SERVER__PORT": "many"}, directory)("apps", "list", code=2).errors
         assert said.startswith("Error: TK__SERVER__PORT: ")
 
 
-def test_every_command_has_help(tkserver: Command) -> None:
+def test_every_command_has_help(tkserver: Tkserver) -> None:
     """With a line on what it does."""
     commands: list[tuple[str, ...]] = [()]
     for name, command in main.commands.items():

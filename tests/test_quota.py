@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
 import uuid
 from collections import Counter
@@ -25,11 +22,12 @@ from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
+from tests.cli.command import run
 from tests.client import BOTH, DOCUMENTED, App, Client, Reply
 from tests.conftest import start_server
 from tests.database import Database
 from tests.events import make_event
-from tests.process import Twistd, environment, wait_for
+from tests.process import Twistd, wait_for
 from tests.test_lifecycle import ready
 
 COUNTED = "SELECT quota_used FROM apps WHERE app_id = %s"
@@ -305,33 +303,21 @@ async def test_a_server_that_falls_silent(clients: list[Client], database: Datab
 # --- the command
 
 
-def command(database: Database, directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``tkserver`` as a process."""
-    return subprocess.run(
-        [Path(sys.executable).with_name("tkserver"), *arguments],
-        cwd=directory,
-        env={**environment(), "TK__DATABASE__URL": database.dsn},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_command(database: Database, directory: Path) -> None:
     """A quota is set, shown with what is used of it and when it begins anew, and taken away."""
     app = app_with(database, None)
-    assert command(database, directory, "apps", "rename", app.app_id, "shop").returncode == 0
-    done = command(database, directory, "apps", "set-quota", "shop", "10000")
-    assert (done.returncode, done.stdout) == (0, "shop may store 10,000 events a month\n")
+    assert run(database, directory, "apps", "rename", app.app_id, "shop").code == 0
+    done = run(database, directory, "apps", "set-quota", "shop", "10000")
+    assert (done.code, done.out) == (0, "shop may store 10,000 events a month\n")
     database.query("UPDATE apps SET quota_used = 1234")
-    shown = json.loads(command(database, directory, "apps", "show", "shop", "--json").stdout)
+    shown = run(database, directory, "apps", "show", "shop", "--json").json
     assert (shown["monthly_quota"], shown["used_this_month"]) == (10_000, 1234)
     resets_at = datetime.fromisoformat(shown["quota_resets_at"])
     assert (resets_at.day, resets_at.hour, resets_at.utcoffset()) == (1, 0, timedelta(0))
     assert timedelta(0) < resets_at - datetime.now(timezone.utc) <= timedelta(days=31)
-    assert "used this month  1,234\n" in command(database, directory, "apps", "show", "shop").stdout
-    assert command(database, directory, "apps", "set-quota", "shop", "--none").returncode == 0
-    shown = json.loads(command(database, directory, "apps", "show", "shop", "--json").stdout)
+    assert "used this month  1,234\n" in run(database, directory, "apps", "show", "shop").out
+    assert run(database, directory, "apps", "set-quota", "shop", "--none").code == 0
+    shown = run(database, directory, "apps", "show", "shop", "--json").json
     assert (shown["monthly_quota"], shown["used_this_month"], shown["quota_resets_at"]) == (None, None, None)
 
 
@@ -340,14 +326,14 @@ async def test_command_counts_what_slips_by(clients: list[Client], database: Dat
     """What a server stores that has not heard of a first quota yet is counted all the same when the command ends."""
     app = app_with(database, None)
     assert (await clients[0].send(app, events(2))).status == 200
-    done = deferToThread(command, database, directory, "apps", "set-quota", app.app_id, "4")
+    done = deferToThread(run, database, directory, "apps", "set-quota", app.app_id, "4")
     while database.value("SELECT monthly_quota FROM apps") is None:
         await deferLater(reactor, 0.02)
     database.query("CREATE TABLE late AS SELECT * FROM events LIMIT 1")
     database.query("UPDATE late SET id = nextval('events_id_seq'), event_id = gen_random_uuid()")
     database.query("INSERT INTO events SELECT * FROM late")
     assert counts(database, app) == (2, 3)
-    assert (await done).returncode == 0
+    assert (await done).code == 0
     assert counts(database, app) == (3, 3)
     assert [(await client.send(app, events(2))).status for client in clients] == [429, 429]
 
@@ -355,20 +341,20 @@ async def test_command_counts_what_slips_by(clients: list[Client], database: Dat
 def test_command_without_a_name(database: Database, directory: Path) -> None:
     """An application that has no name yet is told to get one first, and how."""
     app = App().install(database)
-    done = command(database, directory, "apps", "set-quota", app.app_id, "5")
-    assert done.returncode == 1
-    assert f"tkserver apps rename {app.app_id} NAME" in done.stderr
-    assert command(database, directory, "apps", "rename", app.app_id, "named").returncode == 0
-    assert command(database, directory, "apps", "set-quota", "named", "5").returncode == 0
+    done = run(database, directory, "apps", "set-quota", app.app_id, "5")
+    assert done.code == 1
+    assert f"tkserver apps rename {app.app_id} NAME" in done.errors
+    assert run(database, directory, "apps", "rename", app.app_id, "named").code == 0
+    assert run(database, directory, "apps", "set-quota", "named", "5").code == 0
     assert database.value("SELECT monthly_quota FROM apps") == 5
 
 
 @pytest.mark.parametrize("arguments", [("shop",), ("shop", "5", "--none"), ("shop", "-1"), ("shop", "many")])
 def test_command_used_wrongly(database: Database, directory: Path, arguments: tuple[str, ...]) -> None:
     """Wrong usage is said, with exit code 2."""
-    assert command(database, directory, "apps", "set-quota", *arguments).returncode == 2
+    assert run(database, directory, "apps", "set-quota", *arguments).code == 2
 
 
 def test_command_for_nobody(database: Database, directory: Path) -> None:
     """An application that is not there is exit code 3."""
-    assert command(database, directory, "apps", "set-quota", "nobody", "5").returncode == 3
+    assert run(database, directory, "apps", "set-quota", "nobody", "5").code == 3

@@ -1,40 +1,25 @@
-"""The ``tkserver`` command, run as a process as an operator runs it."""
+"""The ``tkserver`` command on a database, in a line."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from tests.command import Command, Done
 from tests.database import Database
-from tests.process import PATIENCE, environment
-
-TKSERVER = Path(sys.executable).with_name("tkserver")
 
 
-def run(database: Database, directory: Path, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+def run(database: Database, directory: Path, *arguments: str, **settings: str) -> Done:
     """Run it on a database, and wait until it has ended.
 
     :param directory: its working directory.
     :param settings: ``TK__`` variables.
     """
-    return subprocess.run(
-        [str(TKSERVER), *arguments],
-        cwd=directory,
-        env={**environment(), "TK__DATABASE__URL": database.dsn, **settings},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=2 * PATIENCE,
-        check=False,
-    )
+    return Command.on(database, directory, **settings)(*arguments)
 
 
 def run_json(database: Database, directory: Path, *arguments: str, **settings: str) -> Any:
     """What it prints with ``--json``; it must succeed, and say nothing else."""
     done = run(database, directory, *arguments, "--json", **settings)
-    assert done.returncode == 0, done.stderr
-    assert not done.stderr
-    return json.loads(done.stdout)
+    assert (done.code, done.errors) == (0, "")
+    return done.json

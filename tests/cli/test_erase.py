@@ -90,9 +90,7 @@ async def test_one_application(own_client: Client, database: Database, directory
     """With --app all others keep what they have and go on, one with the same id of another organisation too."""
     erased = App().install(database)
     other, namesake = App().install(database), replace(App(), app_id=erased.app_id).install(database)
-    assert (
-        run(database, directory, "apps", "create", "x", "--org", erased.org_id, "--app", erased.app_id).returncode == 0
-    )
+    assert run(database, directory, "apps", "create", "x", "--org", erased.org_id, "--app", erased.app_id).code == 0
     for app in (erased, other, namesake):
         await own_client.send(app, [make_event(user_id=USER)])
     receipt = await erase(database, directory, "--app", "x")
@@ -109,13 +107,13 @@ async def test_undo(own_client: Client, database: Database, directory: Path) -> 
     await erase(database, directory)
     await own_client.send(app, [make_event(user_id=USER)])
     done = await deferToThread(run, database, directory, "erase", "--user", USER, "--undo", "--app", app.app_id)
-    assert (done.returncode, "without --app" in done.stderr) == (3, True)
+    assert (done.code, "without --app" in done.errors) == (3, True)
     assert (await erase(database, directory, "--undo"))["deleted_from_erasures"] == 1
     deadline = time.monotonic() + 2
     while not users(database, app):
         assert time.monotonic() < deadline
         await own_client.send(app, [make_event(user_id=USER)])
-    assert (await deferToThread(run, database, directory, "erase", "--user", USER, "--undo")).returncode == 3
+    assert (await deferToThread(run, database, directory, "erase", "--user", USER, "--undo")).code == 3
 
 
 @pytest_twisted.ensureDeferred
@@ -235,7 +233,7 @@ async def test_committed_after_the_deletion(own_client: Client, database: Databa
 @pytest.mark.parametrize("user", ["", "me@example.org", "client_" + "x" * 300])
 def test_wrong_usage(database: Database, directory: Path, user: str) -> None:
     """Only ids that an event may have."""
-    assert run(database, directory, "erase", "--user", user).returncode == 2
+    assert run(database, directory, "erase", "--user", user).code == 2
 
 
 def test_many(database: Database, directory: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import TKSERVER, run, run_json
+from tests.cli.command import run, run_json
 from tests.client import App
+from tests.command import PROGRAM
 from tests.database import Database
 from tests.process import environment
 from tests.stored import ages, store
@@ -23,7 +24,7 @@ def apps(database: Database, directory: Path) -> tuple[App, App, App]:
     made = (App(), App(), App().install(database))
     for name, app in zip(("first", "second"), made, strict=False):
         run_json(database, directory, "apps", "create", name, "--org", app.org_id, "--app", app.app_id)
-    assert run(database, directory, "apps", "set-retention", "first", "90").returncode == 0
+    assert run(database, directory, "apps", "set-retention", "first", "90").code == 0
     for app in made:
         for days in (0, 29, 31, 89, 91):
             store(database, app, 3, days=days)
@@ -45,7 +46,7 @@ def test_an_app_s_own_number_wins(database: Database, directory: Path, apps: tup
     assert deleted(records) == {first.app_id: 0, second.app_id: 9, unnamed.app_id: 9}
     assert ages(database, first) == dict.fromkeys((0, 29, 31, 89), 3)
     assert ages(database, second) == ages(database, unnamed) == dict.fromkeys((0, 29), 3)
-    assert run(database, directory, "apps", "set-retention", "first", "--default").returncode == 0
+    assert run(database, directory, "apps", "set-retention", "first", "--default").code == 0
     assert deleted(run_json(database, directory, "prune", TK__RETENTION__DAYS="30"))[first.app_id] == 6
 
 
@@ -75,7 +76,7 @@ def test_one_app_id_of_two_organisations(database: Database, directory: Path) ->
     for app in (one, other):
         store(database, app, 2, days=8)
     run_json(database, directory, "apps", "create", "one", "--org", one.org_id, "--app", one.app_id)
-    assert run(database, directory, "apps", "set-retention", "one", "7").returncode == 0
+    assert run(database, directory, "apps", "set-retention", "one", "7").code == 0
     run_json(database, directory, "prune")
     assert ages(database, one) == {}
     assert ages(database, other) == {8: 2}
@@ -94,16 +95,16 @@ def test_an_app_without_a_name(database: Database, directory: Path) -> None:
     """It is told to get one first."""
     app = App().install(database)
     done = run(database, directory, "apps", "set-retention", app.app_id, "90")
-    assert done.returncode == 1
-    assert f"tkserver apps rename {app.app_id} NAME" in done.stderr
-    assert run(database, directory, "apps", "rename", app.app_id, "mine").returncode == 0
-    assert run(database, directory, "apps", "set-retention", "mine", "90").returncode == 0
+    assert done.code == 1
+    assert f"tkserver apps rename {app.app_id} NAME" in done.errors
+    assert run(database, directory, "apps", "rename", app.app_id, "mine").code == 0
+    assert run(database, directory, "apps", "set-retention", "mine", "90").code == 0
     assert database.value("SELECT retention_days FROM apps") == 90
 
 
 @pytest.mark.parametrize("arguments", [(), ("90", "--default"), ("0",), ("36501",), ("soon",)])
 def test_wrong_usage(database: Database, directory: Path, arguments: tuple[str, ...]) -> None:
-    assert run(database, directory, "apps", "set-retention", "any", *arguments).returncode == 2
+    assert run(database, directory, "apps", "set-retention", "any", *arguments).code == 2
 
 
 def test_progress(database: Database, directory: Path) -> None:
@@ -113,7 +114,7 @@ def test_progress(database: Database, directory: Path) -> None:
     ours, theirs = pty.openpty()
     settings = {"TK__DATABASE__URL": database.dsn, "TK__RETENTION__DAYS": "7", "TERM": "xterm"}
     done = subprocess.run(
-        [str(TKSERVER), "prune"], cwd=directory, env={**environment(), **settings}, stderr=theirs, check=True
+        [str(PROGRAM), "prune"], cwd=directory, env={**environment(), **settings}, stderr=theirs, check=True
     )
     os.close(theirs)
     shown = os.read(ours, 1 << 20).decode()

@@ -8,8 +8,10 @@ from tkserver import __version__
 from tkserver.cli.apps import apps
 from tkserver.cli.erase import erase
 from tkserver.cli.errors import OrderlyGroup
+from tkserver.cli.export import export
 from tkserver.cli.maintenance import check, migrate
 from tkserver.cli.prune import prune
+from tkserver.cli.send import send
 from tkserver.cli.tokens import tokens
 
 
@@ -27,5 +29,5 @@ def main() -> None:
     """Look after a tkserver: its applications, their credentials and their events."""
 
 
-for command in (apps, tokens, migrate, check, prune, erase):
+for command in (apps, tokens, send, export, erase, prune, migrate, check):
     main.add_command(command)

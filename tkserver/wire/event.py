@@ -32,7 +32,7 @@ Time = Annotated[datetime, Meta(tz=True)]
 Count = Annotated[int, Meta(ge=0, le=_MAX_INTEGER)]
 
 
-class Service(Struct, frozen=True, gc=False):
+class Service(Struct, frozen=True, gc=False, omit_defaults=True):
     """The program that sent the event."""
 
     name: Text255
@@ -41,7 +41,7 @@ class Service(Struct, frozen=True, gc=False):
     language_version: Text50 | None = None
 
 
-class Environment(Struct, frozen=True, gc=False):
+class Environment(Struct, frozen=True, gc=False, omit_defaults=True):
     """Where that program ran."""
 
     os: Text50
@@ -51,7 +51,7 @@ class Environment(Struct, frozen=True, gc=False):
     shell: Text50 | None = None
 
 
-class Occurrence(Struct, frozen=True, gc=False):
+class Occurrence(Struct, frozen=True, gc=False, omit_defaults=True):
     """What happened. ``data`` keeps the client's own bytes: any JSON, never decoded and encoded again."""
 
     type: Text100
@@ -68,7 +68,7 @@ class Metadata(Struct, frozen=True, gc=False):
     retry_count: Count
 
 
-class Event(Struct, frozen=True, gc=False):
+class Event(Struct, frozen=True, gc=False, omit_defaults=True):
     """An event that keeps every rule of the contract. Keys that are not listed here are ignored."""
 
     schema_version: Text20
