@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from tests.database import Database, DatabaseServer
 from tests.process import Twistd, wait_for
 from tests.test_lifecycle import ready
 from tkserver.storage.demo import APP_ID
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.fixture
@@ -42,7 +47,7 @@ def test_stored(server: Twistd, directory: Path, database: Database) -> None:
 
 
 def test_first_run(directory: Path) -> None:
-    """Against an embedded database it is the demo application, with nothing to name."""
+    """Against an embedded database it is the demo application, with nothing to name; so it is in the README."""
     settings = {"TK__DATABASE__DATA_DIR": str(directory / "data")}
     with Twistd(directory, settings) as server:
         wait_for(lambda: ready(server.url))
@@ -50,6 +55,10 @@ def test_first_run(directory: Path) -> None:
         command("apps", "create", "another")
         done = command("send", "--json")
         assert (done.code, done.json["app"], done.json["accepted"]) == (0, APP_ID, 1), done.errors
+        (example,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+        pasted = example.replace("http://127.0.0.1:3000", server.url)
+        shown = subprocess.run([sys.executable, "-c", pasted], capture_output=True, text=True, cwd=directory)
+        assert "Result(accepted=1, rejected=0, duplicates=0" in shown.stdout, shown.stderr
 
 
 def test_nobody_to_send_as(database: Database, directory: Path) -> None:

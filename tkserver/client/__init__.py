@@ -14,7 +14,7 @@
         print(result.accepted, result.errors)
 
 
-    react(lambda reactor: main(reactor))
+    react(main)
 
 An event that was not accepted may be sent again at any time: each is stored once, by its id.
 """
