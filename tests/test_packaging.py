@@ -63,6 +63,11 @@ def test_installed_elsewhere(wheel: Path, directory: Path, database_server: Data
             assert post(server.url, app, batch([make_event()])) == 200
             assert database.value("SELECT count(*) FROM events") == 1
             assert server.stop() == 0
+        command = [str(home / "bin" / "tkserver"), "export", "--format", "parquet", "-o", "events"]
+        settings = {**environment(), "TK__DATABASE__URL": database.dsn}
+        done = subprocess.run(command, capture_output=True, text=True, cwd=directory, env=settings)
+        assert (done.returncode, "pip install 'tkserver[parquet]'" in done.stderr) == (1, True), done.stderr
+        assert not (directory / "events").exists()
         without = Twistd(directory, {"HOME": os.fspath(directory)}, programs=home / "bin").launch()
         assert without.wait() == 1
         assert "set TK__DATABASE__URL, or install the embedded one with pip install 'tkserver[embedded]'" in without.log

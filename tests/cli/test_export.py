@@ -10,6 +10,8 @@ import pty
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -197,7 +199,8 @@ def many(database_server: Any) -> Any:
         yield database
 
 
-def test_whole_or_not_at_all(full: tuple[Database, list[App]], directory: Path) -> None:
+@pytest.mark.parametrize("form", ["ndjson", "csv", "parquet"])
+def test_whole_or_not_at_all(full: tuple[Database, list[App]], directory: Path, form: str) -> None:
     """A file that is there stays, unless it is to be replaced; one that could not be written whole leaves no trace."""
     database, _ = full
     command = Command.on(database, directory)
@@ -206,7 +209,7 @@ def test_whole_or_not_at_all(full: tuple[Database, list[App]], directory: Path) 
     done = command("export", "-o", target)
     assert (done.code, "--force" in done.errors, target.read_text()) == (1, True, "precious")
     small = subprocess.run(
-        [PROGRAM, "export", "-o", "events", "--force"],
+        [PROGRAM, "export", "--format", form, "-o", "events", "--force"],
         cwd=directory,
         env=command.environment,
         stderr=subprocess.PIPE,
@@ -226,16 +229,24 @@ def test_progress(full: tuple[Database, list[App]], directory: Path) -> None:
     database, _ = full
     ours, theirs = pty.openpty()
     command = Command.on(database, directory, TERM="xterm")
-    with open(ours, "rb", buffering=0) as terminal:
+    with open(directory / "events", "wb") as events:
         process = subprocess.Popen(
-            [PROGRAM, "export"], cwd=directory, env=command.environment, stdout=subprocess.PIPE, stderr=theirs
+            [PROGRAM, "export"], cwd=directory, env=command.environment, stdout=events, stderr=theirs
         )
-        output, _ = process.communicate(timeout=60)
-        os.close(theirs)
-        assert process.returncode == 0
-        assert len([json.loads(line) for line in output.splitlines()]) == 60_000
-        shown = terminal.read(1 << 16).decode()
+    os.close(theirs)
+    shown = b"".join(all_of(ours)).decode()
+    assert process.wait(60) == 0
     assert "about" in shown
+    assert shown.splitlines()[-1].endswith("60,000 events")
+    assert len([json.loads(line) for line in (directory / "events").read_bytes().splitlines()]) == 60_000
+
+
+def all_of(terminal: int) -> Iterator[bytes]:
+    """What is shown there until everybody has left, which Linux calls an error."""
+    with suppress(OSError):
+        while shown := os.read(terminal, 1 << 16):
+            yield shown
+    os.close(terminal)
 
 
 def test_pipes(full: tuple[Database, list[App]], directory: Path) -> None:

@@ -82,7 +82,8 @@ def _export(connection: Connection, selection: Selection, form: str, output: str
     with written_whole(output, replace=force) as file, reading(connection):
         writer = WRITERS[form](file)
         statement = query(connection, selection)
-        with _progress(estimate(connection, statement)) as advance:
+        shown = output != "-" or not sys.stdout.isatty()  # not in between the events
+        with _progress(estimate(connection, statement), shown=shown) as advance:
             for events in chunks(connection, statement):
                 writer.write(events)
                 count += len(events)
@@ -92,10 +93,10 @@ def _export(connection: Connection, selection: Selection, form: str, output: str
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
+def _progress(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
     """A bar on standard error, where that is a terminal; towards a total that is an estimate."""
     console = Console(stderr=True)
     columns = (TextColumn("about"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
         task = progress.add_task("export", total=total)
         yield lambda advance: progress.advance(task, advance)
