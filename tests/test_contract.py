@@ -607,7 +607,7 @@ class TestStoredEvents:
         """The tables have the contract's columns and as few indexes as needed, each with its reason."""
         columns = "SELECT count(*) FROM information_schema.columns WHERE table_name = %s"
         assert shared_database.value(columns, "events") == 25
-        assert shared_database.value(columns, "api_tokens") == 9
+        assert shared_database.value(columns, "api_tokens") == 10
         indexes = shared_database.query(
             "SELECT tablename, indexname, obj_description(indexname::regclass), indexdef FROM pg_indexes"
             " WHERE tablename IN ('events', 'nonces', 'api_tokens', 'readiness') ORDER BY 1, 2"
@@ -620,6 +620,7 @@ class TestStoredEvents:
             ("events", "events_app_user_idx"),
             ("events", "events_event_id_key"),
             ("events", "events_pkey"),
+            ("events", "events_retention_idx"),
             ("nonces", "nonces_pkey"),
             ("nonces", "nonces_used_at_idx"),
             ("readiness", "readiness_pkey"),

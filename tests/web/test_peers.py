@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -57,6 +57,14 @@ async def drip(peer_write: object, text: bytes, pause: float) -> None:
         await deferLater(reactor, pause)
 
 
+async def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await deferLater(reactor, 0.01)
+    raise AssertionError("it did not happen")
+
+
 class TestDeadlines:
     """Absolute: each byte that comes does not begin them anew."""
 
@@ -95,6 +103,45 @@ class TestDeadlines:
             peer.write(HEALTH)
             await peer.wait_for(b"healthy", number)
         assert (await peer.end()).count(b"HTTP/1.1 200 OK") == 2
+
+    @pytest_twisted.ensureDeferred
+    async def test_room_of_a_body_that_does_not_come(self, impatient: TkServer) -> None:
+        """Is given back when the request is given up, not only when its connection ends."""
+        peer = await connect(impatient.port)
+        peer.write(f"POST {App().path} HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n".encode())
+        await peer.wait_for(b'"code":"request_timeout"')
+        assert impatient._site.bodies._free == impatient._site.bodies._total
+        peer.hang_up()
+
+    @pytest_twisted.ensureDeferred
+    async def test_idle_after_congestion(self, impatient: TkServer) -> None:
+        """Who has read all answers, late, is idle, and is owed no answer."""
+        peer = await connect(impatient.port)
+        transport: Any = peer.transport
+        transport.pauseProducing()
+        peer.write(HEALTH * 20_000)
+        await wait_until(lambda: any(channel._congested for channel in impatient._site._channels))
+        transport.resumeProducing()
+        received = await peer.end()
+        assert received.count(b"HTTP/1.1 ") == received.count(b"HTTP/1.1 200 OK")
+
+    @pytest_twisted.ensureDeferred
+    async def test_stop_while_a_request_arrives(self, impatient: TkServer, database: Database) -> None:
+        """A request of which a few bytes are there is taken, and is the last of its connection."""
+        body = batch([make_event()])
+        app = App().install(database)
+        peer = await connect(impatient.port)
+        peer.write(HEALTH)
+        await peer.wait_for(b"healthy")
+        whole = ingest(app, body) + body
+        peer.write(whole[:40])
+        await deferLater(reactor, 0.05)
+        stopped = impatient.stopService()
+        peer.write(whole[40:])
+        received = await peer.end()
+        await stopped
+        assert b'"accepted":1' in received
+        assert b"Connection: close" in received
 
 
 class TestConnections:

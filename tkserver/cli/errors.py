@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import click
-import psycopg2
 
 from tkserver.config import InvalidSettings
 from tkserver.storage.embedded import EmbeddedError
-from tkserver.storage.errors import StorageError, translate
+from tkserver.storage.errors import DriverError, StorageError, translate
 from tkserver.storage.migrations import IncompatibleDatabase
 
 
@@ -45,9 +44,11 @@ class OrderlyGroup(click.Group):
             return super().invoke(ctx)
         except InvalidSettings as error:
             raise WrongSettings(str(error)) from None
+        except UnicodeEncodeError:
+            raise click.UsageError("an argument is not UTF-8") from None
         except (EmbeddedError, IncompatibleDatabase) as error:
             raise Failed(str(error)) from None
-        except (StorageError, psycopg2.Error) as error:
+        except (StorageError, DriverError) as error:
             problem = translate(error)
             if problem is None:
                 raise

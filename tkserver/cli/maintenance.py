@@ -10,7 +10,6 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import click
-import psycopg2
 
 from tkserver.cli.database import reachable
 from tkserver.cli.errors import Failed
@@ -19,7 +18,7 @@ from tkserver.config import Settings, load
 from tkserver.database import embedded_by
 from tkserver.storage import migrations
 from tkserver.storage.blocking import BlockingConnections, Connection
-from tkserver.storage.errors import StorageError, translate
+from tkserver.storage.errors import DriverError, StorageError, translate
 from tkserver.storage.migrations import IncompatibleDatabase
 
 MOST_CLOCK_DIFFERENCE = 5.0
@@ -83,7 +82,7 @@ def _database() -> Iterator[Finding]:
         with reachable() as dsn, closing(BlockingConnections().connect(dsn)) as connection:
             yield Finding("database", f"PostgreSQL {_value(connection, 'SHOW server_version')}")
             yield from (_look(one, connection) for one in (_writable, _schema, _clock))
-    except (StorageError, psycopg2.Error) as error:
+    except (StorageError, DriverError) as error:
         problem = translate(error)
         yield Finding("database", f"cannot be reached: {problem}", "See TK__DATABASE__URL, and whether it runs")
 
@@ -91,7 +90,7 @@ def _database() -> Iterator[Finding]:
 def _look(at: Callable[[Connection], Finding], connection: Connection) -> Finding:
     try:
         return at(connection)
-    except (psycopg2.Error, IncompatibleDatabase) as error:
+    except (DriverError, IncompatibleDatabase) as error:
         return Finding(at.__name__.strip("_"), str(translate(error) or error), "See the database's log")
 
 
@@ -101,7 +100,7 @@ def _writable(connection: Connection) -> Finding:
     with connection.cursor() as cursor:
         try:
             cursor.execute(_WRITABLE)
-        except psycopg2.Error as error:
+        except DriverError as error:
             advice = "See whether it is a standby, its disk is full, or the user lacks the right to write"
             return Finding("writable", str(translate(error)), advice)
     return Finding("writable", "takes events")

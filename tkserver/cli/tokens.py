@@ -82,7 +82,7 @@ def rotate(app: str, overlap: timedelta, as_json: bool) -> None:
         ending = registry.expire_others(connection, token, overlap)
     print_record(credentials_of(token), as_json=as_json)
     if not as_json:
-        click.echo(f"\nStill active for {overlap}: {ending}. Revoke one earlier with: tkserver tokens revoke TOKEN")
+        click.echo(f"\nStill active, for {overlap} at the most: {ending}. To end one now: tkserver tokens revoke TOKEN")
 
 
 @tokens.command()

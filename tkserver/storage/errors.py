@@ -5,6 +5,9 @@ from __future__ import annotations
 import psycopg2
 from psycopg2 import errorcodes
 
+DriverError = psycopg2.Error
+"""What blocking connections raise, and :func:`translate` understands."""
+
 
 class StorageError(Exception):
     """The database did not do what it was asked to.

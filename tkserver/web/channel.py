@@ -79,8 +79,9 @@ class ApiChannel(HTTPChannel):
         return self._peer
 
     def dataReceived(self, data: bytes) -> None:
-        self._anything_received = True
-        if self.phase is Phase.IDLE:
+        if data:
+            self._anything_received = True
+        if self.phase is Phase.IDLE and (data or self._buffer):
             self._enter(Phase.HEADERS)
         if self.phase is not Phase.ENDING:
             super().dataReceived(data)
@@ -146,7 +147,10 @@ class ApiChannel(HTTPChannel):
         super().requestDone(request)
 
     def checkPersistence(self, request: Any, version: bytes) -> bool:
-        return bool(super().checkPersistence(request, version)) and not self.site.draining
+        """Whether the connection outlives this request (RFC 9112, section 9.3)."""
+        options = ",".join(value.decode("latin-1") for value in request.requestHeaders.getRawHeaders(b"Connection", []))
+        closes = any(option.strip().lower() == "close" for option in options.split(","))
+        return version == b"HTTP/1.1" and not closes and not self.site.draining
 
     # --- how it ends
 
@@ -158,7 +162,8 @@ class ApiChannel(HTTPChannel):
 
     def wind_down(self) -> None:
         """End after the request that is arriving or being handled; at once where there is none."""
-        self.persistent = False
+        if self.phase is not Phase.HEADERS:  # when twisted.web would drop a request whose first line is not whole yet
+            self.persistent = False
         if self.phase is Phase.IDLE or not self._anything_received:
             self.loseConnection()
 
@@ -193,6 +198,8 @@ class ApiChannel(HTTPChannel):
         """Answer a request that has not arrived whole, and never will."""
         self.leave_unread()
         self.clearLineBuffer()
+        for request in self.requests:
+            request.give_back()
         self.send(answer.refused(refusal))
         self.loseConnection()
 

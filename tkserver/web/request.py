@@ -72,19 +72,21 @@ class ApiRequest(http.Request):
         """Do without the body, and without the rest of the connection."""
         self.unread = refusal
         self.content = BytesIO()
+        self.give_back()
         self.channel.leave_unread()
 
     def finish(self) -> None:
-        self._give_back()
+        self.give_back()
         super().finish()
 
     def connectionLost(self, reason: Failure) -> None:
-        self._give_back()
+        self.give_back()
         super().connectionLost(reason)
         if self.handling is not None:
             self.handling.cancel()
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """The body's room in memory is of use to others now."""
         if self._room is not None:
             self._room.release()
             self._room = None

@@ -24,7 +24,7 @@ REMEMBERED_PATHS = 1024
 LONGEST_REMEMBERED_PATH = 256
 """Bytes. A path with two ids in it has 84."""
 
-_ABSOLUTE = re.compile(rb"https?://[^/]*", re.IGNORECASE)
+_ABSOLUTE = re.compile(rb"https?://[^/]+", re.IGNORECASE)
 
 
 class Routes(KleinResource):
@@ -63,9 +63,14 @@ class Routes(KleinResource):
 
         :raise werkzeug.exceptions.HTTPException: where there is none.
         """
+        if method != method.upper():  # methods are case-sensitive, and werkzeug's are not
+            self._map.match(_text(path), _NO_METHOD)
         endpoint, arguments = self._map.match(_text(path), method.decode("latin-1"))
         return endpoint, dict(arguments)
 
+
+_NO_METHOD = "-"
+"""A method that no route has."""
 
 _NOWHERE = "//"
 """A path that no route has."""
@@ -79,6 +84,7 @@ def _text(path: bytes) -> str:
     absolute = _ABSOLUTE.match(path)
     if absolute:
         path = path[absolute.end() :] or b"/"
-    if not path.startswith(b"/") or path.startswith(b"//"):
+    segments = [unquote_to_bytes(part).decode("utf-8", "replace") for part in path.split(b"/")]
+    if segments[0] or not path.startswith(b"/") or path.startswith(b"//") or any("/" in part for part in segments):
         return _NOWHERE
-    return unquote_to_bytes(path).decode("utf-8", "replace")
+    return "/".join(segments)
