@@ -18,12 +18,13 @@ LAYERS = {
     "config": set[str](),
     "wire": set[str](),
     "storage": {"log", "wire"},
-    "ingest": {"log", "failures", "wire", "storage"},
-    "web": {"log", "failures", "wire", "storage", "ingest"},
+    "limits": {"log", "wire"},
+    "ingest": {"log", "failures", "wire", "storage", "limits"},
+    "web": {"log", "failures", "wire", "storage", "ingest", "limits"},
     "database": {"config", "storage"},
     "client": {"wire"},
     "cli": {"config", "client", "database", "storage", "wire"},
-    "service": {"log", "config", "database", "wire", "storage", "ingest", "web"},
+    "service": {"log", "config", "database", "wire", "storage", "limits", "ingest", "web"},
     "tap": {"log", "config", "service", "storage"},
 }
 """Each part of the package, and those that it may import."""

@@ -29,6 +29,7 @@ CODES = {
     "invalid_timestamp": (400, refusal.InvalidTimestamp),
     "timestamp_out_of_window": (403, refusal.TimestampOutOfWindow),
     "token_mismatch": (403, refusal.TokenMismatch),
+    "rate_limited": (429, refusal.RateLimited),
     "unsupported_media_type": (415, refusal.UnsupportedMediaType),
     "unsupported_encoding": (415, refusal.UnsupportedEncoding),
     "invalid_encoding": (400, refusal.InvalidEncoding),
@@ -134,7 +135,7 @@ def test_code_and_status(code: str) -> None:
 
     assert made.status == status
     assert content["error"] == {"code": code, "message": "what to do"}
-    assert set(content) == ({"error", "retry_after"} if status == 503 else {"error"})
+    assert set(content) == ({"error", "retry_after"} if status in (429, 503) else {"error"})
 
 
 def _kinds(kind: type[Refusal]) -> list[type[Refusal]]:
@@ -151,13 +152,7 @@ def test_codes_are_distinct() -> None:
     assert all(400 <= kind.status < 600 for kind in kinds if kind is not Refusal)
 
 
-class TooMany(Refusal):
-    """A 429, of which the server has none of its own."""
-
-    status, code = 429, "rate_limited"
-
-
-@pytest.mark.parametrize("kind", [TooMany, refusal.Overloaded, refusal.StorageUnavailable])
+@pytest.mark.parametrize("kind", [refusal.RateLimited, refusal.Overloaded, refusal.StorageUnavailable])
 def test_retry_after(kind: type[Refusal]) -> None:
     """A 429 or 503 says in body and headers when to come back: when it is told to, or else all the same."""
     told = answer.refused(kind("later", retry_after=12))
@@ -172,7 +167,7 @@ def test_retry_after(kind: type[Refusal]) -> None:
 
 def test_rate_limited() -> None:
     """The contract's example of a refusal comes out to the byte."""
-    made = answer.refused(TooMany("...", retry_after=12))
+    made = answer.refused(refusal.RateLimited("...", retry_after=12))
 
     assert made.body == b'{"error":{"code":"rate_limited","message":"..."},"retry_after":12}'
 

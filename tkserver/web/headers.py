@@ -17,7 +17,7 @@ COMMON = {
     "Cache-Control": "no-store",
 }
 
-_EXPOSED = "Retry-After, X-Clacks-Overhead"
+_EXPOSED = "Retry-After, X-Clacks-Overhead, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
 _PREFLIGHT_SECONDS = 86_400
 
 

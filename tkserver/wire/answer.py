@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from tkserver.wire.refusal import AllEventsRejected, EventRefusal, MethodNotAllowed, Refusal, Unauthorized
 
@@ -18,6 +19,10 @@ class Answer(msgspec.Struct, frozen=True):
     status: int
     body: bytes | None = None
     headers: Mapping[str, str] = {}
+
+    def carrying(self, headers: Mapping[str, str]) -> Answer:
+        """The same answer with more headers."""
+        return replace(self, headers={**self.headers, **headers})
 
 
 def json_answer(status: int, content: object, headers: Mapping[str, str] = NO_HEADERS) -> Answer:

@@ -154,6 +154,10 @@ class AllEventsRejected(Refusal):
         self.refusals = tuple(refusals)
 
 
+class RateLimited(Refusal):
+    status, code = 429, "rate_limited"
+
+
 class Overloaded(Refusal):
     status, code = 503, "overloaded"
 
