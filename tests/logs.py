@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
 
@@ -16,6 +16,26 @@ class Failures(list[LogEvent]):
     def __call__(self, event: LogEvent) -> None:
         if "log_failure" in event or event.get("isError"):
             self.append(event)
+
+
+@implementer(ILogObserver)
+class Lines(list[str]):
+    """The texts of this server's own events."""
+
+    def __call__(self, event: LogEvent) -> None:
+        if str(event.get("log_namespace", "")).startswith("tkserver."):
+            self.append(formatEvent(event))
+
+
+@contextmanager
+def logged_lines() -> Iterator[Lines]:
+    """What is logged as long as the context lasts."""
+    lines = Lines()
+    globalLogPublisher.addObserver(lines)
+    try:
+        yield lines
+    finally:
+        globalLogPublisher.removeObserver(lines)
 
 
 @contextmanager

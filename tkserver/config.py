@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import psycopg2
 from dotenv import dotenv_values
@@ -40,6 +42,14 @@ class Server(_Group):
         NoDecode,
         Field(description="Web origins that may send events, separated by commas; * for any."),
     ] = ("*",)
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="Proxies whose X-Forwarded-For is believed: addresses or networks, separated by commas;"
+            " unix for those on a Unix socket."
+        ),
+    ] = ()
     max_connections: Annotated[int, Field(ge=1, description="Connections beyond this are closed at once.")] = 4096
     header_timeout: Annotated[float, Field(gt=0, description="Seconds for the headers of a request to arrive.")] = 10
     body_timeout: Annotated[float, Field(gt=0, description="Seconds for the body of a request to arrive.")] = 60
@@ -50,10 +60,21 @@ class Server(_Group):
         float, Field(ge=0, description="Seconds for requests in flight to finish at a stop.")
     ] = 10
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "trusted_proxies", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            try:
+                if name != "unix":
+                    ip_network(name)
+            except ValueError as error:
+                raise ValueError(f"neither an address, nor a network, nor unix: {error}") from None
+        return value
 
 
 class Database(_Group):
@@ -134,6 +155,68 @@ class Retention(_Group):
     ] = None
 
 
+class RateLimit(_Group):
+    """How often an application may send, and an address fail to authenticate."""
+
+    free_rpm: Annotated[
+        int | None, Field(ge=1, description="Requests a minute of an application whose token is of the tier free.")
+    ] = None
+    pro_rpm: Annotated[int | None, Field(ge=1, description="Likewise of the tier pro.")] = None
+    business_rpm: Annotated[int | None, Field(ge=1, description="Likewise of the tier business.")] = None
+    enterprise_rpm: Annotated[int | None, Field(ge=1, description="Likewise of the tier enterprise.")] = None
+    auth_failures_per_minute: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Requests a minute of one address that may fail to authenticate; then all of its requests are"
+            " answered 429. 0 for any number.",
+        ),
+    ] = 60
+    auth_failures_burst: Annotated[int, Field(ge=1, description="How many of them may come at once.")] = 100
+
+    def per_minute(self) -> dict[str, int]:
+        """The limits by tier, of those tiers that have one."""
+        limits = {
+            "free": self.free_rpm,
+            "pro": self.pro_rpm,
+            "business": self.business_rpm,
+            "enterprise": self.enterprise_rpm,
+        }
+        return {tier: limit for tier, limit in limits.items() if limit is not None}
+
+
+class Redis(_Group):
+    """Where the limits of applications are kept, so that they hold for all servers together."""
+
+    url: Annotated[
+        SecretStr | None,
+        Field(description="Redis or Valkey URL; without one the limits of applications hold for each server."),
+    ] = None
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _is_redis_url(value.get_secret_value()):
+            raise ValueError("not a Redis URL such as redis://user:password@host:6379/0, or rediss:// with TLS")
+        return value
+
+
+def _is_redis_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    database = parts.path.strip("/")
+    return (
+        parts.scheme in ("redis", "rediss")
+        and bool(parts.hostname)
+        and port != 0
+        and not (parts.query or parts.fragment)
+        and (not database or (database.isascii() and database.isdigit()))
+    )
+
+
 class Settings(BaseSettings):
     """All settings. The environment wins over the file, and what is passed to :func:`load` over both."""
 
@@ -143,6 +226,8 @@ class Settings(BaseSettings):
     database: Database = Database()
     ingest: Ingest = Ingest()
     retention: Retention = Retention()
+    rate_limit: RateLimit = RateLimit()
+    redis: Redis = Redis()
 
 
 def load(overrides: Mapping[str, Any]) -> Settings:

@@ -19,7 +19,7 @@ from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
 
 from tkserver import __version__, log
-from tkserver.config import Settings
+from tkserver.config import InvalidSettings, Settings, variable
 from tkserver.database import dsn_of, embedded_by
 from tkserver.ingest.committer import Bounds, Committer
 from tkserver.ingest.credentials import CredentialCache, Usage, utc_now
@@ -27,6 +27,11 @@ from tkserver.ingest.erasures import ErasedUsers, ErasingStore
 from tkserver.ingest.ingestion import Ingestion
 from tkserver.ingest.readiness import Readiness
 from tkserver.ingest.verification import Verifier
+from tkserver.limits.address import TrustedProxies
+from tkserver.limits.bucket import Rate
+from tkserver.limits.failures import AuthFailureLimit
+from tkserver.limits.requests import RequestLimit
+from tkserver.limits.shared import MissingExtra, RedisServer, SharedBuckets
 from tkserver.storage import demo, migrations
 from tkserver.storage.blocking import BlockingConnections
 from tkserver.storage.embedded import EmbeddedError
@@ -95,7 +100,9 @@ class TkServer(Service):
         self._looking_after: Deferred[LoopingCall]
         self._connections = BlockingConnections()
 
-        verifier = Verifier(credentials, reactor.seconds, settings.ingest.timestamp_tolerance)
+        self._shared_buckets = _shared_buckets(settings, reactor)
+        limit = _request_limit(settings, self._shared_buckets, reactor.seconds)
+        verifier = Verifier(credentials, reactor.seconds, settings.ingest.timestamp_tolerance, limit)
         committer = Committer(
             ErasingStore(events, erasures, erased),
             reactor,
@@ -106,7 +113,15 @@ class TkServer(Service):
         readiness = Readiness(events.probe, reactor)
         api = Api(ingestion, readiness.check, reactor.seconds)
         cors = CorsPolicy(settings.server.cors_origins)
-        self._site = ApiSite(api.resource(), _limits(settings), cors, committer.check_load, reactor)
+        self._site = ApiSite(
+            api.resource(),
+            _limits(settings),
+            cors,
+            committer.check_load,
+            reactor,
+            auth_failures=_auth_failures(settings, reactor.seconds),
+            proxies=TrustedProxies.of(settings.server.trusted_proxies),
+        )
 
         self._port: IListeningPort | None = None
         self._starting: Deferred[None] | None = None
@@ -166,6 +181,8 @@ class TkServer(Service):
         self._listener.start()
         self._usage.start()
         self._sweeper.start()
+        if self._shared_buckets is not None:
+            self._shared_buckets.start()
         self._forget_nonces.start(FORGET_NONCES_INTERVAL)
         if self._embedded is not None:
             self._looking_after = self._look_after_embedded.start(LOOK_AFTER_EMBEDDED_INTERVAL, now=False)
@@ -206,6 +223,8 @@ class TkServer(Service):
         loops = (self._end_start, self._end_loops, self._sweeper.stop)
         for part in (*loops, self._usage.stop, self._listener.stop, self._pool.stop):
             await self._without_fail(part)
+        if self._shared_buckets is not None:
+            await self._without_fail(self._shared_buckets.stop)
         if self._embedded is not None:
             await self._without_fail(partial(self._in_thread, self._embedded.stop))
         _log.info("stopped")
@@ -249,6 +268,29 @@ def _limits(settings: Settings) -> Limits:
         body_timeout=settings.server.body_timeout,
         idle_timeout=settings.server.idle_timeout,
     )
+
+
+def _shared_buckets(settings: Settings, reactor: Any) -> SharedBuckets | None:
+    """``None`` without a Redis, and where nothing is to be shared.
+
+    :raise InvalidSettings: when what it needs is not installed.
+    """
+    if settings.redis.url is None or not settings.rate_limit.per_minute():
+        return None
+    try:
+        return SharedBuckets(RedisServer.of(settings.redis.url.get_secret_value()), reactor)
+    except MissingExtra as error:
+        raise InvalidSettings(f"{variable('redis', 'url')}: {error}") from None
+
+
+def _request_limit(settings: Settings, shared: SharedBuckets | None, clock: Callable[[], float]) -> RequestLimit | None:
+    per_minute = settings.rate_limit.per_minute()
+    return RequestLimit(per_minute, shared, clock) if per_minute else None
+
+
+def _auth_failures(settings: Settings, clock: Callable[[], float]) -> AuthFailureLimit | None:
+    failures, burst = settings.rate_limit.auth_failures_per_minute, settings.rate_limit.auth_failures_burst
+    return AuthFailureLimit(Rate.per_minute(failures, burst=burst), clock) if failures else None
 
 
 def _calm_garbage_collector() -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 from uuid import UUID
 
@@ -20,6 +21,8 @@ from twisted.python.failure import Failure
 
 from tkserver.failures import drop_frames
 from tkserver.ingest.credentials import CredentialCache
+from tkserver.limits.bucket import Verdict
+from tkserver.limits.requests import RequestLimit
 from tkserver.storage.tokens import Credential
 from tkserver.wire import signature
 from tkserver.wire.refusal import (
@@ -32,6 +35,7 @@ from tkserver.wire.refusal import (
     MissingAuthorization,
     MissingSignature,
     MissingTimestamp,
+    RateLimited,
     Refusal,
     TimestampOutOfWindow,
     TokenMismatch,
@@ -51,12 +55,14 @@ class IngestRequest(Struct, frozen=True):
 
     :ivar headers: by lower-case name. Values as sent, ISO 8859-1.
     :ivar body: as sent, still compressed where it is.
+    :ivar answer_headers: where the chain puts headers that the answer carries besides, whatever it will be.
     """
 
     org_id: str
     app_id: str
     headers: Mapping[str, str]
     body: bytes
+    answer_headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -109,23 +115,25 @@ class Verifier:
 
     :param now: gives seconds since 1970.
     :param tolerance: seconds by which the clocks of client and server may differ, either way.
+    :param limit: how many requests an application may send; ``None`` where no tier has a limit.
     """
 
-    def __init__(self, credentials: CredentialCache, now: Callable[[], float], tolerance: int) -> None:
+    def __init__(
+        self,
+        credentials: CredentialCache,
+        now: Callable[[], float],
+        tolerance: int,
+        limit: RequestLimit | None = None,
+    ) -> None:
         self._credentials = credentials
         self._now = now
         self._tolerance = tolerance
+        identify = in_turn(identify_application, require_headers)
+        authenticate = in_turn(require_candidates, check_signature, self.check_timestamp, check_nonce, check_scope)
         self.steps: tuple[Step, ...] = (
-            in_turn(identify_application, require_headers),
-            self.find_candidates,
-            in_turn(
-                require_candidates,
-                check_signature,
-                self.check_timestamp,
-                check_nonce,
-                check_scope,
-                honour_do_not_track,
-            ),
+            (identify, self.find_candidates, in_turn(authenticate, honour_do_not_track))
+            if limit is None
+            else (identify, self.find_candidates, authenticate, partial(check_rate, limit), honour_do_not_track)
         )
 
     def verify(self, request: IngestRequest) -> Deferred[Verified]:
@@ -209,6 +217,31 @@ def check_scope(claim: Claim) -> Claim:
     credential = _known(claim.credential)
     if (credential.org_id, credential.app_id) != (claim.org_id, claim.app_id):
         raise TokenMismatch("the token belongs to another organisation or application")
+    return claim
+
+
+def check_rate(limit: RequestLimit, claim: Claim) -> Claim | Deferred[Claim]:
+    credential = _known(claim.credential)
+    verdict = limit.take(credential.tier, credential.org_id, credential.app_id)
+    if isinstance(verdict, Deferred):
+        return verdict.addCallback(partial(keep_to_rate, claim))
+    return claim if verdict is None else keep_to_rate(claim, verdict)
+
+
+def keep_to_rate(claim: Claim, verdict: Verdict) -> Claim:
+    """Tell the client where it stands, whatever the answer will be, and go on only where it is within its limit."""
+    claim.request.answer_headers.update(
+        {
+            "X-RateLimit-Limit": str(verdict.rate.limit),
+            "X-RateLimit-Remaining": str(verdict.remaining),
+            "X-RateLimit-Reset": str(verdict.reset),
+        }
+    )
+    if not verdict.allowed:
+        raise RateLimited(
+            f"more than {verdict.rate.limit} requests a minute: send more events in fewer batches",
+            retry_after=verdict.retry_after,
+        )
     return claim
 
 

@@ -76,7 +76,13 @@ class Api:
     async def ingest(self, request: ApiRequest, org_id: str, app_id: str) -> Answer:
         if request.unread is not None:
             raise request.unread
-        return await self._ingestion.take(IngestRequest(org_id, app_id, request.headers_by_name(), request.body()))
+        headers, body = request.headers_by_name(), request.body()
+        try:
+            return await self._ingestion.take(IngestRequest(org_id, app_id, headers, body, request.answer_headers))
+        except Refusal as refusal:
+            if refusal.status in (401, 403) and request.site.auth_failures is not None:
+                request.site.auth_failures.note(request.sender)
+            raise
 
     @_route("/health", methods=["OPTIONS"])
     @_route("/health/ready", methods=["OPTIONS"])

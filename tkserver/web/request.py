@@ -10,6 +10,7 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from tkserver import log
+from tkserver.limits.address import Address
 from tkserver.web.budget import Claim
 from tkserver.wire.answer import Answer
 from tkserver.wire.refusal import PayloadTooLarge, Refusal
@@ -26,6 +27,7 @@ class ApiRequest(http.Request):
 
     :ivar unread: why the body was not read. The request is handled all the same, so that its route and method are
         looked at first.
+    :ivar answer_headers: what the answer carries besides its own, whatever it will be.
     :ivar handling: fires when the request has been answered; cancelled when the client is gone before.
     """
 
@@ -36,6 +38,7 @@ class ApiRequest(http.Request):
     def __init__(self, channel: ApiChannel, queued: object) -> None:
         super().__init__(channel, queued, parsePOSTFormSubmission=False)
         self.unread: Refusal | None = None
+        self.answer_headers: dict[str, str] = {}
         self.site = channel.site
         self._body_limit = channel.site.limits.max_body_bytes
         self._room: Claim | None = None
@@ -47,20 +50,32 @@ class ApiRequest(http.Request):
     def gotLength(self, length: int | None) -> None:
         """The headers have arrived. A length of ``None``: chunked."""
         self.content = BytesIO()
-        if length == 0:
-            return
         try:
-            if length is not None and length > self._body_limit:
-                raise self._too_large()
-            self.site.check_load()
+            self._check_length(length)
         except Refusal as refusal:
+            if length == 0:
+                self.unread = refusal
+                return
             self.requestHeaders.removeHeader(b"Expect")  # no invitation to send what will not be read
             self.leave_body(refusal)
             self.channel.length = 0  # to the channel, all of it is here
             return
+        if length == 0:
+            return
         self._room = self.site.bodies.claim(length or self._body_limit, self.channel.go_on)
         if not self._room.granted:
             self.channel.wait()
+
+    def _check_length(self, length: int | None) -> None:
+        """
+        :raise Refusal: when there is no use in reading the body.
+        """
+        if length is not None and length > self._body_limit:
+            raise self._too_large()
+        if self.site.auth_failures is not None:
+            self.site.auth_failures.check(self.sender)
+        if length != 0:
+            self.site.check_load()
 
     def handleContentChunk(self, data: bytes) -> None:
         """A part of the body has arrived."""
@@ -112,6 +127,12 @@ class ApiRequest(http.Request):
             for name, values in self.requestHeaders.getAllRawHeaders()
         }
 
+    def sender(self) -> Address | None:
+        """Where it comes from, as far as that can be known. Never to be logged or stored."""
+        forwarded = self.requestHeaders.getRawHeaders(b"x-forwarded-for", ())
+        peer = getattr(self.channel.getPeer(), "host", None)  # which a Unix socket's does not have
+        return self.site.proxies.client_of(peer, [value.decode("latin-1") for value in forwarded])
+
     def body(self) -> bytes:
         return bytes(self.content.getvalue())
 
@@ -119,6 +140,8 @@ class ApiRequest(http.Request):
         """Send the answer, unless nobody is there any more."""
         if not self._disconnected:
             self.startedWriting = 1
+            if self.answer_headers:
+                to_send = to_send.carrying(self.answer_headers)
             self.channel.send(to_send, origin=self.header("origin"), with_body=self.method != b"HEAD")
             self.finish()
 

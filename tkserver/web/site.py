@@ -13,6 +13,8 @@ from twisted.web.http import Request, datetimeToString
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
+from tkserver.limits.address import TrustedProxies
+from tkserver.limits.failures import AuthFailureLimit
 from tkserver.web.budget import Budget
 from tkserver.web.channel import LINGER, ApiChannel, Phase
 from tkserver.web.headers import CorsPolicy, head, of_answer
@@ -55,6 +57,8 @@ class ApiSite(Site):
     """Serves one resource over HTTP/1.1.
 
     :param check_load: raises a ``Refusal`` when there is no use in reading the body of a request.
+    :param auth_failures: how often an address may fail to authenticate; ``None`` for as often as it likes.
+    :param proxies: those that say whom they forward for.
     :ivar bodies: room for bodies.
     :ivar draining: no request is taken after those that are under way.
     """
@@ -64,10 +68,20 @@ class ApiSite(Site):
     noisy = False
 
     def __init__(
-        self, resource: IResource, limits: Limits, cors: CorsPolicy, check_load: Callable[[], None], reactor: Any
+        self,
+        resource: IResource,
+        limits: Limits,
+        cors: CorsPolicy,
+        check_load: Callable[[], None],
+        reactor: Any,
+        *,
+        auth_failures: AuthFailureLimit | None = None,
+        proxies: TrustedProxies | None = None,
     ) -> None:
         super().__init__(resource, reactor=reactor, timeout=None)
         self.check_load = check_load
+        self.auth_failures = auth_failures
+        self.proxies = proxies or TrustedProxies()
         self.bodies = Budget(limits.max_body_memory, reactor)
         self.limits = limits
         self.deadlines = limits.by_phase()
