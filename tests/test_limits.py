@@ -19,11 +19,12 @@ from tests.conftest import start_server
 from tests.database import Database
 from tests.events import make_event
 from tests.limits.valkey import Valkey
-from tests.logs import Lines, logged_lines
+from tests.logs import Lines, logged_failures, logged_lines
 from tests.process import Twistd, wait_for
 from tests.test_contract import stored_ids
 from tests.test_lifecycle import ready
 from tests.web.peer import connect
+from tests.web.test_peers import ingest
 from tkserver.config import InvalidSettings
 
 HEADERS = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
@@ -191,6 +192,18 @@ class TestSharedRequests:
         assert complaints(lines) == 1
 
     @pytest_twisted.ensureDeferred
+    async def test_silent_from_the_start(self, database: Database, valkey: Valkey) -> None:
+        """One that takes connections and says nothing on them is waited for by no request, nor by a stop."""
+        settings = {"TK__RATE_LIMIT__FREE_RPM": 1, "TK__REDIS__URL": valkey.url()}
+        valkey.freeze()
+        with logged_lines() as lines:
+            async with serving(database, **settings) as client:
+                assert await flood(client, App().install(database), 2) == [200, 429]
+                await until(lambda: complaints(lines))
+        assert not [line for line in lines if "p4ssword" in line]
+        assert complaints(lines) == 1
+
+    @pytest_twisted.ensureDeferred
     async def test_not_installed(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without the extra, the start ends with a line that says how to get it; who has no Redis needs none."""
         monkeypatch.setitem(sys.modules, "txredisapi", None)
@@ -203,11 +216,13 @@ class TestSharedRequests:
     async def test_refused(self, database: Database, valkey: Valkey) -> None:
         """A password that is wrong is said without the password, and requests are taken all the same."""
         settings = {"TK__RATE_LIMIT__FREE_RPM": 1, "TK__REDIS__URL": valkey.url(password="wr0ng")}
-        with logged_lines() as lines:
+        with logged_lines() as lines, logged_failures() as failures:
             async with serving(database, **settings) as client:
                 await until(lambda: complaints(lines))
                 app = App().install(database)
                 assert await flood(client, app, 2) == [200, 429]
+                await deferLater(reactor, 1.5)  # it is tried again meanwhile
+        assert not failures
         assert complaints(lines) == 1
         assert "refuses the user, the password" in str(lines)
         assert "wr0ng" not in str(lines)
@@ -304,6 +319,22 @@ class TestAuthFailures:
             await peer.wait_for(b'"code":"rate_limited"')
             assert peer.received.startswith(b"HTTP/1.1 429 ")
             peer.hang_up()
+
+    @pytest_twisted.ensureDeferred
+    async def test_many_at_once(self, database: Database) -> None:
+        """Requests whose headers came before the first failure are refused as well, when their bodies come."""
+        async with serving(database, **STRICT) as client:
+            app, body = App().install(database), batch([make_event()])
+            peers = [await connect(int(client.url.rpartition(":")[2])) for _ in range(6)]
+            for peer in peers:
+                head = ingest(app, body).replace(b"X-Signature: ", b"X-Signature: 0") + body[:5]
+                peer.write(head)
+            await deferLater(reactor, 0.1)
+            for peer in peers:
+                peer.write(body[5:])
+                await peer.wait_for(b'"code"')
+                peer.hang_up()
+        assert [peer.received[9:12] for peer in peers] == [b"401"] * 3 + [b"429"] * 3
 
     @pytest_twisted.ensureDeferred
     async def test_default(self, database: Database) -> None:

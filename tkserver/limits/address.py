@@ -41,7 +41,7 @@ class TrustedProxies:
         hop = None if peer is None else _address(peer)
         if not (self.unix if hop is None else self._names(hop)):
             # Somebody on a private network who forwards is a proxy that nobody has named, not a client.
-            return None if hop is None or (forwarded and hop.is_private) else hop
+            return None if hop is None or (forwarded and not hop.is_global) else hop
         if not forwarded:
             return None
         for text in reversed(",".join(forwarded).split(",")):

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from twisted.application.internet import ClientService, backoffPolicy
 from twisted.internet import defer
-from twisted.internet.defer import CancelledError, ensureDeferred
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
@@ -105,9 +105,11 @@ class SharedBuckets:
         except ImportError:
             raise MissingExtra("install what it needs with pip install 'tkserver[redis]'") from None
         self._redis_error: type[Exception] = txredisapi.RedisError
+        self._response_error: type[Exception] = txredisapi.ResponseError
         self._server = server
         self._reactor = reactor
         self._connection: Any = None
+        self._preparing: Deferred[None] | None = None
         self._complained = False
         # Of txredisapi the protocol only: its pools take the global reactor, and wait where there is no connection.
         factory = Factory.forProtocol(txredisapi.RedisProtocol)
@@ -117,7 +119,7 @@ class SharedBuckets:
             factory,
             retryPolicy=backoffPolicy(initialDelay=0.2, maxDelay=5.0, factor=1.5),
             clock=reactor,
-            prepareConnection=lambda connection: ensureDeferred(self._prepare(connection)),
+            prepareConnection=self._connected,
         )
 
     @property
@@ -132,6 +134,8 @@ class SharedBuckets:
 
     async def stop(self) -> None:
         self._connection = None
+        if self._preparing is not None:
+            self._preparing.cancel()
         if self._service.running:
             await self._service.stopService()
 
@@ -155,16 +159,20 @@ class SharedBuckets:
             raise SharedUnavailable from None
         return Verdict(rate, bool(allowed), full_at, now)
 
+    def _connected(self, connection: Any) -> None:
+        # Twisted's service does not wait for it: where that fails, it stumbles over the connection's end.
+        self._preparing = ensureDeferred(self._prepare(connection))
+
     async def _prepare(self, connection: Any) -> None:
-        """See that a new connection works. Failing, it is made anew after a while."""
+        """See that a new connection works. Ended, it is made anew after a while."""
         try:
             await ensureDeferred(self._log_in(connection)).addTimeout(CONNECT_TIMEOUT, self._reactor)
-        except (defer.TimeoutError, SharedUnavailable, self._redis_error) as error:
-            # Not what Redis says to a password: that may have the password in it.
-            said = isinstance(error, SharedUnavailable)
-            self._complain(str(error) if said else f"no answer within {CONNECT_TIMEOUT:g} s")
+        except Exception as error:
             connection.transport.abortConnection()
-            raise
+            if not isinstance(error, CancelledError):  # which is what comes of stopping
+                late = isinstance(error, defer.TimeoutError)
+                self._complain(f"no answer within {CONNECT_TIMEOUT:g} s" if late else str(error))
+            return
         connection.whenDisconnected().addCallback(lambda _: self._lose(connection, "the connection was lost"))
         self._connection = connection
         _log.info("connected to Redis: limits hold for all servers together")
@@ -176,7 +184,7 @@ class SharedBuckets:
             if server.password is not None:
                 await connection.auth(server.password, server.user)
             await connection.select(server.database)
-        except self._redis_error:
+        except self._response_error:  # whose text may have the password in it
             raise SharedUnavailable("it refuses the user, the password or the number of the database") from None
         await connection.ping()
 
@@ -186,7 +194,7 @@ class SharedBuckets:
             self._complain(problem)
 
     def _not_there(self, failure: Failure) -> None:
-        if not failure.check(CancelledError, defer.TimeoutError, SharedUnavailable, self._redis_error):
+        if not failure.check(CancelledError):
             self._complain(failure.getErrorMessage())
 
     def _complain(self, problem: str) -> None:

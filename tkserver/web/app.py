@@ -76,12 +76,13 @@ class Api:
     async def ingest(self, request: ApiRequest, org_id: str, app_id: str) -> Answer:
         if request.unread is not None:
             raise request.unread
+        request.check_sender()  # again: others of the same sender may have failed since its headers came
         headers, body = request.headers_by_name(), request.body()
         try:
             return await self._ingestion.take(IngestRequest(org_id, app_id, headers, body, request.answer_headers))
         except Refusal as refusal:
-            if refusal.status in (401, 403) and request.site.auth_failures is not None:
-                request.site.auth_failures.note(request.sender)
+            if refusal.status in (401, 403):
+                request.note_auth_failure()
             raise
 
     @_route("/health", methods=["OPTIONS"])

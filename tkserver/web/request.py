@@ -50,32 +50,21 @@ class ApiRequest(http.Request):
     def gotLength(self, length: int | None) -> None:
         """The headers have arrived. A length of ``None``: chunked."""
         self.content = BytesIO()
+        if length == 0:
+            return
         try:
-            self._check_length(length)
+            if length is not None and length > self._body_limit:
+                raise self._too_large()
+            self.check_sender()
+            self.site.check_load()
         except Refusal as refusal:
-            if length == 0:
-                self.unread = refusal
-                return
             self.requestHeaders.removeHeader(b"Expect")  # no invitation to send what will not be read
             self.leave_body(refusal)
             self.channel.length = 0  # to the channel, all of it is here
             return
-        if length == 0:
-            return
         self._room = self.site.bodies.claim(length or self._body_limit, self.channel.go_on)
         if not self._room.granted:
             self.channel.wait()
-
-    def _check_length(self, length: int | None) -> None:
-        """
-        :raise Refusal: when there is no use in reading the body.
-        """
-        if length is not None and length > self._body_limit:
-            raise self._too_large()
-        if self.site.auth_failures is not None:
-            self.site.auth_failures.check(self.sender)
-        if length != 0:
-            self.site.check_load()
 
     def handleContentChunk(self, data: bytes) -> None:
         """A part of the body has arrived."""
@@ -126,6 +115,18 @@ class ApiRequest(http.Request):
             name.lower().decode("latin-1"): values[-1].decode("latin-1")
             for name, values in self.requestHeaders.getAllRawHeaders()
         }
+
+    def check_sender(self) -> None:
+        """
+        :raise RateLimited: when its sender has failed to authenticate too often.
+        """
+        if self.site.auth_failures is not None:
+            self.site.auth_failures.check(self.sender)
+
+    def note_auth_failure(self) -> None:
+        """Its sender has failed to authenticate."""
+        if self.site.auth_failures is not None:
+            self.site.auth_failures.note(self.sender)
 
     def sender(self) -> Address | None:
         """Where it comes from, as far as that can be known. Never to be logged or stored."""
