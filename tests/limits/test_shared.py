@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import pytest_twisted
+import trustme
 from twisted.internet import reactor
+from twisted.internet.ssl import PrivateCertificate
 from twisted.internet.task import deferLater
+from twisted.protocols.portforward import ProxyFactory
 
 from tests.limits.valkey import Valkey
+from tests.logs import logged_lines
 from tkserver.limits import bucket
 from tkserver.limits.bucket import SECOND, Rate
 from tkserver.limits.shared import KEY_PREFIX, RedisServer, SharedBuckets
@@ -58,6 +64,37 @@ async def test_forgotten_scripts(shared: tuple[SharedBuckets, Valkey]) -> None:
         assert (await buckets.take("app", Rate.per_minute(9))).remaining == left
         with valkey.client() as client:
             client.script_flush()
+
+
+@pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted's server side
+@pytest_twisted.ensureDeferred
+async def test_tls(shared: tuple[SharedBuckets, Valkey], monkeypatch: pytest.MonkeyPatch, directory: Path) -> None:
+    """With ``rediss`` the server's certificate is checked, and what is said is encrypted."""
+    _, valkey = shared
+    authority = trustme.CA()
+    key = authority.issue_cert("localhost").private_key_and_cert_chain_pem.bytes()
+    certificate = PrivateCertificate.loadPEM(key)
+    forward = ProxyFactory("127.0.0.1", valkey.port)
+    forward.noisy = False
+    port = reactor.listenSSL(0, forward, certificate.options(), interface="127.0.0.1")  # type: ignore[attr-defined]
+    server = replace(RedisServer.of(valkey.url()), host="localhost", port=port.getHost().port, tls=True)
+    stranger = SharedBuckets(server, reactor)
+    stranger.start()
+    with logged_lines() as lines:
+        while not lines:
+            await deferLater(reactor, 0.01)
+    await stranger.stop()
+    assert "Redis cannot be used" in lines[0]
+
+    authority.cert_pem.write_to_path(str(directory / "ca.pem"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(directory / "ca.pem"))
+    friend = SharedBuckets(server, reactor)
+    friend.start()
+    while not friend.available:
+        await deferLater(reactor, 0.01)
+    assert (await friend.take("app", Rate.per_minute(9))).remaining == 8
+    await friend.stop()
+    await port.stopListening()
 
 
 def test_passwords_are_not_shown() -> None:
