@@ -19,8 +19,6 @@ from tkserver.cli.main import main
 from tkserver.cli.tokens import tokens
 
 DOCS = Path(__file__).parents[1] / "docs"
-ELSEWHERE = {"erase", "prune", "set-retention"}
-"""Commands of another change: what needs them is run when they are there."""
 
 COMMAND = re.compile(r"\btkserver ([a-z]+)(?: ([a-z-]+))?")
 BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -35,8 +33,6 @@ def test_blocks(name: str, directory: Path, database: Database) -> None:
         if name != "operating.md":
             assert command("apps", "create", "my-cli").code == 0
         for language, block in BLOCK.findall((DOCS / name).read_text()):
-            if language == "sh" and missing_in(block):
-                continue
             program = ["bash", "-euc", block] if language == "sh" else [sys.executable, "-c", block]
             done = subprocess.run(
                 program, cwd=directory, env=environment(command, server), capture_output=True, text=True, timeout=60
@@ -57,7 +53,7 @@ def environment(command: Command, server: Twistd) -> dict[str, str]:
 def test_commands_are_there() -> None:
     """Each command that a document names exists."""
     for document in (*DOCS.glob("*.md"), DOCS.parent / "README.md"):
-        assert missing_in("\n".join(code_of(document.read_text()))) <= ELSEWHERE, document.name
+        assert missing_in("\n".join(code_of(document.read_text()))) == set(), document.name
 
 
 def missing_in(code: str) -> set[str]:
