@@ -59,7 +59,9 @@ class Finding:
 @click.command()
 @json_option
 def check(as_json: bool) -> None:
-    """Look everything over: settings, database, schema, clocks, disk, open files. Changes nothing.
+    """Look everything over: settings, database, schema, clocks, disk, open files.
+
+    Changes nothing but the one row by which the server, too, finds out whether it can write.
 
     Exit code 1 where something is not well.
     """
