@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.database import Database
+from tests.command import Command
 from tests.process import Twistd, environment, wait_for
 from tests.test_lifecycle import ready
 from tkserver.config import variables
-from tkserver.storage.embedded import EmbeddedPostgres
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,7 +56,8 @@ def test_pasted(directory: Path) -> None:
             ["bash"], input=look.replace("<data>", str(data)), capture_output=True, text=True, env=environment()
         )
         assert "command_executed" in shown.stdout, shown.stderr
-        tokens = next(block for block in blocks("sql"))
-        made = Database(EmbeddedPostgres(data).dsn).query(tokens)
-        assert len(made[0][2]) == 35
-        assert len(made[0][3]) == 64
+        command = next(line for block in blocks("sh") for line in block.splitlines() if "apps create" in line)
+        program, *arguments = shlex.split(command, comments=True)
+        assert program == "tkserver"
+        made = Command({"TK__DATABASE__DATA_DIR": str(data)}, directory)(*arguments, code=0)
+        assert ".token(" in made.out
