@@ -22,7 +22,7 @@ from tkserver import __version__, log
 from tkserver.config import InvalidSettings, Settings, variable
 from tkserver.database import dsn_of, embedded_by
 from tkserver.ingest.committer import Bounds, Committer
-from tkserver.ingest.credentials import CredentialCache, Usage, utc_now
+from tkserver.ingest.credentials import CredentialCache, Usage
 from tkserver.ingest.erasures import ErasedUsers, ErasingStore
 from tkserver.ingest.ingestion import Ingestion
 from tkserver.ingest.readiness import Readiness
@@ -93,7 +93,7 @@ class TkServer(Service):
         self._listener = ChangeListener(reactor, dsn, changed)
         credentials.attach(self._listener)
         erased.attach(self._listener)
-        self._usage = Usage(tokens, reactor, utc_now(reactor.seconds))
+        self._usage = Usage(tokens, reactor)
         self._sweeper = Sweeper(reactor, dsn, settings.retention.days)
         self._forget_nonces = _periodically(reactor, events.forget_nonces)
         self._look_after_embedded = _periodically(reactor, self._look_after)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -103,16 +103,12 @@ class CredentialCache:
 
 
 class Usage:
-    """Keeps ``last_used_at`` to the minute without a write per request.
+    """Keeps ``last_used_at`` to the minute without a write per request."""
 
-    :param now: gives the time in UTC.
-    """
-
-    def __init__(self, store: TokenStore, reactor: Any, now: Callable[[], datetime]) -> None:
+    def __init__(self, store: TokenStore, reactor: Any) -> None:
         self._store = store
         self._reactor = reactor
-        self._now = now
-        self._times: dict[UUID, datetime] = {}
+        self._times: dict[UUID, float] = {}
         self._loop = LoopingCall(self._write)
         self._loop.clock = reactor
 
@@ -128,7 +124,7 @@ class Usage:
 
     def note(self, credential: Credential) -> None:
         """This credential has just been used."""
-        self._times[credential.id] = self._now()
+        self._times[credential.id] = self._reactor.seconds()
 
     def _write(self) -> Deferred[None]:
         return ensureDeferred(self._flush())
@@ -137,13 +133,9 @@ class Usage:
         times, self._times = self._times, {}
         if times:
             try:
-                await self._store.mark_used(times)
+                await self._store.mark_used(
+                    {key: datetime.fromtimestamp(at, timezone.utc) for key, at in times.items()}
+                )
             except StorageError as error:
                 _log.warn("when tokens were last used could not be written: {error}", error=error)
                 self._times = {**times, **self._times}
-
-
-def utc_now(seconds: Callable[[], float]) -> Callable[[], datetime]:
-    """A calendar from a clock that counts seconds since 1970."""
-    epoch = datetime(1970, 1, 1, tzinfo=timezone.utc)
-    return lambda: epoch + timedelta(seconds=seconds())

@@ -182,11 +182,12 @@ def identify_application(claim: Claim) -> Claim:
 
 
 def require_headers(claim: Claim) -> Claim:
-    if claim.header("x-signature") is None:
+    headers = claim.request.headers
+    if "x-signature" not in headers:
         raise MissingSignature("the X-Signature header is missing")
-    if claim.header("x-timestamp") is None:
+    if "x-timestamp" not in headers:
         raise MissingTimestamp("the X-Timestamp header is missing")
-    if claim.header("authorization") is None and claim.header("x-nonce") is None:
+    if "authorization" not in headers and "x-nonce" not in headers:
         raise MissingAuthorization("send Authorization: Bearer <token>, or sign with an X-Nonce")
     return claim
 

@@ -148,9 +148,10 @@ class ApiChannel(HTTPChannel):
 
     def checkPersistence(self, request: Any, version: bytes) -> bool:
         """Whether the connection outlives this request (RFC 9112, section 9.3)."""
-        options = ",".join(value.decode("latin-1") for value in request.requestHeaders.getRawHeaders(b"Connection", []))
-        closes = any(option.strip().lower() == "close" for option in options.split(","))
-        return version == b"HTTP/1.1" and not closes and not self.site.draining
+        values = request.requestHeaders.getRawHeaders(b"Connection")
+        if values and b"close" in [option.strip().lower() for value in values for option in value.split(b",")]:
+            return False
+        return version == b"HTTP/1.1" and not self.site.draining
 
     # --- how it ends
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
+
+from twisted.web.http import datetimeToString
 
 from tkserver.wire.answer import Answer
 
@@ -45,6 +48,10 @@ class CorsPolicy:
             "Vary": "Origin",
         }
 
+    def known(self, origin: str | None) -> str | None:
+        """The origin, if it is listed. No other makes a difference."""
+        return origin if origin in self.origins else None
+
     @staticmethod
     def preflight(method: str | None, headers: str | None) -> dict[str, str]:
         """For the answer to ``OPTIONS``: whatever is asked for is allowed.
@@ -60,19 +67,29 @@ class CorsPolicy:
         }
 
 
-def of_answer(answer: Answer) -> dict[str, str]:
-    """The headers of an answer, wherever it is written."""
-    headers = {**COMMON, **answer.headers}
-    if answer.body is not None:
-        headers["Content-Type"] = "application/json"
-        headers["Content-Length"] = str(len(answer.body))
-    return headers
+@lru_cache(maxsize=64)
+def common(seconds: int, policy: CorsPolicy, origin: str | None, closes: bool) -> bytes:
+    """The header fields that all answers of a second have in common, as they are sent.
 
-
-def head(status: int, fields: Mapping[str, str]) -> bytes:
-    """A status line and header fields as they are sent (RFC 9112, section 2.1).
-
-    :param fields: ISO 8859-1, without line breaks: what comes from a request has none, or is no request.
+    :param seconds: since 1970.
+    :param origin: as :meth:`CorsPolicy.known` gives it.
+    :param closes: whether the connection ends with the answer.
     """
-    lines = "".join([f"{name}: {value}\r\n" for name, value in fields.items()])
-    return b"HTTP/1.1 %d %s\r\n%s\r\n" % (status, _PHRASES[status], lines.encode("latin-1"))
+    fields = {"Date": str(datetimeToString(seconds), "ascii"), **COMMON, **policy.headers(origin)}
+    if closes:
+        fields["Connection"] = "close"
+    return _written(fields)
+
+
+def head(answer: Answer, common: bytes) -> bytes:
+    """All that stands before the body of an answer (RFC 9112, section 2.1)."""
+    fields = dict(answer.headers)
+    if answer.body is not None:
+        fields["Content-Type"] = "application/json"
+        fields["Content-Length"] = str(len(answer.body))
+    return b"HTTP/1.1 %d %s\r\n%s%s\r\n" % (answer.status, _PHRASES[answer.status], common, _written(fields))
+
+
+def _written(fields: Mapping[str, str]) -> bytes:
+    """ISO 8859-1. No value has a line break: what comes from a request has none, or is no request."""
+    return "".join([f"{name}: {value}\r\n" for name, value in fields.items()]).encode("latin-1")

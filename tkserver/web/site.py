@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress
-from twisted.web.http import Request, datetimeToString
+from twisted.web.http import Request
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
@@ -17,7 +16,7 @@ from tkserver.limits.address import TrustedProxies
 from tkserver.limits.failures import AuthFailureLimit
 from tkserver.web.budget import Budget
 from tkserver.web.channel import LINGER, ApiChannel, Phase
-from tkserver.web.headers import CorsPolicy, head, of_answer
+from tkserver.web.headers import CorsPolicy, common, head
 from tkserver.web.request import ApiRequest
 from tkserver.wire.answer import Answer
 
@@ -102,10 +101,7 @@ class ApiSite(Site):
         :param origin: the request's ``Origin`` header, where it has one.
         :param closes: whether the connection ends with this answer.
         """
-        fields = {"Date": _date(int(self.reactor.seconds())), **self.cors.headers(origin), **of_answer(answer)}
-        if closes:
-            fields["Connection"] = "close"
-        return head(answer.status, fields)
+        return head(answer, common(int(self.reactor.seconds()), self.cors, self.cors.known(origin), closes))
 
     def connected(self, channel: ApiChannel) -> None:
         self._channels.add(channel)
@@ -138,8 +134,3 @@ class ApiSite(Site):
 
     def log(self, request: Request) -> None:
         """No access log: Twisted's holds the addresses of clients."""
-
-
-@lru_cache(maxsize=1)
-def _date(seconds: int) -> str:
-    return str(datetimeToString(seconds), "ascii")
