@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,8 @@ from tests.process import Twistd, wait_for
 from tests.test_lifecycle import post, ready
 from tkserver.cli.main import main
 from tkserver.cli.output import print_records
+from tkserver.storage import registry
+from tkserver.storage.blocking import BlockingConnections, transaction
 
 Tkserver = Callable[..., Done]
 
@@ -115,6 +120,23 @@ class TestTokens:
         assert accepted(server, new)
         listed = tkserver("tokens", "list", "a", "--json").json
         assert [(token["active"], token["tier"]) for token in listed] == [(True, "business"), (False, "business")]
+
+    def test_rotated_by_two_at_once(self, tkserver: Tkserver, database: Database) -> None:
+        """The second one waits for the first, and has its token end as well."""
+        tkserver("apps", "create", "a")
+        connection = BlockingConnections().connect(database.dsn)
+        waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
+        with closing(connection), ThreadPoolExecutor() as operators:
+            with transaction(connection):
+                of = registry.app(connection, "a")
+                registry.lock_tokens(connection, of)
+                first = registry.create_token(connection, of.org_id, of.app_id, "free", secrets.token_hex)
+                second = operators.submit(tkserver, "tokens", "rotate", "a", "--json")
+                wait_for(lambda: second.done() or database.query(waiting))
+            new = second.result().json["token"]
+        ends = {token["token"]: token["expires_at"] for token in tkserver("tokens", "list", "a", "--json").json}
+        assert ends[first.token] is not None
+        assert [token for token, end in ends.items() if end is None] == [new]
 
     def test_revoked(self, tkserver: Tkserver, server: Twistd) -> None:
         """Refused within two seconds; the others of the application are not."""

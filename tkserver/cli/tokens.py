@@ -76,6 +76,7 @@ def rotate(app: str, overlap: timedelta, as_json: bool) -> None:
     """
     with connected() as connection, transaction(connection):
         of = named(connection, app)
+        registry.lock_tokens(connection, of)
         old = [token for token in registry.tokens(connection, of) if token.is_active]
         tier = old[0].tier if old else "free"
         token = registry.create_token(connection, of.org_id, of.app_id, tier, secrets.token_hex)

@@ -215,6 +215,14 @@ def create_token(connection: Connection, org_id: UUID, app_id: UUID, tier: str, 
     return _tokens(connection, sql, str(org_id), str(app_id), text, secret, tier)[0]
 
 
+def lock_tokens(connection: Connection, of: App) -> None:
+    """Keep others from rotating an application's credentials until this transaction ends.
+
+    Two rotations at once would not see each other's new credential, and both would stay.
+    """
+    _rows(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", f"tokens of {of.org_id}/{of.app_id}")
+
+
 def expire_others(connection: Connection, keep: Token, overlap: timedelta) -> int:
     """Have every other active credential of the same application end after a while.
 
