@@ -28,6 +28,10 @@ class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+OTHER_FILES = 256
+"""Open files that are no connections of clients: the database's, logs, programs."""
+
+
 class Server(_Group):
     """Where and how it listens. Times in seconds."""
 
@@ -75,6 +79,11 @@ class Server(_Group):
             except ValueError as error:
                 raise ValueError(f"neither an address, nor a network, nor unix: {error}") from None
         return value
+
+    @property
+    def open_files(self) -> int:
+        """How many the process may need at once."""
+        return self.max_connections + OTHER_FILES
 
 
 class Database(_Group):

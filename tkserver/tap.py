@@ -24,9 +24,6 @@ _OPTIONS = {
     "database-url": "TK__DATABASE__URL",
     "log-level": "TK__SERVER__LOG_LEVEL",
 }
-_OTHER_FILES = 256
-"""Open files that are no connections of clients: the database's, logs, programs."""
-
 _DESCRIPTIONS = {name: description for name, _, description in variables()}
 
 
@@ -61,7 +58,7 @@ def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd
         service = TkServer(settings, reactor, _failing(reactor))
     except (InvalidSettings, EmbeddedError) as error:
         _exit(str(error))
-    _allow_open_files(settings.server.max_connections + _OTHER_FILES)
+    _allow_open_files(settings.server.open_files)
     reactor.callWhenRunning(_stop_on_sigterm, reactor)
     return service
 

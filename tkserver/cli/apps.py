@@ -9,11 +9,10 @@ from uuid import UUID, uuid4
 import click
 
 from tkserver.cli.database import connected
-from tkserver.cli.errors import Failed, NotFound
 from tkserver.cli.output import Record, json_option, print_record, print_records
 from tkserver.storage import registry
-from tkserver.storage.blocking import Connection, transaction
-from tkserver.storage.registry import TIERS, App, NameTaken, Token, Unknown, Unnamed
+from tkserver.storage.blocking import transaction
+from tkserver.storage.registry import TIERS, App, Token
 from tkserver.storage.retention import MOST_DAYS
 
 HEARD_WITHIN = 2.0
@@ -40,13 +39,9 @@ def create(name: str, org: UUID | None, app_id: UUID | None, tier: str, as_json:
     The secret is shown now, and later only by tokens list --show-secret.
     """
     org, app_id = org or uuid4(), app_id or uuid4()
-    with connected() as connection:
-        try:
-            with transaction(connection):
-                registry.create_app(connection, _checked(name), org, app_id)
-                token = registry.create_token(connection, org, app_id, tier, secrets.token_hex)
-        except NameTaken as error:
-            raise Failed(str(error)) from None
+    with connected() as connection, transaction(connection):
+        registry.create_app(connection, _checked(name), org, app_id)
+        token = registry.create_token(connection, org, app_id, tier, secrets.token_hex)
     print_record({"name": name, **credentials_of(token)}, as_json=as_json)
     if not as_json:
         click.echo(f"\nFor an SDK:\n\n{sdk_settings(token)}")
@@ -67,7 +62,7 @@ def list_(as_json: bool) -> None:
 def show(app: str, as_json: bool) -> None:
     """Show an application, by its name or id."""
     with connected() as connection:
-        found = named(connection, app)
+        found = registry.app(connection, app)
     print_record({**_record(found), **_usage(found)}, as_json=as_json)
 
 
@@ -77,10 +72,7 @@ def show(app: str, as_json: bool) -> None:
 def rename(app: str, name: str) -> None:
     """Give an application, by its name or id, another NAME."""
     with connected() as connection:
-        try:
-            registry.rename_app(connection, named(connection, app), _checked(name))
-        except NameTaken as error:
-            raise Failed(str(error)) from None
+        registry.rename_app(connection, registry.app(connection, app), _checked(name))
     click.echo(f"{app} is now called {name}")
 
 
@@ -96,11 +88,8 @@ def set_quota(app: str, events: int | None, unlimited: bool) -> None:
     if (events is None) != unlimited:
         raise click.UsageError("give a number of events, or --none")
     with connected() as connection:
-        found = named(connection, app)
-        try:
-            registry.set_quota(connection, found, events)
-        except Unnamed as error:
-            raise Failed(str(error)) from None
+        found = registry.app(connection, app)
+        registry.set_quota(connection, found, events)
         if found.allowance is None and events is not None:
             time.sleep(HEARD_WITHIN)
             registry.recount(connection, found)
@@ -119,20 +108,9 @@ def set_retention(app: str, days: int | None, default: bool) -> None:
     if (days is None) != default:
         raise click.UsageError("give either a number of days or --default")
     with connected() as connection:
-        of = named(connection, app)
-        try:
-            registry.set_retention(connection, of, days)
-        except Unnamed as error:
-            raise Failed(str(error)) from None
+        of = registry.app(connection, app)
+        registry.set_retention(connection, of, days)
     click.echo(f"{of.name} keeps events for {'as long as TK__RETENTION__DAYS says' if default else f'{days} days'}")
-
-
-def named(connection: Connection, app: str) -> App:
-    """The application with this name or id."""
-    try:
-        return registry.app(connection, app)
-    except Unknown as error:
-        raise NotFound(str(error)) from None
 
 
 def credentials_of(token: Token) -> Record:

@@ -8,18 +8,17 @@ from typing import Any
 
 import click
 
-from tkserver.cli.apps import named
 from tkserver.cli.database import connected
 from tkserver.cli.errors import NotFound
 from tkserver.cli.output import json_option, print_record
-from tkserver.storage import eraser
+from tkserver.storage import eraser, registry
 from tkserver.storage.blocking import Connection
 from tkserver.storage.eraser import Application
+from tkserver.wire.event import USER_ID_PREFIXES
 
 SERVERS_KNOW = 2.5
 """Seconds after which every server knows of an erasure, also one that has just lost the connection that listens."""
 
-_PREFIXES = ("client_", "anon_")
 _LONGEST = 255
 
 
@@ -30,7 +29,7 @@ class UserId(click.ParamType[str]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
-        if not text.startswith(_PREFIXES) or len(text) > _LONGEST or not text.isprintable():
+        if not text.startswith(USER_ID_PREFIXES) or len(text) > _LONGEST or not text.isprintable():
             self.fail("a user id begins with client_ or anon_ and has at most 255 characters", param, ctx)
         return text
 
@@ -47,7 +46,7 @@ def erase(user_id: str, app: str | None, undo: bool, as_json: bool) -> None:
     is remembered is a hash of the id, with a key of this installation. Prints a receipt, without the id.
     """
     with connected() as connection:
-        of = None if app is None else named(connection, app)
+        of = None if app is None else registry.app(connection, app)
         application = None if of is None else (of.org_id, of.app_id)
         erased = eraser.hash_of(connection, user_id)
         if undo:

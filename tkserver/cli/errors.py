@@ -10,6 +10,7 @@ from tkserver.config import InvalidSettings
 from tkserver.storage.embedded import EmbeddedError
 from tkserver.storage.errors import DriverError, StorageError, translate
 from tkserver.storage.migrations import IncompatibleDatabase
+from tkserver.storage.registry import NameTaken, Unknown, Unnamed
 
 
 class Failed(click.ClickException):
@@ -46,7 +47,9 @@ class OrderlyGroup(click.Group):
             raise WrongSettings(str(error)) from None
         except UnicodeEncodeError:
             raise click.UsageError("an argument is not UTF-8") from None
-        except (EmbeddedError, IncompatibleDatabase) as error:
+        except Unknown as error:
+            raise NotFound(str(error)) from None
+        except (NameTaken, Unnamed, EmbeddedError, IncompatibleDatabase) as error:
             raise Failed(str(error)) from None
         except (StorageError, DriverError) as error:
             problem = translate(error)

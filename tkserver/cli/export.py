@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from datetime import date, datetime, time, timezone
 from typing import Any
 
 import click
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tkserver.cli.apps import named
 from tkserver.cli.database import connected
 from tkserver.cli.files import written_whole
 from tkserver.cli.formats import WRITERS
+from tkserver.cli.output import progress
+from tkserver.storage import registry
 from tkserver.storage.blocking import Connection
 from tkserver.storage.export import Selection, chunks, estimate, query, reading
 
@@ -71,7 +68,7 @@ def export(
     with connected() as connection:
         ids = None
         if app is not None:
-            of = named(connection, app)
+            of = registry.app(connection, app)
             ids = of.org_id, of.app_id
         count = _export(connection, Selection(ids, user, since, until), form, output, force)
     click.echo(f"{count:,} events", err=True)
@@ -83,20 +80,10 @@ def _export(connection: Connection, selection: Selection, form: str, output: str
         writer = WRITERS[form](file)
         statement = query(connection, selection)
         shown = output != "-" or not sys.stdout.isatty()  # not in between the events
-        with _progress(estimate(connection, statement), shown=shown) as advance:
+        with progress("about", lambda: estimate(connection, statement), shown=shown) as advance:
             for events in chunks(connection, statement):
                 writer.write(events)
                 count += len(events)
                 advance(len(events))
         writer.close()
     return count
-
-
-@contextmanager
-def _progress(total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal; towards a total that is an estimate."""
-    console = Console(stderr=True)
-    columns = (TextColumn("about"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not (shown and console.is_terminal), transient=True) as progress:
-        task = progress.add_task("export", total=total)
-        yield lambda advance: progress.advance(task, advance)

@@ -17,8 +17,9 @@ from tkserver.cli.output import json_option, print_records
 from tkserver.config import Settings, load
 from tkserver.database import embedded_by
 from tkserver.storage import migrations
-from tkserver.storage.blocking import BlockingConnections, Connection
+from tkserver.storage.blocking import BlockingConnections, Connection, rows, value
 from tkserver.storage.errors import DriverError, StorageError, translate
+from tkserver.storage.events import PROBE
 from tkserver.storage.migrations import IncompatibleDatabase
 
 MOST_CLOCK_DIFFERENCE = 5.0
@@ -26,11 +27,6 @@ MOST_CLOCK_DIFFERENCE = 5.0
 
 LEAST_FREE_DISK = 1 << 30
 """Bytes."""
-
-OTHER_FILES = 256
-"""Open files that are no connections of clients."""
-
-_WRITABLE = "INSERT INTO readiness (checked_at) VALUES (now()) ON CONFLICT (id) DO UPDATE SET checked_at = now()"
 
 
 @click.command()
@@ -82,7 +78,7 @@ def check(as_json: bool) -> None:
 def _database() -> Iterator[Finding]:
     try:
         with reachable() as dsn, closing(BlockingConnections().connect(dsn)) as connection:
-            yield Finding("database", f"PostgreSQL {_value(connection, 'SHOW server_version')}")
+            yield Finding("database", f"PostgreSQL {value(connection, 'SHOW server_version')}")
             yield from (_look(one, connection) for one in (_writable, _schema, _clock))
     except (StorageError, DriverError) as error:
         problem = translate(error)
@@ -99,12 +95,11 @@ def _look(at: Callable[[Connection], Finding], connection: Connection) -> Findin
 def _writable(connection: Connection) -> Finding:
     if not migrations.state(connection)[0]:
         return Finding("writable", "no schema yet", "Run tkserver migrate, or start the server")
-    with connection.cursor() as cursor:
-        try:
-            cursor.execute(_WRITABLE)
-        except DriverError as error:
-            advice = "See whether it is a standby, its disk is full, or the user lacks the right to write"
-            return Finding("writable", str(translate(error)), advice)
+    try:
+        rows(connection, PROBE)
+    except DriverError as error:
+        advice = "See whether it is a standby, its disk is full, or the user lacks the right to write"
+        return Finding("writable", str(translate(error)), advice)
     return Finding("writable", "takes events")
 
 
@@ -120,7 +115,7 @@ def _schema(connection: Connection) -> Finding:
 
 def _clock(connection: Connection) -> Finding:
     began = time.time()
-    theirs = float(_value(connection, "SELECT extract(epoch FROM clock_timestamp())::float8"))
+    theirs = float(value(connection, "SELECT extract(epoch FROM clock_timestamp())::float8"))
     difference = theirs - (began + time.time()) / 2
     found = f"{difference:+.1f} s from this machine's"
     if abs(difference) > MOST_CLOCK_DIFFERENCE:
@@ -139,16 +134,9 @@ def _machine(settings: Settings) -> Iterator[Finding]:
     else:
         yield Finding("disk", "the database's own: look there")
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = settings.server.max_connections + OTHER_FILES
+    wanted = settings.server.open_files
     if hard != resource.RLIM_INFINITY and hard < wanted:
         advice = f"Raise it to {wanted} (ulimit -Hn, LimitNOFILE), or lower TK__SERVER__MAX_CONNECTIONS"
         yield Finding("open files", f"{hard} are allowed", advice)
     else:
         yield Finding("open files", "as many as TK__SERVER__MAX_CONNECTIONS needs")
-
-
-def _value(connection: Connection, sql: str) -> str:
-    with connection.cursor() as cursor:
-        cursor.execute(sql)
-        (value,) = cursor.fetchone() or ("",)
-        return str(value)

@@ -1,15 +1,17 @@
-"""What commands print: a table for people, JSON for programs."""
+"""What commands print: a table for people, JSON for programs, a bar for those who wait."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
 import click
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 _WIDE = 10_000
@@ -52,6 +54,22 @@ def print_record(record: Record, *, as_json: bool) -> None:
         width = max(map(len, record))
         for name, value in record.items():
             click.echo(f"{_heading(name):{width}}  {_text(value)}")
+
+
+@contextmanager
+def progress(what: str, total: Callable[[], int], *, shown: bool = True) -> Iterator[Callable[[int], None]]:
+    """A bar on standard error, where that is a terminal, and nothing elsewhere; gives what moves it.
+
+    :param total: how much there is to do, or about; asked only where the bar is seen.
+    """
+    console = Console(stderr=True)
+    if not (shown and console.is_terminal):
+        yield lambda _: None
+        return
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total())
+        yield lambda number: bar.advance(task, number)
 
 
 def _heading(name: str) -> str:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tkserver.cli.database import connected
-from tkserver.cli.output import json_option, print_records
+from tkserver.cli.output import json_option, print_records, progress
 from tkserver.config import load
 from tkserver.storage import retention
 from tkserver.storage.blocking import Connection
@@ -50,18 +46,5 @@ def _count(connection: Connection, limits: list[Limit]) -> list[int]:
 
 
 def _prune(connection: Connection, limits: list[Limit]) -> list[int]:
-    with _progress(lambda: sum(_count(connection, limits))) as gone:
+    with progress("deleting", lambda: sum(_count(connection, limits))) as gone:
         return [retention.prune(connection, limit, time.monotonic, time.sleep, gone) for limit in limits]
-
-
-@contextmanager
-def _progress(total: Callable[[], int]) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, and nothing elsewhere; gives what moves it."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    columns = (TextColumn("deleting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=total())
-        yield lambda number: progress.advance(task, number)

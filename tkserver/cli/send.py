@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from tkserver import __version__
-from tkserver.cli.apps import named
 from tkserver.cli.database import connected
 from tkserver.cli.errors import DatabaseUnavailable, Failed, NotFound
 from tkserver.cli.output import json_option, print_record
@@ -36,7 +35,7 @@ def send(events: int, app: str | None, endpoint: str | None, as_json: bool) -> N
     """
     url = endpoint or _endpoint(load({}))
     with connected() as connection:
-        chosen = _app(connection) if app is None else named(connection, app)
+        chosen = _app(connection) if app is None else registry.app(connection, app)
         token = _newest(connection, chosen)
     try:
         result = run(partial(_send, url, token, events))

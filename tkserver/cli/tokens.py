@@ -9,13 +9,12 @@ from typing import Any
 
 import click
 
-from tkserver.cli.apps import credentials_of, named
+from tkserver.cli.apps import credentials_of
 from tkserver.cli.database import connected
-from tkserver.cli.errors import NotFound
 from tkserver.cli.output import Record, json_option, print_record, print_records
 from tkserver.storage import registry
 from tkserver.storage.blocking import transaction
-from tkserver.storage.registry import TIERS, Token, Unknown
+from tkserver.storage.registry import TIERS, Token
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -46,7 +45,7 @@ def tokens() -> None:
 def create(app: str, tier: str, as_json: bool) -> None:
     """Make another token for an application. Those that it has stay as they are."""
     with connected() as connection:
-        of = named(connection, app)
+        of = registry.app(connection, app)
         token = registry.create_token(connection, of.org_id, of.app_id, tier, secrets.token_hex)
     print_record(credentials_of(token), as_json=as_json)
 
@@ -58,7 +57,7 @@ def create(app: str, tier: str, as_json: bool) -> None:
 def list_(app: str | None, show_secret: bool, as_json: bool) -> None:
     """List the tokens of an application, or of all."""
     with connected() as connection:
-        found = registry.tokens(connection, None if app is None else named(connection, app))
+        found = registry.tokens(connection, None if app is None else registry.app(connection, app))
     records = [_record(token, show_secret=show_secret) for token in found]
     print_records(records, as_json=as_json, empty="No tokens: tkserver tokens create APP")
 
@@ -75,7 +74,7 @@ def rotate(app: str, overlap: timedelta, as_json: bool) -> None:
     The new one has the tier of the newest old one.
     """
     with connected() as connection, transaction(connection):
-        of = named(connection, app)
+        of = registry.app(connection, app)
         registry.lock_tokens(connection, of)
         old = [token for token in registry.tokens(connection, of) if token.is_active]
         tier = old[0].tier if old else "free"
@@ -91,10 +90,7 @@ def rotate(app: str, overlap: timedelta, as_json: bool) -> None:
 def revoke(token: str) -> None:
     """Take a token back, by itself or its id. Every server refuses it within two seconds."""
     with connected() as connection:
-        try:
-            found = registry.token(connection, token)
-        except Unknown as error:
-            raise NotFound(str(error)) from None
+        found = registry.token(connection, token)
         registry.revoke(connection, found)
     click.echo(f"revoked: {found.id}")
 

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import psycopg2
 import psycopg2.extensions
@@ -25,6 +26,19 @@ DEFAULTS: dict[str, object] = {
 """libpq's parameters for every connection of this server, where the DSN does not name them."""
 
 _CONNECT_TIMEOUT = 5
+
+
+def rows(connection: Connection, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+    """Run a statement, and give its rows: none for one that gives none."""
+    with connection.cursor() as cursor:
+        cursor.execute(sql, parameters or None)
+        return cursor.fetchall() if cursor.description else []
+
+
+def value(connection: Connection, sql: str, *parameters: object) -> Any:
+    """The first column of a statement's first row; ``None`` where there is none."""
+    found = rows(connection, sql, *parameters)
+    return found[0][0] if found else None
 
 
 @contextmanager

@@ -6,12 +6,11 @@ database does not do what it is asked to.
 
 from __future__ import annotations
 
-from typing import Any
 from uuid import UUID
 
 from psycopg2.errors import DeadlockDetected
 
-from tkserver.storage.blocking import Connection
+from tkserver.storage.blocking import Connection, rows
 from tkserver.storage.erasures import user_hash
 from tkserver.storage.pace import Pace
 from tkserver.storage.retention import APPLICATIONS, Clock, Sleep
@@ -34,13 +33,13 @@ DELETE FROM events WHERE ctid = ANY (ARRAY(
 
 def hash_of(connection: Connection, user_id: str) -> bytes:
     """What this installation remembers of a user whom it erases."""
-    ((key,),) = _rows(connection, "SELECT key FROM erasure_key")
+    ((key,),) = rows(connection, "SELECT key FROM erasure_key")
     return user_hash(bytes(key), user_id)
 
 
 def remember(connection: Connection, erased: bytes, application: Application | None) -> None:
     """Have nothing more stored of a user, by one application or by all, as soon as the servers have heard of it."""
-    _rows(connection, _REMEMBER, erased, *_texts(application))
+    rows(connection, _REMEMBER, erased, *_texts(application))
 
 
 def lift(connection: Connection, erased: bytes, application: Application | None) -> int:
@@ -50,8 +49,8 @@ def lift(connection: Connection, erased: bytes, application: Application | None)
     :return: how many erasures were lifted.
     """
     if application is None:
-        return len(_rows(connection, _LIFT_ALL, erased))
-    return len(_rows(connection, _LIFT_ONE, erased, *_texts(application)))
+        return len(rows(connection, _LIFT_ALL, erased))
+    return len(rows(connection, _LIFT_ONE, erased, *_texts(application)))
 
 
 def delete_events(
@@ -72,7 +71,7 @@ def _delete(connection: Connection, user_id: str, of: Application, pace: Pace, c
     while True:
         began = clock()
         try:
-            found = len(_rows(connection, _DELETE, app_id, org_id, user_id, pace.rows))
+            found = len(rows(connection, _DELETE, app_id, org_id, user_id, pace.rows))
         except DeadlockDetected:  # with the end of the same events by their age
             sleep(pace.pause_after(clock() - began))
             continue
@@ -83,14 +82,8 @@ def _delete(connection: Connection, user_id: str, of: Application, pace: Pace, c
 
 
 def _applications(connection: Connection) -> list[Application]:
-    return [(UUID(org_id), UUID(app_id)) for org_id, app_id in _rows(connection, _APPLICATIONS)]
+    return [(UUID(org_id), UUID(app_id)) for org_id, app_id in rows(connection, _APPLICATIONS)]
 
 
 def _texts(application: Application | None) -> tuple[str | None, str | None]:
     return (None, None) if application is None else (str(application[0]), str(application[1]))
-
-
-def _rows(connection: Connection, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, parameters or None)
-        return cursor.fetchall() if cursor.description else []

@@ -197,9 +197,10 @@ _STORE = "EXECUTE tkserver_store (%s)"
 
 _FORGET_NONCES = f"DELETE FROM nonces WHERE used_at < now() - interval '{NONCE_LIFETIME}'"
 
-_PROBE = """
+PROBE = """
 INSERT INTO readiness (checked_at) VALUES (now()) ON CONFLICT (id) DO UPDATE SET checked_at = excluded.checked_at
 """
+"""Shows that the database accepts writes."""
 
 
 class EventStore:
@@ -238,7 +239,7 @@ class EventStore:
 
         :raise StorageError: when the database accepts no writes.
         """
-        await self._pool.run(_PROBE)
+        await self._pool.run(PROBE)
 
 
 async def store_all(execute: Execute, submissions: Sequence[Submission]) -> list[Outcome]:

@@ -7,10 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from uuid import UUID
 
-from tkserver.storage.blocking import Connection, transaction
+from tkserver.storage.blocking import Connection, rows, transaction
+from tkserver.storage.retention import APPLICATIONS
 
 CHUNK_ROWS = 500
 """Rows that are fetched at once: 50 MB of the longest events."""
@@ -69,27 +70,18 @@ class Query(NamedTuple):
 _AS_TEXT = {"event_id", "org_id", "app_id", "event_data"}
 _COLUMNS = ", ".join(f"{name}::text" if name in _AS_TEXT else f'"{name}"' for name in StoredEvent._fields)
 
-# Each step is one look into an index that begins with app_id, however many events there are.
-_APP_IDS = """
-WITH RECURSIVE app AS (
-    (SELECT app_id FROM events ORDER BY app_id LIMIT 1)
-    UNION ALL
-    SELECT (SELECT e.app_id FROM events AS e WHERE e.app_id > app.app_id ORDER BY e.app_id LIMIT 1)
-    FROM app WHERE app.app_id IS NOT NULL
-)
-SELECT app_id::text FROM app WHERE app_id IS NOT NULL
-"""
+_APP_IDS = f"WITH {APPLICATIONS} SELECT DISTINCT app_id::text FROM application"
 
 
 @contextmanager
 def reading(connection: Connection) -> Iterator[None]:
     """One view of the database for what is read within, whatever is stored meanwhile."""
     with transaction(connection):
-        _rows(connection, Query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY", ()))
+        rows(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         # Years 1 to 9999 are those of the driver too, in UTC.
-        _rows(connection, Query("SET LOCAL TimeZone = 'UTC'", ()))
+        rows(connection, "SET LOCAL TimeZone = 'UTC'")
         # All rows are wanted, and not the first ones soon.
-        _rows(connection, Query("SET LOCAL cursor_tuple_fraction = 1", ()))
+        rows(connection, "SET LOCAL cursor_tuple_fraction = 1")
         yield
 
 
@@ -103,7 +95,7 @@ def query(connection: Connection, selection: Selection) -> Query:
         parameters += [str(app_id), str(org_id)]
     elif selection != Selection():
         conditions.append("app_id = ANY (%s::uuid[])")
-        parameters.append([app_id for (app_id,) in _rows(connection, Query(_APP_IDS, ()))])
+        parameters.append([app_id for (app_id,) in rows(connection, _APP_IDS)])
     for condition, value in (
         ("user_id = %s", selection.user),
         ("timestamp >= %s", selection.since),
@@ -118,7 +110,7 @@ def query(connection: Connection, selection: Selection) -> Query:
 
 def estimate(connection: Connection, of: Query) -> int:
     """About how many rows it gives, by the planner's statistics: to count them would take as long as to read them."""
-    ((plan,),) = _rows(connection, Query(f"EXPLAIN (FORMAT JSON) {of.sql}", of.parameters))
+    ((plan,),) = rows(connection, f"EXPLAIN (FORMAT JSON) {of.sql}", *of.parameters)
     return int((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]["Plan Rows"])
 
 
@@ -126,11 +118,5 @@ def chunks(connection: Connection, of: Query) -> Iterator[list[StoredEvent]]:
     """The rows, so many at a time, within :func:`reading`."""
     with connection.cursor(name="tkserver_export") as cursor:
         cursor.execute(of.sql, of.parameters or None)
-        while rows := cursor.fetchmany(CHUNK_ROWS):
-            yield list(map(StoredEvent._make, rows))
-
-
-def _rows(connection: Connection, statement: Query) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(statement.sql, statement.parameters or None)
-        return cursor.fetchall() if cursor.description else []
+        while chunk := cursor.fetchmany(CHUNK_ROWS):
+            yield list(map(StoredEvent._make, chunk))

@@ -17,7 +17,7 @@ from yoyo import read_migrations
 from yoyo.backends.core.postgresql import PostgresqlBackend
 
 from tkserver import log
-from tkserver.storage.blocking import BlockingConnections, Connection
+from tkserver.storage.blocking import BlockingConnections, Connection, value
 from tkserver.storage.errors import Unavailable, translate
 
 _log = log.logger(__name__)
@@ -72,7 +72,7 @@ def _alone(connection: Connection, sleep: Callable[[float], None]) -> Iterator[N
     An advisory lock, which PostgreSQL gives back by itself when its holder dies; yoyo's own would stay for ever.
     """
     for _ in range(int(_LOCK_PATIENCE / 0.2)):
-        if _value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK_KEY):
+        if value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK_KEY):
             break
         sleep(0.2)
     else:
@@ -80,20 +80,20 @@ def _alone(connection: Connection, sleep: Callable[[float], None]) -> Iterator[N
     try:
         yield
     finally:
-        _value(connection, "SELECT pg_advisory_unlock(%s)", _LOCK_KEY)
+        value(connection, "SELECT pg_advisory_unlock(%s)", _LOCK_KEY)
 
 
 def _check_server(connection: Connection) -> None:
     version = connection.server_version // 10_000
     if version < OLDEST_POSTGRESQL:
         raise IncompatibleDatabase(f"PostgreSQL {version} is too old: {OLDEST_POSTGRESQL} or later is needed")
-    encoding = _value(connection, "SHOW server_encoding")
+    encoding = value(connection, "SHOW server_encoding")
     if encoding != "UTF8":
         raise IncompatibleDatabase(f"the database's encoding is {encoding}: create it with ENCODING 'UTF8'")
 
 
 def _applied(connection: Connection) -> set[str]:
-    if _value(connection, "SELECT to_regclass(%s)", _TABLE) is None:
+    if value(connection, "SELECT to_regclass(%s)", _TABLE) is None:
         return set()
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT migration_id FROM {_TABLE}")
@@ -119,13 +119,6 @@ def _apply(dsn: str, known: Any, connections: BlockingConnections) -> None:
         for migration in backend.to_apply(known):
             backend.apply_one(migration)
             _log.info("applied migration {migration}", migration=migration.id)
-
-
-def _value(connection: Connection, sql: str, *parameters: object) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, parameters or None)
-        row = cursor.fetchone()
-        return row[0] if row else None
 
 
 class _Backend(PostgresqlBackend):  # type: ignore[misc]

@@ -14,7 +14,7 @@ from uuid import UUID
 
 from psycopg2.errors import UniqueViolation
 
-from tkserver.storage.blocking import Connection
+from tkserver.storage.blocking import Connection, rows
 from tkserver.storage.quota import Allowance
 
 TIERS = ("free", "pro", "business", "enterprise")
@@ -95,7 +95,7 @@ is_active AND (expires_at IS NULL OR expires_at > now()), created_at, last_used_
 
 def apps(connection: Connection) -> list[App]:
     """All applications that have a name or a credential, by name."""
-    return [_app(row) for row in _rows(connection, f"{_APPS} ORDER BY a.name NULLS LAST, app_id")]
+    return [_app(row) for row in rows(connection, f"{_APPS} ORDER BY a.name NULLS LAST, app_id")]
 
 
 def app(connection: Connection, name: str) -> App:
@@ -103,9 +103,9 @@ def app(connection: Connection, name: str) -> App:
 
     :raise Unknown: when there is none, or, for an id that several organisations use, more than one.
     """
-    found = _rows(connection, f"{_APPS} WHERE a.name = %s", name)
+    found = rows(connection, f"{_APPS} WHERE a.name = %s", name)
     if not found and (app_id := _uuid(name)) is not None:
-        found = _rows(connection, f"{_APPS} WHERE app_id = %s", str(app_id))
+        found = rows(connection, f"{_APPS} WHERE app_id = %s", str(app_id))
     if not found:
         raise Unknown(f"there is no application {name!r}: see tkserver apps list")
     if len(found) > 1:
@@ -119,7 +119,7 @@ def create_app(connection: Connection, name: str, org_id: UUID, app_id: UUID) ->
     :raise NameTaken: when it has one already, or another one has this one.
     """
     try:
-        _rows(
+        rows(
             connection,
             "INSERT INTO apps (org_id, app_id, name) VALUES (%s, %s, %s)",
             str(org_id),
@@ -136,7 +136,7 @@ def rename_app(connection: Connection, of: App, name: str) -> None:
     :raise NameTaken: when another one has it.
     """
     try:
-        _rows(
+        rows(
             connection,
             "INSERT INTO apps (org_id, app_id, name) VALUES (%s, %s, %s)"
             " ON CONFLICT (app_id, org_id) DO UPDATE SET name = excluded.name",
@@ -164,7 +164,7 @@ def recount(connection: Connection, of: App) -> None:
         UPDATE apps SET quota_used = greatest(quota_used, tkserver_stored_this_month(org_id, app_id))
         WHERE app_id = %s AND org_id = %s AND quota_month = (date_trunc('month', now() AT TIME ZONE 'UTC'))::date
     """
-    _rows(connection, sql, *_ids(of))
+    rows(connection, sql, *_ids(of))
 
 
 def set_retention(connection: Connection, of: App, days: int | None) -> None:
@@ -177,7 +177,7 @@ def set_retention(connection: Connection, of: App, days: int | None) -> None:
 
 def _set(connection: Connection, of: App, column: str, value: int | None) -> None:
     sql = f"UPDATE apps SET {column} = %s WHERE app_id = %s AND org_id = %s RETURNING name"
-    if not _rows(connection, sql, value, *_ids(of)):
+    if not rows(connection, sql, value, *_ids(of)):
         raise Unnamed(f"the application {of.app_id} has no name yet: tkserver apps rename {of.app_id} NAME")
 
 
@@ -220,7 +220,7 @@ def lock_tokens(connection: Connection, of: App) -> None:
 
     Two rotations at once would not see each other's new credential, and both would stay.
     """
-    _rows(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", f"tokens of {of.org_id}/{of.app_id}")
+    rows(connection, "SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", f"tokens of {of.org_id}/{of.app_id}")
 
 
 def expire_others(connection: Connection, keep: Token, overlap: timedelta) -> int:
@@ -233,24 +233,18 @@ def expire_others(connection: Connection, keep: Token, overlap: timedelta) -> in
         WHERE app_id = %s AND org_id = %s AND id <> %s AND {_ACTIVE}
         RETURNING id
     """
-    return len(_rows(connection, sql, overlap, str(keep.app_id), str(keep.org_id), str(keep.id)))
+    return len(rows(connection, sql, overlap, str(keep.app_id), str(keep.org_id), str(keep.id)))
 
 
 def revoke(connection: Connection, revoked: Token) -> None:
     """Have a credential end at once."""
-    _rows(connection, "UPDATE api_tokens SET is_active = false WHERE id = %s", str(revoked.id))
-
-
-def _rows(connection: Connection, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-    with connection.cursor() as cursor:
-        cursor.execute(sql, parameters or None)
-        return cursor.fetchall() if cursor.description else []
+    rows(connection, "UPDATE api_tokens SET is_active = false WHERE id = %s", str(revoked.id))
 
 
 def _tokens(connection: Connection, sql: str, *parameters: object) -> list[Token]:
     return [
         Token(UUID(token_id), UUID(org_id), UUID(app_id), *rest)
-        for token_id, org_id, app_id, *rest in _rows(connection, sql, *parameters)
+        for token_id, org_id, app_id, *rest in rows(connection, sql, *parameters)
     ]
 
 

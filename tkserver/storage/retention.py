@@ -14,7 +14,7 @@ from uuid import UUID
 
 from psycopg2.errors import DeadlockDetected
 
-from tkserver.storage.blocking import Connection
+from tkserver.storage.blocking import Connection, rows, value
 from tkserver.storage.pace import Pace
 
 MOST_DAYS = 36_500
@@ -82,19 +82,15 @@ def limits(connection: Connection, default_days: int | None) -> list[Limit]:
 
     :param default_days: for those that have no number of their own; ``None`` for ever.
     """
-    with connection.cursor() as cursor:
-        cursor.execute(_LIMITS, (default_days, default_days))
-        return [
-            Limit(name, UUID(org_id), UUID(app_id), days, before)
-            for name, org_id, app_id, days, before in cursor.fetchall()
-        ]
+    return [
+        Limit(name, UUID(org_id), UUID(app_id), days, before)
+        for name, org_id, app_id, days, before in rows(connection, _LIMITS, default_days, default_days)
+    ]
 
 
 def count(connection: Connection, limit: Limit) -> int:
     """How many events are too old."""
-    with connection.cursor() as cursor:
-        cursor.execute(_COUNT, (str(limit.app_id), str(limit.org_id), limit.before))
-        return int((cursor.fetchone() or (0,))[0])
+    return int(value(connection, _COUNT, str(limit.app_id), str(limit.org_id), limit.before))
 
 
 def prune(connection: Connection, limit: Limit, clock: Clock, sleep: Sleep, gone: Callable[[int], None]) -> int:
@@ -103,25 +99,22 @@ def prune(connection: Connection, limit: Limit, clock: Clock, sleep: Sleep, gone
     :param gone: called after each transaction with the number of events that it has deleted.
     :return: how many in all.
     """
-    pace, since, deleted = Pace(), "-infinity", 0
+    since: Any = "-infinity"
+    pace, deleted = Pace(), 0
     more = True
     while more:
-        began, rows = clock(), pace.rows
+        began, most = clock(), pace.rows
         try:
-            found, last, number = _delete(connection, limit, since, rows)
+            ((found, last, number),) = rows(
+                connection, _DELETE, str(limit.app_id), str(limit.org_id), since, limit.before, most
+            )
         except DeadlockDetected:  # with an erasure of the same events: this one can wait
             sleep(pace.pause_after(clock() - began))
             continue
         deleted += number
         gone(number)
-        more = found == rows
+        more = found == most
         if more:
             since = last
             sleep(pace.pause_after(clock() - began))
     return deleted
-
-
-def _delete(connection: Connection, limit: Limit, since: Any, rows: int) -> Any:
-    with connection.cursor() as cursor:
-        cursor.execute(_DELETE, (str(limit.app_id), str(limit.org_id), since, limit.before, rows))
-        return cursor.fetchone()

@@ -85,6 +85,6 @@ def _text(path: bytes) -> str:
     if absolute:
         path = path[absolute.end() :] or b"/"
     segments = [unquote_to_bytes(part).decode("utf-8", "replace") for part in path.split(b"/")]
-    if segments[0] or not path.startswith(b"/") or path.startswith(b"//") or any("/" in part for part in segments):
+    if not path.startswith(b"/") or path.startswith(b"//") or any("/" in part for part in segments):
         return _NOWHERE
     return "/".join(segments)
