@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from twisted.internet.defer import Deferred, fail, succeed
 
 from tkserver.ingest import verification
+from tkserver.exchange import Exchange
 from tkserver.ingest.verification import Claim, IngestRequest, Verified, Verifier
 from tkserver.storage.errors import Unavailable
 from tkserver.storage.tokens import Credential
@@ -48,9 +49,8 @@ def request(timestamp: int = NOW, **headers: str) -> IngestRequest:
     body, stamp = b"body", str(timestamp).encode()
     signed = sign("secret", signed_message(stamp, None, body)).decode()
     given = {"authorization": "Bearer token", "x-timestamp": stamp.decode(), "x-signature": signed}
-    return IngestRequest(
-        str(ORG), str(APP), {**given, **{name.replace("_", "-"): text for name, text in headers.items()}}, body
-    )
+    given.update({name.replace("_", "-"): text for name, text in headers.items()})
+    return IngestRequest(str(ORG), str(APP), given, body, Exchange())
 
 
 def result(deferred: Deferred[Verified]) -> Verified:

@@ -13,6 +13,7 @@ from tkserver.wire.answer import Answer
 from tkserver.wire.event import NIL_UUID
 from tkserver.wire.refusal import AllEventsRejected, EventRefusal, MethodNotAllowed, Refusal, Unauthorized
 
+ID = "4bf92f35"
 FIRST = UUID("11111111-1111-4111-8111-111111111111")
 SECOND = UUID("AAAAAAAA-AAAA-4AAA-8AAA-AAAAAAAAAAAA")
 
@@ -130,12 +131,13 @@ def test_text_of_any_kind() -> None:
 def test_code_and_status(code: str) -> None:
     """Each code has its status, and comes in the contract's form."""
     status, kind = (CODES | CODES_BESIDE_IT)[code]
-    made = answer.refused(kind("what to do"))
+    made = answer.refused(kind("what to do"), ID)
     content = content_of(made)
 
     assert made.status == status
     assert content["error"] == {"code": code, "message": "what to do"}
-    assert set(content) == ({"error", "retry_after"} if status in (429, 503) else {"error"})
+    assert (content["request_id"], made.code) == (ID, code)
+    assert set(content) == {"error", "request_id", *(["retry_after"] if status in (429, 503) else [])}
 
 
 def _kinds(kind: type[Refusal]) -> list[type[Refusal]]:
@@ -155,8 +157,8 @@ def test_codes_are_distinct() -> None:
 @pytest.mark.parametrize("kind", [refusal.RateLimited, refusal.Overloaded, refusal.StorageUnavailable])
 def test_retry_after(kind: type[Refusal]) -> None:
     """A 429 or 503 says in body and headers when to come back: when it is told to, or else all the same."""
-    told = answer.refused(kind("later", retry_after=12))
-    untold = answer.refused(kind("later"))
+    told = answer.refused(kind("later", retry_after=12), ID)
+    untold = answer.refused(kind("later"), ID)
 
     assert content_of(told)["retry_after"] == 12
     assert told.headers == {"Retry-After": "12"}
@@ -166,10 +168,10 @@ def test_retry_after(kind: type[Refusal]) -> None:
 
 
 def test_rate_limited() -> None:
-    """The contract's example of a refusal comes out to the byte."""
-    made = answer.refused(refusal.RateLimited("...", retry_after=12))
+    """The contract's example of a refusal comes out to the byte, with the request's id."""
+    made = answer.refused(refusal.RateLimited("...", retry_after=12), ID)
 
-    assert made.body == b'{"error":{"code":"rate_limited","message":"..."},"retry_after":12}'
+    assert made.body == b'{"error":{"code":"rate_limited","message":"..."},"request_id":"4bf92f35","retry_after":12}'
 
 
 @pytest.mark.parametrize("code", [code for code, (status, _) in CODES.items() if status == 401])
@@ -177,7 +179,7 @@ def test_unauthorized(code: str) -> None:
     """Each 401 says which scheme is spoken here."""
     _, kind = CODES[code]
 
-    assert answer.refused(kind("no")).headers == {"WWW-Authenticate": "Bearer"}
+    assert answer.refused(kind("no"), ID).headers == {"WWW-Authenticate": "Bearer"}
 
 
 @pytest.mark.parametrize("code", [code for code, (status, _) in CODES.items() if status not in (401, 429, 503)])
@@ -185,12 +187,12 @@ def test_no_headers_of_others(code: str) -> None:
     """The other refusals have no such headers."""
     _, kind = CODES[code]
 
-    assert answer.refused(kind("no")).headers == {}
+    assert answer.refused(kind("no"), ID).headers == {}
 
 
 def test_method_not_allowed() -> None:
     """A 405 names the methods that there are."""
-    made = answer.refused(MethodNotAllowed("use another", ["POST", "OPTIONS"]))
+    made = answer.refused(MethodNotAllowed("use another", ["POST", "OPTIONS"]), ID)
 
     assert (made.status, content_of(made)["error"]["code"]) == (405, "method_not_allowed")
     assert made.headers == {"Allow": "POST, OPTIONS"}
@@ -202,14 +204,14 @@ def test_all_events_rejected() -> None:
         EventRefusal(1, NIL_UUID, "unsupported_schema", "schema_version: no"),
         EventRefusal(0, FIRST, "invalid_schema", "service.name: missing"),
     ]
-    made = answer.refused(AllEventsRejected("every event was refused", refusals))
+    made = answer.refused(AllEventsRejected("every event was refused", refusals), ID)
     content = content_of(made)
 
     assert made.status == 400
     assert content["error"] == {"code": "all_events_rejected", "message": "every event was refused"}
     assert content["errors"] == content_of(answer.stored(accepted=1, duplicates=0, refusals=refusals))["errors"]
     assert [error["index"] for error in content["errors"]] == [0, 1]
-    assert set(content) == {"error", "errors"}
+    assert set(content) == {"error", "errors", "request_id"}
 
 
 # --- the rest

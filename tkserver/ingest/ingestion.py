@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tkserver.exchange import Exchange
 from tkserver.ingest.committer import Committer
 from tkserver.ingest.credentials import Usage
 from tkserver.ingest.verification import IngestRequest, Verifier
@@ -35,11 +36,14 @@ class Ingestion:
         verified = await self._verifier.verify(request)
         self._usage.note(verified.credential)
         batch = self._read(request)
+        exchange = request.exchange
+        exchange.received = len(batch.events) + len(batch.refusals)
         if not batch.events:
+            exchange.rejected = len(batch.refusals)
             raise _all_rejected(batch.refusals)
         metered = verified.credential.metered
         submission = Submission.of(verified.org_id, verified.app_id, verified.nonce, batch.events, metered=metered)
-        return _answer(batch, await self._committer.submit(submission))
+        return _answer(batch, await self._committer.submit(submission), exchange)
 
     def _read(self, request: IngestRequest) -> Batch:
         text = decode_body(
@@ -51,7 +55,7 @@ class Ingestion:
         return read_batch(text, declared_size=request.headers.get("x-batch-size"))
 
 
-def _answer(batch: Batch, outcome: Outcome) -> Answer:
+def _answer(batch: Batch, outcome: Outcome, exchange: Exchange) -> Answer:
     if outcome.nonce_reused:
         raise NonceReused("this X-Nonce was used before: sign each request with a new one")
     if outcome.over_quota is not None:
@@ -62,6 +66,7 @@ def _answer(batch: Batch, outcome: Outcome) -> Answer:
         *_refusals(batch, outcome.unstorable, "invalid_schema", "event.data: cannot be stored"),
     )
     accepted = len(batch.events) - len(outcome.conflicts) - len(outcome.unstorable)
+    exchange.accepted, exchange.duplicates, exchange.rejected = accepted, outcome.duplicates, len(refusals)
     if not accepted:
         raise _all_rejected(refusals)
     return answer.stored(accepted=accepted, duplicates=outcome.duplicates, refusals=refusals)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -19,6 +19,7 @@ from msgspec import Struct
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
+from tkserver.exchange import Exchange
 from tkserver.failures import drop_frames
 from tkserver.ingest.credentials import CredentialCache
 from tkserver.limits.bucket import Verdict
@@ -55,14 +56,14 @@ class IngestRequest(Struct, frozen=True):
 
     :ivar headers: by lower-case name. Values as sent, ISO 8859-1.
     :ivar body: as sent, still compressed where it is.
-    :ivar answer_headers: where the chain puts headers that the answer carries besides, whatever it will be.
+    :ivar exchange: where the chain says what it finds out, and which headers the answer carries besides.
     """
 
     org_id: str
     app_id: str
     headers: Mapping[str, str]
     body: bytes
-    answer_headers: dict[str, str] = field(default_factory=dict)
+    exchange: Exchange
 
 
 @dataclass(slots=True)
@@ -176,8 +177,9 @@ class Verifier:
 
 
 def identify_application(claim: Claim) -> Claim:
-    claim.org_id = _uuid(claim.request.org_id, "organisation")
-    claim.app_id = _uuid(claim.request.app_id, "application")
+    exchange = claim.request.exchange
+    claim.org_id = exchange.org_id = _uuid(claim.request.org_id, "organisation")
+    claim.app_id = exchange.app_id = _uuid(claim.request.app_id, "application")
     return claim
 
 
@@ -231,7 +233,7 @@ def check_rate(limit: RequestLimit, claim: Claim) -> Claim | Deferred[Claim]:
 
 def keep_to_rate(claim: Claim, verdict: Verdict) -> Claim:
     """Tell the client where it stands, whatever the answer will be, and go on only where it is within its limit."""
-    claim.request.answer_headers.update(
+    claim.request.exchange.answer_headers.update(
         {
             "X-RateLimit-Limit": str(verdict.rate.limit),
             "X-RateLimit-Remaining": str(verdict.remaining),

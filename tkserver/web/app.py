@@ -79,7 +79,7 @@ class Api:
         request.check_sender()  # again: others of the same sender may have failed since its headers came
         headers, body = request.headers_by_name(), request.body()
         try:
-            return await self._ingestion.take(IngestRequest(org_id, app_id, headers, body, request.answer_headers))
+            return await self._ingestion.take(IngestRequest(org_id, app_id, headers, body, request.exchange))
         except Refusal as refusal:
             if refusal.status in (401, 403):
                 request.note_auth_failure()
@@ -93,24 +93,26 @@ class Api:
         asked = (request.header(f"access-control-request-{what}") for what in ("method", "headers"))
         return answer.no_content(CorsPolicy.preflight(*asked))
 
-    def _answer_to(self, failure: Failure) -> Answer:
+    def _answer_to(self, failure: Failure, request: ApiRequest) -> Answer:
         """The answer to an error."""
+        if isinstance(failure.value, DoNotTrack):
+            return answer.no_content()
+        return answer.refused(self._refusal_for(failure), request.exchange.request_id)
+
+    def _refusal_for(self, failure: Failure) -> Refusal:
         error = failure.value
         if isinstance(error, Refusal):
-            return answer.refused(error)
-        if isinstance(error, DoNotTrack):
-            return answer.no_content()
+            return error
         if isinstance(error, StorageError):
             problem = str(error)
             if self._complaints.lets_pass(problem):
                 _log.warn("requests are answered 503: {problem}", problem=problem)
-            return answer.refused(StorageUnavailable("the database cannot take events now: try again"))
+            return StorageUnavailable("the database cannot take events now: try again")
         if isinstance(error, CancelledError):  # the client is gone, and so is everyone who could read an answer
-            return answer.refused(StorageUnavailable("given up: try again"))
+            return StorageUnavailable("given up: try again")
         if isinstance(error, werkzeug.MethodNotAllowed):
-            allowed = sorted(error.valid_methods or ())
-            return answer.refused(MethodNotAllowed("use one of the allowed methods", allowed))
+            return MethodNotAllowed("use one of the allowed methods", sorted(error.valid_methods or ()))
         if isinstance(error, werkzeug.HTTPException):
-            return answer.refused(NotFound("there is nothing here: events go to /v1/ingest/{org}/{app}"))
+            return NotFound("there is nothing here: events go to /v1/ingest/{org}/{app}")
         _log.failure("a request failed", failure)
-        return answer.refused(InternalError("something went wrong on this server"))
+        return InternalError("something went wrong on this server")

@@ -201,16 +201,20 @@ class ApiChannel(HTTPChannel):
         self.clearLineBuffer()
         for request in self.requests:
             request.give_back()
-        self.send(answer.refused(refusal))
+        exchange = self.site.begin()
+        to_send = answer.refused(refusal, exchange.request_id)
+        exchange.status, exchange.code = to_send.status, to_send.code
+        self.send(to_send, exchange.request_id)
         self.loseConnection()
+        self.site.finished(exchange)
 
-    def send(self, to_send: Answer, *, origin: str | None = None, with_body: bool = True) -> None:
+    def send(self, to_send: Answer, request_id: str, *, origin: str | None = None, with_body: bool = True) -> None:
         """Send an answer.
 
         :param origin: the request's ``Origin`` header, where it has one.
         :param with_body: not so for ``HEAD``.
         """
-        head = self.site.head(to_send, origin, closes=not self.persistent)
+        head = self.site.head(to_send, request_id, origin, closes=not self.persistent)
         self._write(head + to_send.body if to_send.body and with_body else head)
 
     def _send100Continue(self) -> None:

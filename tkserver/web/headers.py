@@ -20,7 +20,16 @@ COMMON = {
     "Cache-Control": "no-store",
 }
 
-_EXPOSED = "Retry-After, X-Clacks-Overhead, X-RateLimit-Limit, X-RateLimit-Remaining, X-RateLimit-Reset"
+_EXPOSED = ", ".join(
+    [
+        "Retry-After",
+        "X-Clacks-Overhead",
+        "X-RateLimit-Limit",
+        "X-RateLimit-Remaining",
+        "X-RateLimit-Reset",
+        "X-Request-ID",
+    ]
+)
 _PREFLIGHT_SECONDS = 86_400
 
 
@@ -81,9 +90,9 @@ def common(seconds: int, policy: CorsPolicy, origin: str | None, closes: bool) -
     return _written(fields)
 
 
-def head(answer: Answer, common: bytes) -> bytes:
+def head(answer: Answer, request_id: str, common: bytes) -> bytes:
     """All that stands before the body of an answer (RFC 9112, section 2.1)."""
-    fields = dict(answer.headers)
+    fields = {"X-Request-ID": request_id, **answer.headers}
     if answer.body is not None:
         fields["Content-Type"] = "application/json"
         fields["Content-Length"] = str(len(answer.body))

@@ -10,10 +10,11 @@ from twisted.python.failure import Failure
 from twisted.web import http
 
 from tkserver import log
+from tkserver.exchange import CLIENT_GONE, Exchange, harmless_id, method_of
 from tkserver.limits.address import Address
 from tkserver.web.budget import Claim
 from tkserver.wire.answer import Answer
-from tkserver.wire.refusal import PayloadTooLarge, Refusal
+from tkserver.wire.refusal import InternalError, PayloadTooLarge, Refusal
 
 if TYPE_CHECKING:
     from tkserver.web.channel import ApiChannel
@@ -27,7 +28,7 @@ class ApiRequest(http.Request):
 
     :ivar unread: why the body was not read. The request is handled all the same, so that its route and method are
         looked at first.
-    :ivar answer_headers: what the answer carries besides its own, whatever it will be.
+    :ivar exchange: what logs and metrics tell of it; there from when it has arrived.
     :ivar handling: fires when the request has been answered; cancelled when the client is gone before.
     """
 
@@ -38,7 +39,7 @@ class ApiRequest(http.Request):
     def __init__(self, channel: ApiChannel, queued: object) -> None:
         super().__init__(channel, queued, parsePOSTFormSubmission=False)
         self.unread: Refusal | None = None
-        self.answer_headers: dict[str, str] = {}
+        self.exchange: Exchange
         self.site = channel.site
         self._body_limit = channel.site.limits.max_body_bytes
         self._room: Claim | None = None
@@ -102,6 +103,8 @@ class ApiRequest(http.Request):
         """The whole request has arrived. A query is no part of any route."""
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
+        self.exchange = self.site.begin(harmless_id(self.requestHeaders.getRawHeaders(b"x-request-id", ())))
+        self.exchange.method = method_of(command)
         self.site.resource.render(self)
 
     def header(self, name: str) -> str | None:
@@ -139,15 +142,21 @@ class ApiRequest(http.Request):
 
     def respond(self, to_send: Answer) -> None:
         """Send the answer, unless nobody is there any more."""
+        exchange = self.exchange
+        exchange.status, exchange.code = (CLIENT_GONE, None) if self._disconnected else (to_send.status, to_send.code)
         if not self._disconnected:
             self.startedWriting = 1
-            if self.answer_headers:
-                to_send = to_send.carrying(self.answer_headers)
-            self.channel.send(to_send, origin=self.header("origin"), with_body=self.method != b"HEAD")
+            if exchange.answer_headers:
+                to_send = to_send.carrying(exchange.answer_headers)
+            origin = self.header("origin")
+            self.channel.send(to_send, exchange.request_id, origin=origin, with_body=self.method != b"HEAD")
             self.finish()
+        self.site.finished(exchange)
 
     def give_up(self, failure: Failure) -> None:
         """There is no way to answer this."""
         _log.failure("a request could not be answered", failure)
+        self.exchange.status, self.exchange.code = InternalError.status, InternalError.code
+        self.site.finished(self.exchange)
         if not self._disconnected:
             self.channel.abort()

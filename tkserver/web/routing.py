@@ -24,6 +24,7 @@ REMEMBERED_PATHS = 1024
 LONGEST_REMEMBERED_PATH = 256
 """Bytes. A path with two ids in it has 84."""
 
+_ARGUMENT = re.compile("<([^>]+)>")
 _ABSOLUTE = re.compile(rb"https?://[^/]+", re.IGNORECASE)
 
 
@@ -36,7 +37,7 @@ class Routes(KleinResource):
     :param answer_to: the answer to an error, those of routing included.
     """
 
-    def __init__(self, app: Klein, answer_to: Callable[[Failure], Answer]) -> None:
+    def __init__(self, app: Klein, answer_to: Callable[[Failure, ApiRequest], Answer]) -> None:
         super().__init__(app)
         self._app = app
         self._answer_to = answer_to
@@ -45,28 +46,28 @@ class Routes(KleinResource):
 
     def render(self, request: ApiRequest) -> int:  # type: ignore[override]
         request.handling = maybeDeferred(self._run, request)
-        request.handling.addErrback(self._failed).addCallback(request.respond).addErrback(request.give_up)
+        request.handling.addErrback(self._failed, request).addCallback(request.respond).addErrback(request.give_up)
         return NOT_DONE_YET
 
     def _run(self, request: ApiRequest) -> Any:
         match = self._recall if len(request.path) <= LONGEST_REMEMBERED_PATH else self._match
-        endpoint, arguments = match(request.method, request.path)
+        request.exchange.route, endpoint, arguments = match(request.method, request.path)
         return self._app.execute_endpoint(endpoint, request, **arguments)  # type: ignore[arg-type]
 
-    def _failed(self, failure: Failure) -> Answer:
-        answer = self._answer_to(failure)
+    def _failed(self, failure: Failure, request: ApiRequest) -> Answer:
+        answer = self._answer_to(failure, request)
         drop_frames(failure)
         return answer
 
-    def _match(self, method: bytes, path: bytes) -> tuple[str, dict[str, Any]]:
-        """The endpoint and its arguments.
+    def _match(self, method: bytes, path: bytes) -> tuple[str, str, dict[str, Any]]:
+        """The route, written as in OpenAPI, its endpoint, and the arguments of that.
 
         :raise werkzeug.exceptions.HTTPException: where there is none.
         """
         if method != method.upper():  # methods are case-sensitive, and werkzeug's are not
             self._map.match(_text(path), _NO_METHOD)
-        endpoint, arguments = self._map.match(_text(path), method.decode("latin-1"))
-        return endpoint, dict(arguments)
+        rule, arguments = self._map.match(_text(path), method.decode("latin-1"), return_rule=True)
+        return _ARGUMENT.sub(r"{\1}", rule.rule), rule.endpoint, dict(arguments)
 
 
 _NO_METHOD = "-"

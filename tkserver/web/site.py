@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from random import getrandbits
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
@@ -12,6 +13,7 @@ from twisted.web.http import Request
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
+from tkserver.exchange import Exchange, Observer
 from tkserver.limits.address import TrustedProxies
 from tkserver.limits.failures import AuthFailureLimit
 from tkserver.web.budget import Budget
@@ -52,12 +54,19 @@ class Limits:
         }
 
 
+def _random_id() -> str:
+    """In the form of a trace id (W3C Trace Context, section 3.2.2.3)."""
+    return f"{getrandbits(128):032x}"
+
+
 class ApiSite(Site):
     """Serves one resource over HTTP/1.1.
 
     :param check_load: raises a ``Refusal`` when there is no use in reading the body of a request.
     :param auth_failures: how often an address may fail to authenticate; ``None`` for as often as it likes.
     :param proxies: those that say whom they forward for.
+    :param observers: are told of each request when it is answered.
+    :param new_id: an id for a request that was sent without one.
     :ivar bodies: room for bodies.
     :ivar draining: no request is taken after those that are under way.
     """
@@ -76,11 +85,15 @@ class ApiSite(Site):
         *,
         auth_failures: AuthFailureLimit | None = None,
         proxies: TrustedProxies | None = None,
+        observers: Sequence[Observer] = (),
+        new_id: Callable[[], str] = _random_id,
     ) -> None:
         super().__init__(resource, reactor=reactor, timeout=None)
         self.check_load = check_load
         self.auth_failures = auth_failures
         self.proxies = proxies or TrustedProxies()
+        self._observers = observers
+        self._new_id = new_id
         self.bodies = Budget(limits.max_body_memory, reactor)
         self.limits = limits
         self.deadlines = limits.by_phase()
@@ -95,13 +108,26 @@ class ApiSite(Site):
             return None
         return super().buildProtocol(addr)
 
-    def head(self, answer: Answer, origin: str | None, *, closes: bool) -> bytes:
+    def begin(self, request_id: str | None = None) -> Exchange:
+        """A request has arrived.
+
+        :param request_id: as it was sent with the request, where it was, and may be repeated.
+        """
+        return Exchange(request_id or self._new_id(), self.reactor.seconds())
+
+    def finished(self, exchange: Exchange) -> None:
+        """A request was answered, or there is nobody left to answer."""
+        exchange.seconds = self.reactor.seconds() - exchange.began
+        for observe in self._observers:
+            observe(exchange)
+
+    def head(self, answer: Answer, request_id: str, origin: str | None, *, closes: bool) -> bytes:
         """All that stands before the body of an answer.
 
         :param origin: the request's ``Origin`` header, where it has one.
         :param closes: whether the connection ends with this answer.
         """
-        return head(answer, common(int(self.reactor.seconds()), self.cors, self.cors.known(origin), closes))
+        return head(answer, request_id, common(int(self.reactor.seconds()), self.cors, self.cors.known(origin), closes))
 
     def connected(self, channel: ApiChannel) -> None:
         self._channels.add(channel)

@@ -14,11 +14,16 @@ NO_HEADERS: Mapping[str, str] = {}
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What goes back to a client. ``body`` is JSON, or ``None`` where there is none (204)."""
+    """What goes back to a client.
+
+    :ivar body: JSON, or ``None`` where there is none (204).
+    :ivar code: of the error that it tells of, where it does.
+    """
 
     status: int
     body: bytes | None = None
     headers: Mapping[str, str] = {}
+    code: str | None = None
 
     def carrying(self, headers: Mapping[str, str]) -> Answer:
         """The same answer with more headers."""
@@ -46,9 +51,9 @@ def stored(*, accepted: int, duplicates: int, refusals: Iterable[EventRefusal]) 
     return json_answer(200, {"status": "success", **counts, "message": _summary(accepted, duplicates)})
 
 
-def refused(refusal: Refusal) -> Answer:
+def refused(refusal: Refusal, request_id: str) -> Answer:
     """The answer to a request that is refused as a whole."""
-    content: dict[str, Any] = {"error": {"code": refusal.code, "message": refusal.message}}
+    content: dict[str, Any] = {"error": {"code": refusal.code, "message": refusal.message}, "request_id": request_id}
     headers: dict[str, str] = {}
     if refusal.retry_after is not None:
         content["retry_after"] = refusal.retry_after
@@ -59,7 +64,7 @@ def refused(refusal: Refusal) -> Answer:
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(refusal, MethodNotAllowed):
         headers["Allow"] = ", ".join(refusal.allowed)
-    return json_answer(refusal.status, content, headers)
+    return Answer(refusal.status, msgspec.json.encode(content), headers, refusal.code)
 
 
 def _errors(refusals: Iterable[EventRefusal]) -> list[dict[str, Any]]:
