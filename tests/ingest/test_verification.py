@@ -9,8 +9,8 @@ import pytest
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred, fail, succeed
 
-from tkserver.ingest import verification
 from tkserver.exchange import Exchange
+from tkserver.ingest import verification
 from tkserver.ingest.verification import Claim, IngestRequest, Verified, Verifier
 from tkserver.storage.errors import Unavailable
 from tkserver.storage.tokens import Credential
