@@ -3,27 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import os
-import re
-import shutil
 import statistics
-import subprocess
-import sys
-import tempfile
 import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from bench import limits, load
 from bench.requests import bodies, request
+from bench.server import Server, running_server
 from tkserver.storage import demo
 from tkserver.storage.blocking import BlockingConnections
-from tkserver.storage.embedded import EmbeddedPostgres
 from tkserver.storage.sweeper import sweep
 
 SIZES = (1, 10, 100, 1000)
@@ -31,62 +20,6 @@ CLIENTS = (1, 16, 64)
 ROUNDS = 5
 OLD_ROWS = 1_000_000
 HEADINGS = "events clients requests/s   events/s    p50 ms    p99 ms CPU us/ev  RSS MB generator busy"
-
-
-@dataclass(frozen=True)
-class Server:
-    """A running server."""
-
-    port: int
-    pid: int
-    dsn: str
-
-    @property
-    def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    @property
-    def rss_mb(self) -> float:
-        return self._status("VmRSS") / 1024
-
-    @property
-    def peak_rss_mb(self) -> float:
-        return self._status("VmHWM") / 1024
-
-    def _status(self, name: str) -> int:
-        return int(re.findall(rf"{name}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())[0])
-
-
-@contextmanager
-def running_server() -> Iterator[Server]:
-    """A server on an embedded database in a new directory."""
-    directory = Path(tempfile.mkdtemp(prefix="tkbench"))
-    log = directory / "log"
-    environment = {**os.environ, "TK__SERVER__PORT": "0", "TK__DATABASE__DATA_DIR": str(directory / "data")}
-    twistd = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "tkserver"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(twistd, cwd=directory, env=environment, stdout=output, stderr=output)
-    try:
-        port = _wait_until_ready(log)
-        yield Server(port, process.pid, EmbeddedPostgres(directory / "data").dsn)
-    finally:
-        process.terminate()
-        process.wait()
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def _wait_until_ready(log: Path) -> int:
-    for _ in range(600):
-        time.sleep(0.1)
-        found = re.search(r"listens on http://[^:]+:(\d+)", log.read_text())
-        if found:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/health/ready"):
-                    return int(found[1])
-            except urllib.error.URLError:
-                continue
-    raise SystemExit(f"the server did not start:\n{log.read_text()}")
 
 
 def _requests(events: int, clients: int, scale: float) -> list[bytes]:

@@ -9,8 +9,8 @@ import selectors
 import socket
 from collections import Counter
 
-from bench.__main__ import running_server
 from bench.requests import bodies, request
+from bench.server import running_server
 
 BODY_BYTES = 5_242_880
 
