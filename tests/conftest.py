@@ -65,18 +65,24 @@ def database(database_server: DatabaseServer) -> Iterator[Database]:
         yield database
 
 
-async def start_server(database: Database, **overrides: object) -> TkServer:
-    """A server in this process, on real sockets and this database, as soon as it takes events."""
+def launch_server(database: Database, failures: list[str], **overrides: object) -> TkServer:
+    """A server in this process, on real sockets and this database."""
     values = {
         "TK__SERVER__PORT": 0,
         "TK__DATABASE__URL": database.dsn,
         "TK__DATABASE__MAX_CONNECTIONS": 4,
         "TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": 0,  # all tests come from one address, and many are meant to fail
     }
-    failures: list[str] = []
     server = TkServer(load({**values, **overrides}), reactor, failures.append)
     server.privilegedStartService()
     server.startService()
+    return server
+
+
+async def start_server(database: Database, **overrides: object) -> TkServer:
+    """Likewise, as soon as it takes events."""
+    failures: list[str] = []
+    server = launch_server(database, failures, **overrides)
     client = Client(f"http://127.0.0.1:{server.port}")
     while (await client.request("GET", "/health/ready")).status != 200:
         assert not failures, failures

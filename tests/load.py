@@ -20,12 +20,18 @@ class Load:
     """Clients in threads, each with a batch of events at a time.
 
     :param port: of a server on this machine.
+    :param keep: whether a connection is kept for the next request.
+    :param least: how many events are stored before the context begins.
     """
 
-    def __init__(self, port: int, app: App, clients: int = 6, events: int = 5) -> None:
+    def __init__(
+        self, port: int, app: App, clients: int = 6, events: int = 5, *, keep: bool = True, least: int = 50
+    ) -> None:
         self._port = port
         self._app = app
         self._events = events
+        self._keep = keep
+        self._least = least
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
@@ -36,10 +42,14 @@ class Load:
     def __enter__(self) -> Load:
         for thread in self._threads:
             thread.start()
-        wait_for(lambda: len(self.accepted) > 50)
+        wait_for(lambda: len(self.accepted) > self._least)
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Have every client finish its request."""
         self._stop.set()
         for thread in self._threads:
             thread.join(2 * LONGEST_ANSWER)
@@ -75,9 +85,10 @@ class Load:
             if status == 200:
                 pending = []
             else:
+                time.sleep(0.05)
+            if status != 200 or not self._keep:
                 connection.close()
                 connection = None
-                time.sleep(0.05)
         if connection is not None:
             connection.close()
 

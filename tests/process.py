@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,8 @@ class Twistd:
     :param settings: ``TK__`` variables. A free port is taken unless they name one.
     :param arguments: after ``twistd``.
     :param programs: where ``twistd`` is, and Python with it.
+    :param listening: a socket that is handed over to it, as systemd would.
+    :param open_files: how many it may have, for itself and at the most.
     """
 
     def __init__(
@@ -31,18 +36,27 @@ class Twistd:
         settings: Mapping[str, str],
         arguments: tuple[str, ...] = ("-n", "tkserver"),
         programs: Path = Path(sys.executable).parent,
+        *,
+        listening: socket.socket | None = None,
+        open_files: tuple[int, int] | None = None,
     ) -> None:
         self.directory = directory
         self._settings = {"TK__SERVER__PORT": "0", **settings}
         self._command = [str(programs / "twistd"), *arguments]
         self._output = directory / "output.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._handed_over = () if listening is None else (listening.fileno(),)
+        self._open_files = open_files
+        if listening is not None:
+            # The variables name the process that they are for, and the first socket is number 3.
+            taking = 'export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http; exec "$@" 3<&"$0"'
+            self._command = ["bash", "-c", taking, str(listening.fileno()), *self._command]
 
     def start(self) -> Twistd:
         """Start it and wait until it listens."""
         self.launch()
         try:
-            self.wait_for_line(r"listens on http://\S+:(\d+)")
+            self.wait_for_line(r"listens on \S+")
         except BaseException:
             self.kill()
             raise
@@ -58,6 +72,8 @@ class Twistd:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
+                pass_fds=self._handed_over,
+                preexec_fn=self._open_files and partial(resource.setrlimit, resource.RLIMIT_NOFILE, self._open_files),
             )
         return self
 
@@ -80,7 +96,7 @@ class Twistd:
 
     @property
     def port(self) -> int:
-        found = re.findall(r"listens on http://\S+:(\d+)", self.log)
+        found = re.findall(r"listens on https?://\S+:(\d+)", self.log)
         return int(found[-1])
 
     @property

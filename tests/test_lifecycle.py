@@ -315,7 +315,7 @@ class TestOptionsAndSettings:
             check=True,
             cwd="/",
         ).stdout
-        for option in ("--host", "--port", "--database-url", "--log-level"):
+        for option in ("--host", "--port", "--endpoint", "--database-url", "--log-level"):
             assert option in shown
         for variable in ("TK__SERVER__HOST", "TK__SERVER__PORT", "TK__DATABASE__URL", "TK__SERVER__LOG_LEVEL"):
             assert variable in shown
@@ -350,6 +350,24 @@ class TestOptionsAndSettings:
             ({"TK__SERVER__PRT": "1"}, (), "TK__SERVER__PRT: there is no such setting; did you mean TK__SERVER__PORT?"),
             ({"TK__SERVER": "1"}, (), "TK__SERVER: there is no such setting"),
             ({"TK__": "1"}, (), "TK__: there is no such setting"),
+            ({"TK__SERVER__ENDPOINT": "tpc:80"}, (), "TK__SERVER__ENDPOINT: tpc:80: Unknown endpoint type: 'tpc'"),
+            ({}, ("--endpoint", "tcp:x"), "TK__SERVER__ENDPOINT: tcp:x: invalid literal for int()"),
+            ({}, ("--endpoint", "tcp:80:host=x"), "TK__SERVER__ENDPOINT: tcp:80:host=x: got an unexpected keyword"),
+            (
+                {},
+                ("--endpoint", "ssl:1:privateKey=/no"),
+                "TK__SERVER__ENDPOINT: ssl:1:privateKey=/no: /no: No such file",
+            ),
+            (
+                {},
+                ("--endpoint", f"ssl:1:privateKey={__file__}"),
+                f"TK__SERVER__ENDPOINT: ssl:1:privateKey={__file__}: the key or the certificate cannot be used",
+            ),
+            (
+                {},
+                ("--endpoint", "systemd:domain=INET:index=0"),
+                "TK__SERVER__ENDPOINT: systemd:domain=INET:index=0: no such socket was handed over",
+            ),
             ({"TK__RATE_LIMIT__FREE_RPM": "0"}, (), "TK__RATE_LIMIT__FREE_RPM: Input should be greater than"),
             ({"TK__SERVER__TRUSTED_PROXIES": "10.0.0.1/8"}, (), "TK__SERVER__TRUSTED_PROXIES: neither an address, nor"),
             ({"TK__REDIS__URL": "http://u:hunter2@h"}, (), "TK__REDIS__URL: not a Redis URL such as redis://"),

@@ -37,6 +37,13 @@ class Server(_Group):
 
     host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 3000
+    endpoint: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Twisted endpoint to listen on, such as ssl:… or unix:…, instead of host and port.",
+        ),
+    ] = None
     log_level: Annotated[
         Literal["debug", "info", "warn", "error", "critical"],
         Field(description="The least severe messages that are logged."),
@@ -84,6 +91,10 @@ class Server(_Group):
     def open_files(self) -> int:
         """How many the process may need at once."""
         return self.max_connections + OTHER_FILES
+
+    def connections_within(self, open_files: int) -> int:
+        """How many connections there may be, so that some of these open files are left for all else."""
+        return max(1, min(self.max_connections, open_files - min(OTHER_FILES, open_files // 2)))
 
 
 class Database(_Group):

@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
-from twisted.internet.defer import CancelledError, Deferred, ensureDeferred, maybeDeferred
-from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IListeningPort
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
 
@@ -47,6 +46,7 @@ from tkserver.storage.tokens import CHANNEL as CREDENTIALS
 from tkserver.storage.tokens import ChangeListener, TokenStore
 from tkserver.web.app import Api
 from tkserver.web.headers import CorsPolicy
+from tkserver.web.listening import CannotListen, InvalidEndpoint, Listener
 from tkserver.web.site import ApiSite, Limits
 
 _log = log.logger(__name__)
@@ -58,6 +58,9 @@ FORGET_NONCES_INTERVAL = 60.0
 
 LOOK_AFTER_EMBEDDED_INTERVAL = 5.0
 """Seconds."""
+
+HELD = 5.0
+"""Seconds for which connections wait, at the most, for a server that has just begun to start."""
 
 GC_THRESHOLD = 20_000
 """New objects between two looks for garbage in cycles: a request makes some hundred, and hardly ever a cycle."""
@@ -123,39 +126,37 @@ class TkServer(Service):
             proxies=TrustedProxies.of(settings.server.trusted_proxies),
         )
 
-        self._port: IListeningPort | None = None
+        self._public = _public_listener(settings, reactor, self._site)
         self._starting: Deferred[None] | None = None
         self._pause: Deferred[None] | None = None
         self._stopping = False
 
     @property
     def port(self) -> int:
-        """The port that it listens on."""
-        assert self._port is not None
-        return int(self._port.getHost().port)  # type: ignore[attr-defined]
+        """The TCP port that it listens on."""
+        return self._public.port
 
     def privilegedStartService(self) -> None:
         """Take the port, while still allowed to take any."""
-        host, port = self._settings.server.host, self._settings.server.port
         try:
-            self._port = self._reactor.listenTCP(port, self._site, backlog=1024, interface=host)
-        except CannotListenError as error:
-            self._fail(f"cannot listen on {host} port {port}: {error.socketError}")
+            self._public.open()
+        except CannotListen as error:
+            self._fail(f"cannot listen on {error}")
 
     def startService(self) -> None:
         super().startService()
         _calm_garbage_collector()
-        if self._port is not None:
-            url = f"http://{_in_url(self._settings.server.host)}:{self.port}"
-            _log.info("tkserver {version} listens on {url}", version=__version__, url=url)
-            self._starting = ensureDeferred(self._start_storage(url))
+        if self._public.is_open:
+            _log.info("tkserver {version} listens on {url}", version=__version__, url=self._public.url)
+            self._public.hold(HELD)
+            self._starting = ensureDeferred(self._start_storage())
 
     def stopService(self) -> Deferred[None]:
         """Stop in the order in which the parts lean on each other, each after the one before has ended."""
         super().stopService()
         return ensureDeferred(self._stop())
 
-    async def _start_storage(self, url: str) -> None:
+    async def _start_storage(self) -> None:
         try:
             if self._embedded is not None:
                 await self._in_thread(self._embedded.start)
@@ -174,10 +175,10 @@ class TkServer(Service):
             return
         self._start_using_storage()
         if self._embedded is not None:
-            _log.info("to send a first event: sh {script} {url}", script=str(FIRST_EVENT), url=url)
+            _log.info("to send a first event: sh {script} {url}", script=str(FIRST_EVENT), url=self._public.url)
 
     def _start_using_storage(self) -> None:
-        self._pool.start()
+        self._pool.start().addCallback(lambda _: self._public.admit())
         self._listener.start()
         self._usage.start()
         self._sweeper.start()
@@ -201,6 +202,7 @@ class TkServer(Service):
             except StorageError as error:
                 if failures == 0 and not self._stopping:
                     _log.warn("the database cannot be used yet, trying until it can: {error}", error=error)
+                    self._public.admit()
             if self._stopping:
                 raise _Stopping
             self._pause = deferLater(self._reactor, backoff(failures))
@@ -217,8 +219,7 @@ class TkServer(Service):
 
     async def _stop(self) -> None:
         self._stopping = True
-        if self._port is not None:
-            await maybeDeferred(self._port.stopListening)
+        await self._without_fail(self._public.close)
         await self._site.drain(self._settings.server.shutdown_timeout)
         loops = (self._end_start, self._end_loops, self._sweeper.stop)
         for part in (*loops, self._usage.stop, self._listener.stop, self._pool.stop):
@@ -270,6 +271,18 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
+def _public_listener(settings: Settings, reactor: Any, site: ApiSite) -> Listener:
+    """
+    :raise InvalidSettings: when nothing can be made of its endpoint.
+    """
+    server = settings.server
+    endpoint = server.endpoint or f"tcp:{server.port}:interface={quoteStringArgument(server.host)}"
+    try:
+        return Listener(reactor, endpoint, site, site.is_full)
+    except InvalidEndpoint as error:
+        raise InvalidSettings(f"{variable('server', 'endpoint')}: {endpoint}: {error}") from None
+
+
 def _shared_buckets(settings: Settings, reactor: Any) -> SharedBuckets | None:
     """``None`` without a Redis, and where nothing is to be shared.
 
@@ -311,7 +324,3 @@ def _periodically(reactor: Any, work: Callable[[], Any]) -> LoopingCall:
     loop = LoopingCall(lambda: ensureDeferred(once()))
     loop.clock = reactor
     return loop
-
-
-def _in_url(host: str) -> str:
-    return f"[{host}]" if ":" in host else host

@@ -14,13 +14,14 @@ from twisted.application.service import IService
 from twisted.python import usage
 
 from tkserver import log
-from tkserver.config import InvalidSettings, load, variables
+from tkserver.config import InvalidSettings, Settings, load, variable, variables
 
 _log = log.logger(__name__)
 
 _OPTIONS = {
     "host": "TK__SERVER__HOST",
     "port": "TK__SERVER__PORT",
+    "endpoint": "TK__SERVER__ENDPOINT",
     "database-url": "TK__DATABASE__URL",
     "log-level": "TK__SERVER__LOG_LEVEL",
 }
@@ -33,8 +34,8 @@ class Options(usage.Options):
     synopsis = "[options]"
     longdesc = "The ingestion server for the telemetry-kit SDKs. All settings are described in its README."
     optParameters: ClassVar[list[list[Any]]] = [
-        [option, letter, None, f"{_DESCRIPTIONS[variable]} [{variable}]"]
-        for (option, variable), letter in zip(_OPTIONS.items(), ("H", "p", "d", "l"), strict=True)
+        [option, letter, None, f"{_DESCRIPTIONS[name]} [{name}]"]
+        for (option, name), letter in zip(_OPTIONS.items(), ("H", "p", "e", "d", "l"), strict=True)
     ]
 
     def getSynopsis(self) -> str:
@@ -51,24 +52,45 @@ def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd
     from tkserver.service import TkServer
     from tkserver.storage.embedded import EmbeddedError
 
-    overrides = {variable: options[option] for option, variable in _OPTIONS.items() if options.get(option) is not None}
+    overrides = {name: options[option] for option, name in _OPTIONS.items() if options.get(option) is not None}
     try:
         settings = load(overrides)
         log.set_level(settings.server.log_level)
+        settings = _within_open_files(settings)
         service = TkServer(settings, reactor, _failing(reactor))
     except (InvalidSettings, EmbeddedError) as error:
         _exit(str(error))
-    _allow_open_files(settings.server.open_files)
     reactor.callWhenRunning(_stop_on_sigterm, reactor)
     return service
 
 
-def _allow_open_files(number: int) -> None:
-    """Ask for as many open files as all connections together may need, as far as this process may have them."""
+def _within_open_files(settings: Settings) -> Settings:
+    """The settings, with no more connections than there are open files for: some are kept for all else."""
+    wanted = settings.server.open_files
+    allowed = _allow_open_files(wanted)
+    connections = settings.server.connections_within(allowed)
+    if allowed >= wanted:
+        return settings
+    _log.warn(
+        "only {connections} connections at once, and not {cap}: this process may have {allowed} files open, and needs"
+        " {wanted}; raise that limit (ulimit -Hn, LimitNOFILE), or lower {variable}",
+        connections=connections,
+        cap=settings.server.max_connections,
+        allowed=allowed,
+        wanted=wanted,
+        variable=variable("server", "max_connections"),
+    )
+    server = settings.server.model_copy(update={"max_connections": connections})
+    return settings.model_copy(update={"server": server})
+
+
+def _allow_open_files(wanted: int) -> int:
+    """Ask for as many open files as all connections together may need, and say how many this process may have."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return wanted if soft == resource.RLIM_INFINITY else soft
 
 
 def _exit(line: str) -> NoReturn:

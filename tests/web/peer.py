@@ -5,6 +5,7 @@ from __future__ import annotations
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
@@ -13,7 +14,7 @@ PATIENCE = 10.0
 
 
 class Peer(Protocol):
-    """A raw TCP connection.
+    """A raw connection.
 
     :ivar received: all bytes that came, so far.
     :ivar closed: fires when the server has ended the connection.
@@ -51,8 +52,9 @@ class Peer(Protocol):
         return self.received
 
 
-async def connect(port: int) -> Peer:
-    """A connection to a server on this machine."""
+async def connect(where: int | IStreamClientEndpoint) -> Peer:
+    """A connection to a server: to a port of this machine, or anywhere else."""
     peer = Peer()
-    await connectProtocol(TCP4ClientEndpoint(reactor, "127.0.0.1", port), peer)
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", where) if isinstance(where, int) else where
+    await connectProtocol(endpoint, peer)
     return peer

@@ -208,6 +208,24 @@ class TestConnections:
         assert b"Content-Length: %d" % len(body) in head
         assert b'"code":"bad_request"' in body
 
+    @pytest.mark.parametrize(
+        ("headers", "problem"),
+        [
+            ([b"X-%d: " % n + b"y" * 1000 for n in range(17)], b"the headers are longer than 16384 bytes"),
+            ([b"X: " + b"y" * 17_000], b"longer than 16384 bytes"),
+            ([b"X-%d: y" % n for n in range(101)], b"there are more than 100 headers"),
+            ([b"X: y", *(b" y" * 500 for _ in range(17))], b"the headers are longer than 16384 bytes"),
+        ],
+    )
+    @pytest_twisted.ensureDeferred
+    async def test_too_much_before_the_body(self, impatient: TkServer, headers: list[bytes], problem: bytes) -> None:
+        """Headers are bounded, all together too, and the refusal says by what."""
+        peer = await connect(impatient.port)
+        peer.write(b"\r\n".join([b"GET /health HTTP/1.1", *headers, b"", b""]))
+        received = await peer.end()
+        assert received.startswith(b"HTTP/1.1 400 ")
+        assert problem in received
+
     @pytest.mark.parametrize("path", [b"*", b"http://elsewhere/health", b"/%", b"/\xff", b"/health?a=%ff"])
     @pytest.mark.parametrize("host", [b"x", b"\xff\xfe", b"", b"xn--a"])
     @pytest_twisted.ensureDeferred

@@ -60,6 +60,8 @@ def _samples(count: int) -> Iterator[Event]:
 
 def _endpoint(settings: Settings) -> str:
     host, port = settings.server.host, settings.server.port
+    if settings.server.endpoint is not None:
+        raise click.UsageError(f"the server listens on {settings.server.endpoint}: name its URL with --endpoint")
     if port == 0:
         raise click.UsageError("the server's port is any free one: name it with --endpoint")
     host = _EVERYWHERE.get(host, host)

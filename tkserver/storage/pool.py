@@ -80,15 +80,20 @@ class Pool:
         self._waiting: deque[Deferred[PersistentConnection]] = deque()
         self._connections: list[PersistentConnection] = []
         self._available: bool | None = None
+        self._tried: Deferred[None] = Deferred()
         session = [*_SESSION, *prepare]
         for number in range(size):
             up, down = partial(self._up, number), partial(self._down, number)
             self._connections.append(PersistentConnection(reactor, dsn, session=session, up=up, down=down))
 
-    def start(self) -> None:
-        """Begin to connect. Never fails: it goes on trying until :meth:`stop`."""
+    def start(self) -> Deferred[None]:
+        """Begin to connect. Never fails: it goes on trying until :meth:`stop`.
+
+        :return: fires when there is a connection, or the first attempt to make one has failed.
+        """
         for connection in self._connections:
             connection.start()
+        return self._tried
 
     async def stop(self) -> None:
         """Close every connection. What is under way fails."""
@@ -166,8 +171,10 @@ class Pool:
             self._available = True
             _log.info("connected to the database")
         self._release(self._connections[number])
+        self._has_tried()
 
     def _down(self, number: int, error: StorageError) -> None:
+        self._has_tried()
         connection = self._connections[number]
         if connection in self._idle:
             self._idle.remove(connection)
@@ -178,3 +185,7 @@ class Pool:
         if self._available is not False:
             self._available = False
             _log.warn("no connection to the database, trying until there is one: {error}", error=error)
+
+    def _has_tried(self) -> None:
+        if not self._tried.called:
+            self._tried.callback(None)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet import tcp
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import connectionDone
+from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 LINGER = 5.0
 """Seconds for which a peer may go on sending what is not read, so that it gets to read the answer."""
+
+LAST_REQUEST = 0.5
+"""Seconds that a connection without a request is left when the server stops, for one that is on its way already."""
 
 READ_AT_ONCE = 16_384
 """Bytes. What has been read of a body for which there is no room yet is at most this."""
@@ -47,6 +51,9 @@ class ApiChannel(HTTPChannel):
     """
 
     maxHeaders = 100
+    totalHeadersSize = 16_384
+    """Bytes of a request's first line and headers together."""
+
     site: ApiSite
     transport: Any
 
@@ -57,25 +64,31 @@ class ApiChannel(HTTPChannel):
         self._congested = False
         self._anything_received = False
         self._deadline: Deadline
-        self._host: IAddress
-        self._peer: IAddress
+        self._socket: Any
+        self._host: IAddress | None = None
+        self._peer: IAddress | None = None
 
     # --- what arrives
 
     def connectionMade(self) -> None:
         self._deadline = Deadline(self.site.reactor, self._too_late)
-        self._host, self._peer = self.transport.getHost(), self.transport.getPeer()
         super().connectionMade()
-        self.transport.logstr = "http"  # Twisted's own holds the peer's address, and stands in front of log lines
+        self._socket = _socket_below(self.transport)
+        self._socket.logstr = "http"  # Twisted's own holds the peer's address, and stands in front of log lines
         self.site.connected(self)
         self._direct = isinstance(self.transport, tcp.Connection) and not self.transport.TLS
         self._enter(Phase.HEADERS)
 
     def getHost(self) -> IAddress:
         """The address that was connected to: asked of the kernel once, not with each request."""
+        if self._host is None:
+            self._host = self.transport.getHost()
         return self._host
 
     def getPeer(self) -> IAddress:
+        """The address at the other end, once a request is there: a proxy may say before it whom it forwards for."""
+        if self._peer is None:
+            self._peer = self.transport.getPeer()
         return self._peer
 
     def dataReceived(self, data: bytes) -> None:
@@ -162,11 +175,12 @@ class ApiChannel(HTTPChannel):
         self.persistent = False
 
     def wind_down(self) -> None:
-        """End after the request that is arriving or being handled; at once where there is none."""
-        if self.phase is not Phase.HEADERS:  # when twisted.web would drop a request whose first line is not whole yet
-            self.persistent = False
+        """End after the request that is arriving or being handled, or that comes in a moment."""
         if self.phase is Phase.IDLE or not self._anything_received:
-            self.loseConnection()
+            self._enter(Phase.IDLE)
+            self._deadline.set(LAST_REQUEST)
+        elif self.phase is not Phase.HEADERS:  # twisted.web would drop a request whose first line is not whole yet
+            self.persistent = False
 
     def abort(self) -> None:
         """End now, whatever is under way."""
@@ -178,9 +192,11 @@ class ApiChannel(HTTPChannel):
             # Closing a socket with unread data in it resets the connection, and the answer may never be seen.
             self.transport.unregisterProducer()
             self.transport.resumeProducing()
-            getattr(self.transport, "loseWriteConnection", self.transport.loseConnection)()
+            # TLS says by itself that nothing follows, and goes on reading until the peer says so, too.
+            (self.transport.loseConnection if self.isSecure() else self.transport.loseWriteConnection)()
         else:
             super().loseConnection()
+            self._socket.loseConnection()  # where TLS would wait for the peer
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._deadline.stop()
@@ -189,8 +205,13 @@ class ApiChannel(HTTPChannel):
         self.site.disconnected(self)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        """Called by twisted.web for what is no HTTP."""
-        self._refuse(BadRequest("this is not a well-formed HTTP/1.1 request"))
+        """Called by twisted.web for what is no HTTP, or has too much before its body."""
+        if self._receivedHeaderSize > self.totalHeadersSize:
+            self._refuse(BadRequest(f"the headers are longer than {self.totalHeadersSize} bytes"))
+        elif self._receivedHeaderCount > self.maxHeaders:
+            self._refuse(BadRequest(f"there are more than {self.maxHeaders} headers"))
+        else:
+            self._refuse(BadRequest("this is not a well-formed HTTP/1.1 request"))
 
     def lineLengthExceeded(self, _: bytes) -> None:
         self._refuse(BadRequest(f"a line of the headers is longer than {self.MAX_LENGTH} bytes"))
@@ -237,7 +258,7 @@ class ApiChannel(HTTPChannel):
     def _enter(self, phase: Phase) -> None:
         if self.phase is not Phase.ENDING:
             self.phase = phase
-            self.transport.bufferSize = READ_AT_ONCE_IN_A_BODY if phase is Phase.BODY else READ_AT_ONCE
+            self._socket.bufferSize = READ_AT_ONCE_IN_A_BODY if phase is Phase.BODY else READ_AT_ONCE
             self._deadline.set(self.site.deadlines[phase])
 
     def _too_late(self) -> None:
@@ -248,3 +269,10 @@ class ApiChannel(HTTPChannel):
         else:
             late = f"the request did not arrive in time, while {self.phase.value}"
             self._refuse(Overloaded(late) if self.phase is Phase.WAITING else RequestTimeout(late))
+
+
+def _socket_below(transport: Any) -> Any:
+    """The transport that reads and writes, below TLS and whatever else there may be around it."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    return transport

@@ -8,7 +8,6 @@ from random import getrandbits
 from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IAddress
 from twisted.web.http import Request
 from twisted.web.resource import IResource
 from twisted.web.server import Site
@@ -102,11 +101,9 @@ class ApiSite(Site):
         self._channels: set[ApiChannel] = set()
         self._drained: Deferred[None] | None = None
 
-    def buildProtocol(self, addr: IAddress | None) -> Any:
-        """``None``, which closes the connection, where there are too many already."""
-        if len(self._channels) >= self.limits.max_connections:
-            return None
-        return super().buildProtocol(addr)
+    def is_full(self) -> bool:
+        """Whether there are as many connections as there may be."""
+        return len(self._channels) >= self.limits.max_connections
 
     def begin(self, request_id: str | None = None) -> Exchange:
         """A request has arrived.
