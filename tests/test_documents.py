@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from tests.command import PROGRAM, Command
 from tests.database import Database
 from tests.process import Twistd, wait_for
+from tests.process import environment as clean_environment
 from tests.test_lifecycle import ready
 from tkserver.cli.apps import apps
 from tkserver.cli.main import main
@@ -40,6 +42,24 @@ def test_blocks(name: str, directory: Path, database: Database) -> None:
             assert done.returncode == 0, f"{block}{done.stdout}{done.stderr}"
             if language == "python":
                 assert "Result(accepted=10, rejected=0, duplicates=10" in done.stdout
+
+
+@pytest.mark.parametrize("block", [block for _, block in BLOCK.findall((DOCS / "deployment.md").read_text())])
+def test_deployment(block: str, directory: Path, database: Database) -> None:
+    """Every block of that document works, on a port that is free here."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
+    block = re.sub(r"\b(8443|8080)\b", port, block)
+    path = f"{PROGRAM.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-euc", f"trap 'kill $(jobs -p); wait' EXIT\n{block}"],
+        cwd=directory,
+        env={**clean_environment(), "TK__DATABASE__URL": database.dsn, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert '"healthy"' in done.stdout or "curl" not in block, done.stdout + done.stderr
 
 
 def environment(command: Command, server: Twistd) -> dict[str, str]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import pytest_twisted
+from twisted.internet import reactor
+from twisted.internet.task import deferLater
 
+from tests.certificates import Certificate
 from tests.client import SDK, App, Client
 from tests.cluster import Cluster, installations, speaks_tls, version
-from tests.conftest import start_server
+from tests.conftest import launch_server, start_server
 from tests.database import Database
 from tests.events import make_event
+from tests.logs import logged_lines
 
 INSTALLATIONS = sorted(installations(), key=version)
 
@@ -35,43 +39,66 @@ async def test_version(programs: Path, directory: Path) -> None:
             await server.stopService()
 
 
-def _certificate(directory: Path) -> tuple[str, str]:
-    """A key and a certificate for 127.0.0.1, which signs itself."""
-    key, certificate = directory / "server.key", directory / "server.crt"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return key.read_text(), certificate.read_text()
-
-
-@pytest.mark.parametrize("programs", [one for one in INSTALLATIONS if speaks_tls(one)][:1], ids=version)
-@pytest_twisted.ensureDeferred
-async def test_tls(programs: Path, directory: Path) -> None:
-    """``sslmode=verify-full`` in the URL is kept to, by every connection of the server."""
-    key, certificate = _certificate(directory)
-    cluster = Cluster(programs, directory, ssl="on")
-    cluster.create()
-    (cluster.data / "server.crt").write_text(certificate)
-    own_key = cluster.own_file("server.own.key", key)
-    own_key.rename(cluster.data / "server.key")
+@pytest.fixture
+def tls_cluster(directory: Path) -> Iterator[Cluster]:
+    """One that takes connections with TLS only, and has a certificate for localhost in ``directory / "tls"``."""
+    programs = next((one for one in INSTALLATIONS if speaks_tls(one)), None)
+    if programs is None:
+        pytest.skip("needs a PostgreSQL with TLS, which the embedded one has not")
+    cluster = Cluster(programs, directory, ssl="on").create()
+    files = Certificate.make(directory / "tls", "localhost")
+    for name, file in (("server.key", files.key), ("server.crt", files.certificate)):
+        cluster.own_file(f"own.{name}", file.read_text()).rename(cluster.data / name)
     (cluster.data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
-    cluster.start()
     try:
-        dsn = cluster.dsn(f"?sslmode=verify-full&sslrootcert={directory / 'server.crt'}")
-        server = await start_server(Database(dsn))
-        try:
-            client = Client(f"http://127.0.0.1:{server.port}")
-            app = App().install(Database(dsn))
-            assert (await client.send(app, [make_event()])).status == 200
-            encrypted = "SELECT bool_and(ssl), count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
-            rows = Database(dsn).query(encrypted + " WHERE application_name = 'tkserver'")
-            assert rows == [(True, 5)]  # four of the pool, and the one that listens
-        finally:
-            await server.stopService()
+        yield cluster.start()
     finally:
         cluster.stop("immediate")
+
+
+@pytest_twisted.ensureDeferred
+async def test_tls(tls_cluster: Cluster, directory: Path) -> None:
+    """``sslmode=verify-full`` in the URL is kept to, by every connection of the server."""
+    dsn = tls_cluster.dsn(f"?sslmode=verify-full&sslrootcert={directory}/tls/ca.pem").replace("127.0.0.1", "localhost")
+    server = await start_server(Database(dsn))
+    try:
+        client = Client(f"http://127.0.0.1:{server.port}")
+        app = App().install(Database(dsn))
+        assert (await client.send(app, [make_event()])).status == 200
+        encrypted = "SELECT bool_and(ssl), count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
+        rows = Database(dsn).query(encrypted + " WHERE application_name = 'tkserver'")
+        assert rows == [(True, 5)]  # four of the pool, and the one that listens
+    finally:
+        await server.stopService()
+
+
+@pytest.mark.parametrize(
+    ("host", "authority", "problem"),
+    [
+        ("localhost", "elsewhere/ca.pem", "certificate verify failed"),
+        ("127.0.0.1", "tls/ca.pem", 'does not match host name "127.0.0.1"'),
+        ("localhost", "none.pem", "none.pem"),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_tls_that_cannot_be_trusted(
+    tls_cluster: Cluster, directory: Path, host: str, authority: str, problem: str
+) -> None:
+    """A certificate by another authority or for another host is refused, once in words, and nothing is ready."""
+    Certificate.make(directory / "elsewhere", "localhost")
+    dsn = tls_cluster.dsn(f"?sslmode=verify-full&sslrootcert={directory / authority}").replace("127.0.0.1", host)
+    failures: list[str] = []
+    with logged_lines() as lines:
+        server = launch_server(Database(dsn), failures)
+        try:
+            client = Client(f"http://127.0.0.1:{server.port}")
+            for _ in range(3):
+                assert (await client.request("GET", "/health/ready")).status == 503
+                assert (await client.send(App(), [make_event()])).status == 503
+                await deferLater(reactor, 0.5)
+        finally:
+            await server.stopService()
+    (line,) = (line for line in lines if "the database cannot be used yet" in line)
+    assert problem in line
+    assert "\n" not in line
+    assert not failures

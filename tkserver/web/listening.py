@@ -168,7 +168,7 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, (SSL.Error, crypto.Error)):
         return f"the key or the certificate cannot be used: {error}"
     if isinstance(error, (IndexError, KeyError)):
-        return "no such socket was handed over: is it started by systemd, with a socket unit?"
+        return "no such socket was handed over: a socket unit does so, with LISTEN_FDS, _PID and _FDNAMES"
     if isinstance(error, TypeError):
         return str(error).partition("() ")[2] or str(error)
     return str(error) or type(error).__name__
