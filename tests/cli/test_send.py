@@ -65,6 +65,8 @@ def test_nobody_to_send_as(database: Database, directory: Path) -> None:
     """Without applications, tokens or an endpoint it says what to do."""
     command = Command.on(database, directory, TK__SERVER__PORT="0")
     assert "--endpoint" in command("send").errors
+    on_socket = Command.on(database, directory, TK__SERVER__ENDPOINT="unix:http.sock")("send")
+    assert (on_socket.code, "unix:http.sock: name its URL with --endpoint" in on_socket.errors) == (2, True)
     nobody = command("send", "--endpoint", "http://127.0.0.1:1")
     assert (nobody.code, "tkserver apps create NAME" in nobody.errors) == (3, True)
     token = command("apps", "create", "mine", "--json").json["token"]
