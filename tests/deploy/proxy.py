@@ -1,0 +1,157 @@
+"""nginx and Caddy as processes, with the configurations of ``deploy/`` and the ports and files of a test."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import trustme
+
+from tests.process import environment, wait_for
+from tests.source import ROOT
+
+NAME = "telemetry.example.org"
+"""What the examples call the machine."""
+
+
+def replaced(text: str, replacements: Mapping[str, str]) -> str:
+    """The text with each of these replaced, all of which must be there."""
+    for old, new in replacements.items():
+        assert old in text, f"{old} is not there any more"
+        text = text.replace(old, new)
+    return text
+
+
+def nginx(directory: Path, port: int, upstream: int, certificate: tuple[Path, Path]) -> list[str]:
+    """Write a configuration that includes the example.
+
+    :return: the command that runs it.
+    """
+    chain, key = certificate
+    example = replaced(
+        (ROOT / "deploy/nginx.conf").read_text(),
+        {
+            "listen 443 ": f"listen 127.0.0.1:{port} ",
+            "    listen [::]:443 ssl http2;\n": "",
+            "server 127.0.0.1:3000;": f"server 127.0.0.1:{upstream};",
+            f"/etc/letsencrypt/live/{NAME}/fullchain.pem": str(chain),
+            f"/etc/letsencrypt/live/{NAME}/privkey.pem": str(key),
+            "/var/log/nginx": str(directory),
+        },
+    )
+    files = "".join(
+        f"{kind}_temp_path {directory}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    user = "user root;\n" if os.geteuid() == 0 else ""  # who else could not enter the directory
+    (directory / "nginx.conf").write_text(
+        f"{user}daemon off;\npid {directory}/pid;\nevents {{}}\nhttp {{\n{files}{example}}}\n"
+    )
+    return ["nginx", "-c", f"{directory}/nginx.conf", "-e", f"{directory}/error.log"]
+
+
+def caddy(directory: Path, port: int, upstream: int, certificate: tuple[Path, Path]) -> list[str]:
+    """Write the example for these ports.
+
+    :return: the command that runs it.
+    """
+    chain, key = certificate
+    example = replaced(
+        (ROOT / "deploy/Caddyfile").read_text(),
+        {
+            "\tauto_https disable_redirects": "\tauto_https off\n\tadmin off",
+            f"{NAME} {{": f"https://{NAME}:{port} {{\n\tbind 127.0.0.1\n\ttls {chain} {key}",
+            "127.0.0.1:3000": f"127.0.0.1:{upstream}",
+        },
+    )
+    (directory / "Caddyfile").write_text(example)
+    return ["caddy", "run", "--adapter", "caddyfile", "--config", f"{directory}/Caddyfile"]
+
+
+KINDS: Mapping[str, Callable[[Path, int, int, tuple[Path, Path]], list[str]]] = {"nginx": nginx, "caddy": caddy}
+
+
+def program(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
+
+
+@dataclass
+class Proxy:
+    """A proxy in front of a server on this machine.
+
+    :param kind: of :data:`KINDS`.
+    :param upstream: the server's port.
+    """
+
+    kind: str
+    directory: Path
+    upstream: int
+
+    def __enter__(self) -> Proxy:
+        self._authority = trustme.CA()
+        self._authority.cert_pem.write_to_path(self.directory / "ca.pem")
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        name, *arguments = KINDS[self.kind](self.directory, self._port, self.upstream, self._certificate())
+        found = program(name)
+        assert found is not None
+        with self._output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [found, *arguments],
+                cwd=self.directory,
+                env={**environment(), "HOME": str(self.directory)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            wait_for(self._listens, lambda: self.log)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        self._process.wait(30)
+
+    @property
+    def log(self) -> str:
+        """All that it has said, in whichever file."""
+        return "".join(file.read_text() for file in (*self.directory.glob("*.log"), self._output))
+
+    def curl(self, path: str, *arguments: str, source: str = "127.0.0.1", body: bytes = b"") -> tuple[int, bytes]:
+        """Status and body of an answer.
+
+        :param source: the address that the request comes from.
+        :param body: what ``@-`` and ``-T -`` stand for.
+        """
+        named = ["--resolve", f"{NAME}:{self._port}:127.0.0.1", "--cacert", str(self.directory / "ca.pem")]
+        command = ["curl", "-sS", *named, "--interface", source, "-w", "\n%{http_code}", *arguments]
+        done = subprocess.run(
+            [*command, f"https://{NAME}:{self._port}{path}"], input=body, capture_output=True, timeout=60
+        )
+        assert done.returncode == 0, done.stderr
+        answer, _, status = done.stdout.rpartition(b"\n")
+        return int(status), answer
+
+    @property
+    def _output(self) -> Path:
+        return self.directory / "output"
+
+    def _certificate(self) -> tuple[Path, Path]:
+        leaf = self._authority.issue_cert(NAME)
+        chain, key = self.directory / "chain.pem", self.directory / "key.pem"
+        for place, blob in enumerate(leaf.cert_chain_pems):
+            blob.write_to_path(chain, append=place > 0)
+        leaf.private_key_pem.write_to_path(key)
+        return chain, key
+
+    def _listens(self) -> bool:
+        assert self._process.poll() is None, self.log
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", self._port)) == 0

@@ -1,0 +1,135 @@
+"""The examples for nginx and Caddy, in front of a real server."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.client import BOTH, App, batch
+from tests.database import Database, DatabaseServer
+from tests.deploy.proxy import KINDS, Proxy, program
+from tests.events import make_event
+from tests.process import Twistd, wait_for
+from tests.test_lifecycle import ready
+
+MAX_BODY_BYTES = 5_242_880
+HTTP_1 = "--http1.1"
+HTTP_2 = "--http2"
+UPLOADS = pytest.mark.parametrize(
+    "upload", [("--data-binary", "@-"), ("-X", "POST", "-T", "-")], ids=["length", "no length"]
+)
+
+
+@pytest.fixture(scope="module")
+def database(database_server: DatabaseServer) -> Iterator[Database]:
+    with database_server.migrated() as database:
+        yield database
+
+
+@pytest.fixture(scope="module")
+def server(scratch: Path, database: Database) -> Iterator[Twistd]:
+    """A server that believes its proxy, and lets an address fail to authenticate five times."""
+    directory = scratch / "behind"
+    directory.mkdir()
+    settings = {
+        "TK__DATABASE__URL": database.dsn,
+        "TK__SERVER__TRUSTED_PROXIES": "127.0.0.1",
+        "TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": "1",
+        "TK__RATE_LIMIT__AUTH_FAILURES_BURST": "5",
+    }
+    with Twistd(directory, settings) as server:
+        wait_for(lambda: ready(server.url))
+        yield server
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def kind(request: pytest.FixtureRequest) -> str:
+    if program(request.param) is None:
+        pytest.skip(f"needs {request.param}")
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def proxy(kind: str, scratch: Path, server: Twistd) -> Iterator[Proxy]:
+    directory = scratch / kind
+    directory.mkdir()
+    with Proxy(kind, directory, server.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def app(database: Database) -> App:
+    return App().install(database)
+
+
+def headers(app: App, body: bytes, **more: str) -> list[str]:
+    """Options of curl for a signed request."""
+    given = {**app.headers(body, BOTH), **{name.replace("_", "-"): value for name, value in more.items()}}
+    return [option for name, value in given.items() for option in ("-H", f"{name}: {value}")]
+
+
+@pytest.mark.parametrize("version", [HTTP_1, HTTP_2])
+@UPLOADS
+def test_bytes_arrive(proxy: Proxy, app: App, database: Database, version: str, upload: tuple[str, ...]) -> None:
+    """What was signed is what arrives: compressed bytes, of a known length and of none, by each version of HTTP."""
+    body = gzip.compress(batch([make_event() for _ in range(1000)]))
+    signed = headers(app, body, Content_Encoding="gzip")
+    status, answer = proxy.curl(app.path, version, *upload, *signed, body=body)
+    assert (status, json.loads(answer)["accepted"]) == (200, 1000)
+    assert database.value("SELECT count(*) FROM events WHERE app_id = %s", app.app_id) == 1000
+
+
+@UPLOADS
+@pytest.mark.parametrize("length", [MAX_BODY_BYTES + 1, 2 * MAX_BODY_BYTES])
+def test_too_large(proxy: Proxy, app: App, upload: tuple[str, ...], length: int) -> None:
+    """A body that is too long is refused as the contract says, by whoever notices first.
+
+    By HTTP/1.1: of HTTP/2, curl does not always see an answer that comes before it has sent everything.
+    """
+    body = b" " * length
+    status, answer = proxy.curl(app.path, HTTP_1, *upload, *headers(app, body), "-H", "Expect:", body=body)
+    assert (status, json.loads(answer)["error"]["code"]) == (413, "payload_too_large")
+
+
+def test_addresses(proxy: Proxy, kind: str) -> None:
+    """Who fails to authenticate again and again is held off by address, whatever X-Forwarded-For was sent."""
+    guesser, other = {"nginx": ("127.0.1.2", "127.0.1.3"), "caddy": ("127.0.2.2", "127.0.2.3")}[kind]
+    stranger = App()
+    for forged in [*(f"198.51.100.{number}" for number in range(5)), None]:
+        sent = headers(stranger, b"{}", **({"X_Forwarded_For": forged} if forged else {}))
+        status, _ = proxy.curl(stranger.path, HTTP_1, "--data-binary", "@-", *sent, source=guesser, body=b"{}")
+        assert status == (401 if forged else 429)
+    status, _ = proxy.curl(
+        stranger.path, HTTP_1, "--data-binary", "@-", *headers(stranger, b"{}"), source=other, body=b"{}"
+    )
+    assert status == 401
+
+
+def test_log(proxy: Proxy, kind: str, app: App) -> None:
+    """The proxy's log has nobody's address; nginx' has the id of each request."""
+    body = batch([make_event()])
+    sent = headers(app, body, X_Request_ID="as-the-client-says")
+    assert proxy.curl(app.path, "--data-binary", "@-", *sent, source="127.0.9.9", body=body)[0] == 200
+    assert proxy.curl("/health", source="127.0.9.9") == (200, b'{"status":"healthy","version":"0.1.0"}')
+    if kind == "nginx":
+        wait_for(lambda: "as-the-client-says" in proxy.log)
+    assert "127.0.9.9" not in proxy.log
+
+
+def test_server_away(kind: str, directory: Path) -> None:
+    """While no server is there the answer is one after which SDKs send again, and what they sent is in no log."""
+    app, body = App(), b"{}"
+    sent = headers(app, body)
+    with Proxy(kind, directory, 1) as proxy:
+        status, answer = proxy.curl(app.path, HTTP_1, "--data-binary", "@-", *sent, source="127.0.9.9", body=body)
+        if kind == "nginx":
+            assert (status, json.loads(answer)["retry_after"]) == (503, 5)
+        else:
+            assert status == 502
+            wait_for(lambda: "connection refused" in proxy.log)
+        for secret in ("127.0.9.9", app.token, app.headers(body)["X-Signature"], sent[-1].split()[-1]):
+            assert secret not in proxy.log
