@@ -40,7 +40,6 @@ class Server(_Group):
     endpoint: Annotated[
         str | None,
         Field(
-            min_length=1,
             description="Twisted endpoint to listen on, such as ssl:… or unix:…, instead of host and port.",
         ),
     ] = None
@@ -75,6 +74,11 @@ class Server(_Group):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("endpoint", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -258,14 +262,15 @@ def load(overrides: Mapping[str, Any]) -> Settings:
     """
     try:
         _check_names([*os.environ, *dotenv_values(ENV_FILE)])
-    except (OSError, UnicodeDecodeError):
-        raise InvalidSettings(f"{ENV_FILE}: cannot be read as UTF-8") from None
-    try:
         return Settings(_env_file=ENV_FILE, **_nested(overrides))  # type: ignore[arg-type, call-arg]
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         message = str(first["msg"]).removeprefix("Value error, ")
         raise InvalidSettings(f"{variable(*map(str, first['loc'][:2]))}: {message}") from None
+    except OSError as error:
+        raise InvalidSettings(f"{ENV_FILE}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InvalidSettings(f"{ENV_FILE}: cannot be read as UTF-8") from None
     except SettingsError:
         raise InvalidSettings(f"{PREFIX}…: a group of settings has no value of its own") from None
 
