@@ -74,6 +74,7 @@ def running_server(*, watched: bool = False, **settings: str) -> Iterator[Server
     environment = {
         **os.environ,
         "TK__SERVER__PORT": "0",
+        "TK__ADMIN__PORT": "0",
         "TK__DATABASE__DATA_DIR": str(directory / "data"),
         "PYTHONPATH": str(Path(__file__).parents[1]),
         **settings,

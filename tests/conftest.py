@@ -69,6 +69,7 @@ def launch_server(database: Database, failures: list[str], **overrides: object) 
     """A server in this process, on real sockets and this database."""
     values = {
         "TK__SERVER__PORT": 0,
+        "TK__ADMIN__PORT": 0,
         "TK__DATABASE__URL": database.dsn,
         "TK__DATABASE__MAX_CONNECTIONS": 4,
         "TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": 0,  # all tests come from one address, and many are meant to fail

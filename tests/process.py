@@ -23,7 +23,7 @@ class Twistd:
     """``twistd`` running the server in a directory of its own.
 
     :param directory: its working directory, where its log goes.
-    :param settings: ``TK__`` variables. A free port is taken unless they name one.
+    :param settings: ``TK__`` variables. A free port is taken unless they name one, and no private one.
     :param arguments: after ``twistd``.
     :param programs: where ``twistd`` is, and Python with it.
     :param listening: a socket that is handed over to it, as systemd would.
@@ -41,7 +41,7 @@ class Twistd:
         open_files: tuple[int, int] | None = None,
     ) -> None:
         self.directory = directory
-        self._settings = {"TK__SERVER__PORT": "0", **settings}
+        self._settings = {"TK__SERVER__PORT": "0", "TK__ADMIN__PORT": "", **settings}
         self._command = [str(programs / "twistd"), *arguments]
         self._output = directory / "output.log"
         self._process: subprocess.Popen[bytes] | None = None

@@ -22,10 +22,12 @@ LAYERS = {
     "limits": {"log", "wire"},
     "ingest": {"log", "exchange", "failures", "wire", "storage", "limits"},
     "web": {"log", "exchange", "failures", "wire", "storage", "ingest", "limits"},
+    "lag": set[str](),
+    "metrics": {"exchange", "wire", "storage", "ingest", "limits", "web"},
     "database": {"config", "storage"},
     "client": {"wire"},
     "cli": {"config", "client", "database", "storage", "wire"},
-    "service": {"log", "config", "database", "wire", "storage", "limits", "ingest", "web"},
+    "service": {"log", "lag", "metrics", "config", "database", "wire", "storage", "limits", "ingest", "web"},
     "tap": {"log", "config", "service", "storage"},
 }
 """Each part of the package, and those that it may import."""

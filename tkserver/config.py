@@ -101,6 +101,22 @@ class Server(_Group):
         return max(1, min(self.max_connections, open_files - min(OTHER_FILES, open_files // 2)))
 
 
+class Admin(_Group):
+    """The private listener: what strangers must not see."""
+
+    host: Annotated[
+        str, Field(min_length=1, description="Address to listen on for what is private, such as /metrics.")
+    ] = "127.0.0.1"
+    port: Annotated[
+        int | None, Field(ge=0, le=65535, description="Port for it; 0 takes a free one, nothing switches it off.")
+    ] = 3001
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+
 class Database(_Group):
     """Where the events are stored."""
 
@@ -247,6 +263,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="ignore", frozen=True)
 
     server: Server = Server()
+    admin: Admin = Admin()
     database: Database = Database()
     ingest: Ingest = Ingest()
     retention: Retention = Retention()

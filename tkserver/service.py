@@ -10,27 +10,31 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
+from prometheus_client import CollectorRegistry
 from twisted.application.internet import backoffPolicy
 from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
-from twisted.internet.endpoints import quoteStringArgument
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
 
 from tkserver import __version__, log
 from tkserver.config import InvalidSettings, Settings, variable
 from tkserver.database import dsn_of, embedded_by
-from tkserver.ingest.committer import Bounds, Committer
+from tkserver.ingest.commits import ObservedStore
+from tkserver.ingest.committer import Bounds, Committer, Store
 from tkserver.ingest.credentials import CredentialCache, Usage
 from tkserver.ingest.erasures import ErasedUsers, ErasingStore
 from tkserver.ingest.ingestion import Ingestion
+from tkserver.ingest.ledger import Ledger
 from tkserver.ingest.readiness import Readiness
 from tkserver.ingest.verification import Verifier
+from tkserver.lag import LagMeter
 from tkserver.limits.address import TrustedProxies
 from tkserver.limits.bucket import Rate
 from tkserver.limits.failures import AuthFailureLimit
 from tkserver.limits.requests import RequestLimit
 from tkserver.limits.shared import MissingExtra, RedisServer, SharedBuckets
+from tkserver.metrics import Metrics
 from tkserver.storage import demo, migrations
 from tkserver.storage.blocking import BlockingConnections
 from tkserver.storage.embedded import EmbeddedError
@@ -44,9 +48,10 @@ from tkserver.storage.pool import Pool
 from tkserver.storage.sweeper import Sweeper
 from tkserver.storage.tokens import CHANNEL as CREDENTIALS
 from tkserver.storage.tokens import ChangeListener, TokenStore
+from tkserver.web.admin import AdminApi, AdminListener
 from tkserver.web.app import Api
 from tkserver.web.headers import CorsPolicy
-from tkserver.web.listening import CannotListen, InvalidEndpoint, Listener
+from tkserver.web.listening import CannotListen, InvalidEndpoint, Listener, tcp_endpoint
 from tkserver.web.site import ApiSite, Limits
 
 _log = log.logger(__name__)
@@ -106,13 +111,14 @@ class TkServer(Service):
         self._shared_buckets = _shared_buckets(settings, reactor)
         limit = _request_limit(settings, self._shared_buckets, reactor.seconds)
         verifier = Verifier(credentials, reactor.seconds, settings.ingest.timestamp_tolerance, limit)
-        committer = Committer(
-            ErasingStore(events, erasures, erased),
-            reactor,
-            _bounds(settings),
-            ErasingStore(MeteredStore(self._pool), erasures, erased),
-        )
-        ingestion = Ingestion(verifier, committer, self._usage, settings.ingest.max_body_bytes)
+        metrics = Metrics(CollectorRegistry(), reactor.seconds)
+        ledger, bounds = Ledger(), _bounds(settings)
+
+        def store(written_by: Store) -> Store:
+            return ErasingStore(ObservedStore(written_by, reactor.seconds, metrics.observe_commit), erasures, erased)
+
+        committer = Committer(store(events), reactor, bounds, store(MeteredStore(self._pool)), ledger=ledger)
+        ingestion = Ingestion(verifier, committer, self._usage, ledger, settings.ingest.max_body_bytes)
         readiness = Readiness(events.probe, reactor)
         api = Api(ingestion, readiness.check, reactor.seconds)
         cors = CorsPolicy(settings.server.cors_origins)
@@ -124,11 +130,20 @@ class TkServer(Service):
             reactor,
             auth_failures=_auth_failures(settings, reactor.seconds),
             proxies=TrustedProxies.of(settings.server.trusted_proxies),
+            observers=[metrics.observe],
         )
+        metrics.watch_events(ledger, committer.load, bounds)
+        metrics.watch_database(self._pool)
+        metrics.watch_clients(self._site)
+        if self._shared_buckets is not None:
+            metrics.watch_redis(self._shared_buckets)
+        self._lag_meter = LagMeter(reactor, metrics.observe_lag)
+        self._admin = _admin_listener(settings, metrics, reactor)
 
         self._public = _public_listener(settings, reactor, self._site)
         self._starting: Deferred[None] | None = None
         self._pause: Deferred[None] | None = None
+        self._listens = False
         self._stopping = False
 
     @property
@@ -136,18 +151,37 @@ class TkServer(Service):
         """The TCP port that it listens on."""
         return self._public.port
 
+    @property
+    def admin_port(self) -> int:
+        """The private port that it listens on."""
+        assert self._admin is not None
+        return self._admin.port
+
     def privilegedStartService(self) -> None:
-        """Take the port, while still allowed to take any."""
+        """Take the ports, while still allowed to take any."""
         try:
             self._public.open()
         except CannotListen as error:
             self._fail(f"cannot listen on {error}")
+            return
+        try:
+            if self._admin is not None:
+                self._admin.open()
+        except CannotListen as error:
+            self._fail(
+                f"cannot listen on {error}: this is for /metrics, and {variable('admin', 'port')} may be another one,"
+                " or empty for none"
+            )
+            return
+        self._listens = True
 
     def startService(self) -> None:
         super().startService()
         _calm_garbage_collector()
-        if self._public.is_open:
+        if self._listens:
             _log.info("tkserver {version} listens on {url}", version=__version__, url=self._public.url)
+            self._say_where_metrics_are()
+            self._lag_meter.start()
             self._public.hold(HELD)
             self._starting = ensureDeferred(self._start_storage())
 
@@ -155,6 +189,14 @@ class TkServer(Service):
         """Stop in the order in which the parts lean on each other, each after the one before has ended."""
         super().stopService()
         return ensureDeferred(self._stop())
+
+    def _say_where_metrics_are(self) -> None:
+        if self._admin is None:
+            return
+        _log.info("metrics on {url}/metrics", url=self._admin.url)
+        if self._admin.exposed:
+            host = self._settings.admin.host
+            _log.warn("other machines may reach {host}, where metrics are: see that strangers do not", host=host)
 
     async def _start_storage(self) -> None:
         try:
@@ -228,6 +270,9 @@ class TkServer(Service):
             await self._without_fail(self._shared_buckets.stop)
         if self._embedded is not None:
             await self._without_fail(partial(self._in_thread, self._embedded.stop))
+        self._lag_meter.stop()
+        if self._admin is not None:  # which shows how all of that went
+            await self._without_fail(self._admin.close)
         _log.info("stopped")
 
     async def _without_fail(self, part: Callable[[], Awaitable[None]]) -> None:
@@ -276,11 +321,16 @@ def _public_listener(settings: Settings, reactor: Any, site: ApiSite) -> Listene
     :raise InvalidSettings: when nothing can be made of its endpoint.
     """
     server = settings.server
-    endpoint = server.endpoint or f"tcp:{server.port}:interface={quoteStringArgument(server.host)}"
+    endpoint = server.endpoint or tcp_endpoint(server.host, server.port)
     try:
         return Listener(reactor, endpoint, site, site.is_full)
     except InvalidEndpoint as error:
         raise InvalidSettings(f"{variable('server', 'endpoint')}: {endpoint}: {error}") from None
+
+
+def _admin_listener(settings: Settings, metrics: Metrics, reactor: Any) -> AdminListener | None:
+    host, port = settings.admin.host, settings.admin.port
+    return None if port is None else AdminListener(AdminApi(metrics.exposition, reactor.seconds), reactor, host, port)
 
 
 def _shared_buckets(settings: Settings, reactor: Any) -> SharedBuckets | None:

@@ -18,6 +18,8 @@ from tkserver.storage.events import Outcome, Submission
 from tkserver.wire.batch import read_batch
 from tkserver.wire.refusal import Overloaded
 
+DUPLICATE = Outcome(duplicates=frozenset({0}))
+
 ORG, APP = uuid.uuid4(), uuid.uuid4()
 
 
@@ -53,7 +55,7 @@ class SlowStore:
     def end(self) -> None:
         """The oldest commit is done."""
         submissions, done = self.commits.pop(0)
-        done.callback([Outcome(duplicates=len(one.rows)) for one in submissions])
+        done.callback([Outcome(duplicates=frozenset(one.rows)) for one in submissions])
 
 
 class Bench:
@@ -81,7 +83,7 @@ def test_a_lone_submission_is_written_at_once() -> None:
     told = bench.submit(submission(3))
     assert bench.store.sizes == [1]
     bench.store.end()
-    assert told == [Outcome(duplicates=3)]
+    assert told == [Outcome(duplicates=frozenset(range(3)))]
 
 
 def test_what_arrives_meanwhile_is_written_together() -> None:
@@ -93,7 +95,7 @@ def test_what_arrives_meanwhile_is_written_together() -> None:
     assert bench.store.sizes == [1, 1, 5]
     bench.store.end()
     bench.store.end()
-    assert told == [[Outcome(duplicates=n)] for n in range(1, 8)]
+    assert told == [[Outcome(duplicates=frozenset(range(n)))] for n in range(1, 8)]
 
 
 def test_commits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,7 +136,7 @@ def test_a_culprit_costs_nobody_else() -> None:
     told = [bench.submit(one) for one in waiting]
     while bench.store.commits:
         bench.store.end()
-    expected = [[Outcome(duplicates=1)]] * 8
+    expected = [[DUPLICATE]] * 8
     expected[5] = [Outcome(unstorable=frozenset({0}))]
     assert told == expected
 
@@ -147,7 +149,7 @@ def test_a_failure_is_everybody_s() -> None:
     bench.store.commits.pop(0)[1].errback(error)
     bench.store.end()
     bench.store.end()
-    assert told == [[error], *[[Outcome(duplicates=1)]] * 3]
+    assert told == [[error], *[[DUPLICATE]] * 3]
 
 
 def test_timeout() -> None:
@@ -198,7 +200,7 @@ def test_lanes() -> None:
     assert [lane[0].app_id for lane, _ in bench.metered.commits] == apps[:2]
     without = bench.submit(submission())
     bench.store.end()
-    assert without == [Outcome(duplicates=1)]
+    assert without == [DUPLICATE]
     written = []
     while bench.metered.commits:
         group = bench.metered.commits[0][0]
@@ -207,7 +209,7 @@ def test_lanes() -> None:
         under_way = [lane[0].app_id for lane, _ in bench.metered.commits]
         assert len(under_way) == len(set(under_way)) <= 2
     assert written == [(0, 1), (1, 1), (2, 3), (0, 2), (1, 2)]
-    assert told == [[Outcome(duplicates=1)]] * 9
+    assert told == [[DUPLICATE]] * 9
 
 
 def test_a_lane_that_is_answered_and_sent_to_at_once() -> None:
@@ -232,7 +234,7 @@ def test_what_cannot_be_said_together() -> None:
     while bench.metered.commits:
         bench.metered.end()
     assert bench.metered.sizes == [1, 4, 2, 2]
-    assert told == [[Outcome(duplicates=1)]] * 5
+    assert told == [[DUPLICATE]] * 5
 
 
 def test_a_lane_that_is_stuck() -> None:

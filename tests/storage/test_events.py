@@ -142,7 +142,7 @@ def test_duplicates_across_submissions(store: Store, same_app: bool) -> None:
     read = read_batch(json.dumps({"events": [make_event()]}).encode()).events
     pair = [Submission.of(org, app, None, read), Submission.of(org, app if same_app else uuid.uuid4(), None, read)]
     outcomes = store(pair)
-    assert sum(outcome.duplicates for outcome in outcomes) == (1 if same_app else 0)
+    assert sum(len(outcome.duplicates) for outcome in outcomes) == (1 if same_app else 0)
     assert sum(len(outcome.conflicts) for outcome in outcomes) == (0 if same_app else 1)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, DeferredSemaphore, ensureDeferred
 from twisted.python.failure import Failure
 
+from tkserver.ingest.ledger import GIVEN_UP, Ledger
 from tkserver.ingest.patience import Patience
 from tkserver.storage.errors import DataRefused, Inseparable
 from tkserver.storage.events import Outcome, Submission
@@ -52,7 +53,7 @@ class Bounds:
 
 
 @dataclass(eq=False, slots=True)
-class _Load:
+class Load:
     """What waits to be committed, what is just being committed included."""
 
     events: int = 0
@@ -75,7 +76,7 @@ class _Lane:
     """What waits of one application that has a quota."""
 
     queue: deque[_Pending] = field(default_factory=deque)
-    load: _Load = field(default_factory=_Load)
+    load: Load = field(default_factory=Load)
 
 
 @dataclass(eq=False, slots=True)
@@ -105,25 +106,36 @@ class Committer:
     """Takes submissions and has them written, several at a time.
 
     :param metered: stores those of applications that have a quota; is given those of one application at a time.
+    :param ledger: is told what becomes of every event that is submitted.
+    :ivar load: what waits.
     """
 
-    def __init__(self, store: Store, reactor: Any, bounds: Bounds, metered: Store | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        reactor: Any,
+        bounds: Bounds,
+        metered: Store | None = None,
+        *,
+        ledger: Ledger | None = None,
+    ) -> None:
         self._store = store
         self._metered = metered or store
         self._bounds = bounds
+        self._ledger = ledger or Ledger()
         self._patience = Patience[Outcome](bounds.timeout, reactor, "not committed")
         self._queue: deque[_Pending] = deque()
         self._writers = 0
         self._lanes: dict[tuple[int, int], _Lane] = {}
         self._metered_writers = DeferredSemaphore(METERED_WRITERS)
-        self._load = _Load()
+        self.load = Load()
         self._full = False
 
     def check_load(self) -> None:
         """
         :raise Overloaded: from when a bound is reached until no more than half of it is left.
         """
-        fill = self._load.share_of(self._bounds)
+        fill = self.load.share_of(self._bounds)
         self._full = fill > LOW_WATER if self._full else fill >= 1
         if self._full:
             raise Overloaded("more events are arriving than can be stored: try again")
@@ -137,17 +149,24 @@ class Committer:
         :raise StorageError: when it could not be stored, or not in time. What its commit does later is settled when
             it is sent again.
         """
-        self.check_load()
         pending = _Pending(submission, len(submission.rows), submission.bytes)
-        if submission.metered:
-            self._enter_lane(pending)
-        else:
-            self._load.add(pending)
-            self._queue.append(pending)
-            if self._writers < WRITERS:
-                ensureDeferred(self._write())
+        try:
+            self.check_load()
+            self._enter(pending)
+        except Overloaded as refusal:
+            self._ledger.refuse(pending.events, refusal.code)
+            raise
         self._patience.wait_for(pending.outcome)
         return pending.outcome
+
+    def _enter(self, pending: _Pending) -> None:
+        if pending.submission.metered:
+            self._enter_lane(pending)
+            return
+        self.load.add(pending)
+        self._queue.append(pending)
+        if self._writers < WRITERS:
+            ensureDeferred(self._write())
 
     async def _write(self) -> None:
         """Write what there is, until nothing is left."""
@@ -162,7 +181,7 @@ class Committer:
         lane = pending.lane = known or _Lane()
         if lane.load.share_of(self._bounds) >= LANE_SHARE:
             raise Overloaded("more events of this application are arriving than can be stored: try again")
-        self._load.add(pending)
+        self.load.add(pending)
         lane.load.add(pending)
         lane.queue.append(pending)
         if known is None:
@@ -212,9 +231,15 @@ class Committer:
         self._patience.forget_fired()
 
     def _settle(self, pending: _Pending, outcome: Outcome | Failure | None) -> None:
-        self._load.take_off(pending)
+        self.load.take_off(pending)
         if pending.lane is not None:
             pending.lane.load.take_off(pending)
+        if isinstance(outcome, Outcome):
+            self._ledger.settle(pending.events, outcome)
+        elif outcome is None:
+            self._ledger.refuse(pending.events, GIVEN_UP)
+        else:
+            self._ledger.fail(pending.events, outcome.value)
         if outcome is not None and not pending.outcome.called:
             pending.outcome.callback(outcome)
 

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from tkserver.ingest.committer import Store
 from tkserver.ingest.credentials import Listener
 from tkserver.storage.erasures import Erased, ErasureStore
+from tkserver.storage.errors import StorageError
 from tkserver.storage.events import Outcome, Row, Submission
 
 LIFETIME = 60.0
@@ -95,15 +96,40 @@ class ErasingStore:
         left_out = [rows_of(erased, one) for one in submissions]
         kept = [without(one, rows) for one, rows in zip(submissions, left_out, strict=True)]
         written = iter(await _write_some([one for one in kept if one.rows], write))
-        outcomes = [next(written) if one.rows else Outcome() for one in kept]
-        if self._users.may_have_changed_since(generation):
-            erased, _ = await self._users.now()
-            left_out = [rows_of(erased, one) | rows for one, rows in zip(submissions, left_out, strict=True)]
-        for submission, rows in zip(submissions, left_out, strict=True):
-            if rows:
-                ids = [row.event_id for row in rows.values()]
-                await self._erasures.delete(submission.org_id, submission.app_id, ids)
-        return [replace(one, erased=len(rows)) if rows else one for one, rows in zip(outcomes, left_out, strict=True)]
+        outcomes = [
+            _leaving_out(rows, next(written) if one.rows else Outcome())
+            for one, rows in zip(kept, left_out, strict=True)
+        ]
+        # From here on it is committed: whatever fails is for the answer to tell, and undoes nothing.
+        try:
+            left_out = await self._look_again(submissions, left_out, generation)
+        except StorageError as error:
+            return [replace(one, problem=error) for one in outcomes]
+        return [await self._delete(*one) for one in zip(submissions, left_out, outcomes, strict=True)]
+
+    async def _look_again(
+        self, submissions: Sequence[Submission], left_out: list[dict[int, Row]], generation: int
+    ) -> list[dict[int, Row]]:
+        """What is to be left out now."""
+        if not self._users.may_have_changed_since(generation):
+            return left_out
+        erased, _ = await self._users.now()
+        return [rows_of(erased, one) | rows for one, rows in zip(submissions, left_out, strict=True)]
+
+    async def _delete(self, submission: Submission, rows: dict[int, Row], outcome: Outcome) -> Outcome:
+        """See that these rows of a submission are not stored."""
+        if not rows:
+            return outcome
+        try:
+            ids = [row.event_id for row in rows.values()]
+            await self._erasures.delete(submission.org_id, submission.app_id, ids)
+        except StorageError as error:
+            return replace(outcome, problem=error)
+        return _leaving_out(rows, outcome)
+
+
+def _leaving_out(rows: dict[int, Row], outcome: Outcome) -> Outcome:
+    return replace(outcome, erased=frozenset(rows)) if rows else outcome
 
 
 async def _write_some(submissions: list[Submission], write: Write) -> list[Outcome]:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tkserver.storage.errors import DataRefused
+from tkserver.storage.errors import DataRefused, StorageError
 from tkserver.storage.pool import Execute, Pool
 from tkserver.storage.quota import Allowance
 from tkserver.wire.event import Environment, Event, Service
@@ -71,19 +71,21 @@ class Outcome(Struct, frozen=True):
     """What became of a submission that was committed.
 
     :ivar nonce_reused: nothing of it was stored, for its nonce belongs to another request.
-    :ivar duplicates: how many events this application had already sent, in this or in another batch.
+    :ivar duplicates: the places of the events that this application had already sent, in this or in another batch.
     :ivar conflicts: the places of the events whose id belongs to another application.
     :ivar unstorable: the places of the events that the database will not take.
     :ivar over_quota: nothing of it was stored, for it has more new events than this leaves room for.
-    :ivar erased: how many events were accepted and not stored, for their users are erased.
+    :ivar erased: the places of the events that are not stored, or no longer, for their users are erased.
+    :ivar problem: why it cannot be answered as stored, although it is.
     """
 
     nonce_reused: bool = False
-    duplicates: int = 0
+    duplicates: frozenset[int] = frozenset()
     conflicts: frozenset[int] = frozenset()
     unstorable: frozenset[int] = frozenset()
     over_quota: Allowance | None = None
-    erased: int = 0
+    erased: frozenset[int] = frozenset()
+    problem: StorageError | None = None
 
     def accepts_any_of(self, submission: Submission) -> bool:
         """Whether at least one event of the submission that this is the outcome of is now stored."""
@@ -93,18 +95,19 @@ class Outcome(Struct, frozen=True):
         """How many events of the submission that this is the outcome of were not stored before, and now are."""
         if self.nonce_reused or self.over_quota is not None:
             return 0
-        return len(submission.rows) - self.duplicates - len(self.conflicts) - len(self.unstorable)
+        return len(submission.rows) - len(self.duplicates) - len(self.conflicts) - len(self.unstorable)
 
     def merged_with(self, other: Outcome) -> Outcome:
         """The outcome of two halves of one submission."""
         return Outcome(
             nonce_reused=self.nonce_reused or other.nonce_reused,
-            duplicates=self.duplicates + other.duplicates,
+            duplicates=self.duplicates | other.duplicates,
             conflicts=self.conflicts | other.conflicts,
             unstorable=self.unstorable | other.unstorable,
-            erased=self.erased + other.erased,
         )
 
+
+_ALL_STORED = Outcome()
 
 # The requests come as one JSON array of arrays, each with its origins as arrays again, and these with their events:
 # PostgreSQL takes that apart about as fast as anything else that one round trip allows. It answers with the exceptions
@@ -300,21 +303,21 @@ def _outcome(rows: dict[int, Row], exceptions: dict[str | None, bool], stored: s
     """
     if None in exceptions:
         return Outcome(nonce_reused=True)
-    if not exceptions:
-        before = len(stored)
-        stored.update([row.event_id.int for row in rows.values()])
-        return Outcome(duplicates=before + len(rows) - len(stored))
-    duplicates = 0
+    ids = {row.event_id.int for row in rows.values()}
+    if not exceptions and len(ids) == len(rows) and stored.isdisjoint(ids):
+        stored |= ids
+        return _ALL_STORED
+    duplicates: list[int] = []
     conflicts: list[int] = []
     for place, row in rows.items():
         own = exceptions.get(str(row.event_id))
         if own is False:
             conflicts.append(place)
         elif own or row.event_id.int in stored:
-            duplicates += 1
+            duplicates.append(place)
         else:
             stored.add(row.event_id.int)
-    return Outcome(duplicates=duplicates, conflicts=frozenset(conflicts))
+    return Outcome(duplicates=frozenset(duplicates), conflicts=frozenset(conflicts))
 
 
 Origin = tuple[str, Service, str, "str | None", Environment, str]

@@ -105,6 +105,16 @@ class Pool:
         """Whether there is a connection at all."""
         return any(connection.connected for connection in self._connections)
 
+    def states(self) -> dict[str, int]:
+        """How many connections there are that are ``idle``, ``busy`` and ``down``."""
+        up = sum(connection.connected for connection in self._connections)
+        return {"idle": len(self._idle), "busy": up - len(self._idle), "down": len(self._connections) - up}
+
+    @property
+    def waiting(self) -> int:
+        """How many statements wait for a connection to be free."""
+        return len(self._waiting)
+
     async def run(self, sql: str, parameters: Sequence[object] = ()) -> Rows:
         """Run one statement, which is one transaction; what collides with another one is tried again.
 

@@ -1,4 +1,4 @@
-"""The routes, and the one map from errors to answers."""
+"""The public routes."""
 
 from __future__ import annotations
 
@@ -6,31 +6,19 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 from klein import Klein
-from twisted.internet.defer import CancelledError
-from twisted.python.failure import Failure
 from twisted.web.resource import IResource
-from werkzeug import exceptions as werkzeug
 
-from tkserver import __version__, log
+from tkserver import __version__
 from tkserver.ingest.ingestion import Ingestion
 from tkserver.ingest.verification import IngestRequest
 from tkserver.storage.errors import StorageError
+from tkserver.web.errors import ErrorAnswers
 from tkserver.web.headers import CorsPolicy
 from tkserver.web.request import ApiRequest
 from tkserver.web.routing import Routes
 from tkserver.wire import answer
 from tkserver.wire.answer import Answer
-from tkserver.wire.refusal import (
-    RETRY_AFTER,
-    DoNotTrack,
-    InternalError,
-    MethodNotAllowed,
-    NotFound,
-    Refusal,
-    StorageUnavailable,
-)
-
-_log = log.logger(__name__)
+from tkserver.wire.refusal import RETRY_AFTER, Refusal
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
@@ -53,7 +41,7 @@ class Api:
     def __init__(self, ingestion: Ingestion, probe: Probe, clock: Callable[[], float]) -> None:
         self._ingestion = ingestion
         self._probe = probe
-        self._complaints = log.Throttle(clock)
+        self._answer_to = ErrorAnswers(clock, "events go to /v1/ingest/{org}/{app}")
 
     def resource(self) -> IResource:
         return Routes(self._router, self._answer_to)
@@ -92,27 +80,3 @@ class Api:
         """CORS. No body: browsers look at the headers only."""
         asked = (request.header(f"access-control-request-{what}") for what in ("method", "headers"))
         return answer.no_content(CorsPolicy.preflight(*asked))
-
-    def _answer_to(self, failure: Failure, request: ApiRequest) -> Answer:
-        """The answer to an error."""
-        if isinstance(failure.value, DoNotTrack):
-            return answer.no_content()
-        return answer.refused(self._refusal_for(failure), request.exchange.request_id)
-
-    def _refusal_for(self, failure: Failure) -> Refusal:
-        error = failure.value
-        if isinstance(error, Refusal):
-            return error
-        if isinstance(error, StorageError):
-            problem = str(error)
-            if self._complaints.lets_pass(problem):
-                _log.warn("requests are answered 503: {problem}", problem=problem)
-            return StorageUnavailable("the database cannot take events now: try again")
-        if isinstance(error, CancelledError):  # the client is gone, and so is everyone who could read an answer
-            return StorageUnavailable("given up: try again")
-        if isinstance(error, werkzeug.MethodNotAllowed):
-            return MethodNotAllowed("use one of the allowed methods", sorted(error.valid_methods or ()))
-        if isinstance(error, werkzeug.HTTPException):
-            return NotFound("there is nothing here: events go to /v1/ingest/{org}/{app}")
-        _log.failure("a request failed", failure)
-        return InternalError("something went wrong on this server")

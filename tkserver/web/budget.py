@@ -40,6 +40,21 @@ class Budget:
         self._reactor = reactor
         self._waiting: deque[Claim] = deque()
 
+    @property
+    def total(self) -> int:
+        """Bytes."""
+        return self._total
+
+    @property
+    def taken(self) -> int:
+        """Bytes that are claimed and granted."""
+        return self._total - self._free
+
+    @property
+    def waiting(self) -> int:
+        """How many claims wait for room."""
+        return len(self._waiting)
+
     def claim(self, bytes: int, on_granted: Callable[[], None]) -> Claim:
         """Ask for room.
 

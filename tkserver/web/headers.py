@@ -94,7 +94,7 @@ def head(answer: Answer, request_id: str, common: bytes) -> bytes:
     """All that stands before the body of an answer (RFC 9112, section 2.1)."""
     fields = {"X-Request-ID": request_id, **answer.headers}
     if answer.body is not None:
-        fields["Content-Type"] = "application/json"
+        fields["Content-Type"] = answer.content_type
         fields["Content-Length"] = str(len(answer.body))
     return b"HTTP/1.1 %d %s\r\n%s%s\r\n" % (answer.status, _PHRASES[answer.status], common, _written(fields))
 

@@ -11,7 +11,7 @@ from OpenSSL import SSL, crypto
 from twisted.internet import tcp
 from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import maybeDeferred
-from twisted.internet.endpoints import serverFromString
+from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, IStreamServerEndpoint
 from twisted.logger import ILogObserver, LogEvent, Logger
@@ -32,6 +32,11 @@ class InvalidEndpoint(Exception):
 
 class CannotListen(Exception):
     """An address that cannot be had. The text begins with it, and says why."""
+
+
+def tcp_endpoint(host: str, port: int) -> str:
+    """The endpoint string for an address and a port."""
+    return f"tcp:{port}:interface={quoteStringArgument(host)}"
 
 
 class Listener:
@@ -77,16 +82,20 @@ class Listener:
         return self._port is not None
 
     @property
+    def address(self) -> Any:
+        """Twisted's address object of the socket."""
+        assert self._port is not None
+        return self._port.getHost()
+
+    @property
     def port(self) -> int:
         """The TCP port."""
-        assert self._port is not None
-        return int(self._port.getHost().port)
+        return int(self.address.port)
 
     @property
     def url(self) -> str:
         """Where it is reached: ``http://…``, ``https://…``, or ``unix:`` and a path."""
-        assert self._port is not None
-        address = self._port.getHost()
+        address = self.address
         if isinstance(address, UNIXAddress):
             return f"unix:{os.fsdecode(address.name or b'')}"
         scheme = "https" if _TLS.match(self._description) else "http"

@@ -101,9 +101,14 @@ class ApiSite(Site):
         self._channels: set[ApiChannel] = set()
         self._drained: Deferred[None] | None = None
 
+    @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._channels)
+
     def is_full(self) -> bool:
         """Whether there are as many connections as there may be."""
-        return len(self._channels) >= self.limits.max_connections
+        return self.connections >= self.limits.max_connections
 
     def begin(self, request_id: str | None = None) -> Exchange:
         """A request has arrived.

@@ -16,7 +16,7 @@ NO_HEADERS: Mapping[str, str] = {}
 class Answer(msgspec.Struct, frozen=True):
     """What goes back to a client.
 
-    :ivar body: JSON, or ``None`` where there is none (204).
+    :ivar body: ``None`` where there is none (204).
     :ivar code: of the error that it tells of, where it does.
     """
 
@@ -24,6 +24,7 @@ class Answer(msgspec.Struct, frozen=True):
     body: bytes | None = None
     headers: Mapping[str, str] = {}
     code: str | None = None
+    content_type: str = "application/json"
 
     def carrying(self, headers: Mapping[str, str]) -> Answer:
         """The same answer with more headers."""

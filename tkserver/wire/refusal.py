@@ -131,13 +131,17 @@ class BatchSizeMismatch(Refusal):
     status, code = 400, "batch_size_mismatch"
 
 
+EVENT_CODES = ("invalid_schema", "unsupported_schema", "event_too_large", "event_id_conflict")
+"""Why one event is refused for ever."""
+
+
 @dataclass(frozen=True)
 class EventRefusal:
     """One event that is refused for ever.
 
     :ivar index: its place in the batch, from 0.
     :ivar event_id: the nil UUID where the event has none that parses.
-    :ivar code: see :class:`tkserver.wire.event.InvalidEvent`; also ``event_id_conflict``.
+    :ivar code: one of :data:`EVENT_CODES`.
     """
 
     index: int
@@ -179,4 +183,4 @@ class InternalError(Refusal):
 
 
 class DoNotTrack(Exception):
-    """The client asked not to be tracked: nothing is read, nothing is stored, the answer is 204."""
+    """The client asked not to be tracked: its events are only counted, nothing is stored, the answer is 204."""

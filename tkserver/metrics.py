@@ -1,0 +1,209 @@
+"""Everything that is measured, by its name; how it is used is said in docs/monitoring.md.
+
+What a client chooses never becomes a label. Where all values of a label are known, each is there from the start, so
+that the first event of its kind is seen as an increase. What can be asked for is asked for when somebody looks, and
+costs nothing otherwise.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import twisted
+from tkserver import __version__
+from tkserver.exchange import Exchange
+from tkserver.ingest.commits import Commit, Ending
+from tkserver.ingest.committer import Bounds, Load
+from tkserver.ingest.ledger import Ledger
+from tkserver.limits.shared import SharedBuckets
+from tkserver.storage.pool import Pool
+from tkserver.web.site import ApiSite
+from tkserver.wire.refusal import Refusal
+
+REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+COMMIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+COMMIT_EVENTS = (1, 3, 10, 30, 100, 300, 1000, 4000)
+LAG_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
+
+prometheus_client.disable_created_metrics()  # a time for each counter, which nobody asks for, and half of the text
+
+
+class Metrics:
+    """What is measured, in a registry.
+
+    :param registry: one for each server, with nothing else of this server in it.
+    :param clock: gives seconds since 1970.
+    """
+
+    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float]) -> None:
+        self._registry = registry
+        self._clock = clock
+        self._last_commit = clock()
+        self._begin_requests()
+        self._begin_commits()
+        self._lag = Histogram(
+            "tkserver_reactor_lag_seconds",
+            "By how much the reactor was late for what it was to do.",
+            buckets=LAG_SECONDS,
+            registry=registry,
+        )
+        versions = {"version": __version__, "python": platform.python_version(), "twisted": twisted.__version__}
+        Info("tkserver_build", "What is running.", registry=registry).info(versions)
+        prometheus_client.ProcessCollector(registry=registry)
+        prometheus_client.GCCollector(registry=registry)
+
+    def _begin_requests(self) -> None:
+        self._requests = Counter(
+            "tkserver_http_requests",
+            "Requests to the public port that were answered, or whose client did not wait for the answer (499).",
+            ("route", "method", "status"),
+            registry=self._registry,
+        )
+        self._request_seconds = Histogram(
+            "tkserver_http_request_duration_seconds",
+            "From when a request had arrived until it was answered.",
+            ("route",),
+            buckets=REQUEST_SECONDS,
+            registry=self._registry,
+        )
+        refused = Counter(
+            "tkserver_http_requests_refused",
+            "Requests that were answered with an error, by its code.",
+            ("code",),
+            registry=self._registry,
+        )
+        failed = Counter(
+            "tkserver_auth_failures", "Requests that failed to authenticate.", ("code",), registry=self._registry
+        )
+        refusals = dict(_refusals())
+        self._refused = {code: refused.labels(code) for code in refusals}
+        self._auth_failures = {code: failed.labels(code) for code, status in refusals.items() if status in (401, 403)}
+        self._series: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
+
+    def _begin_commits(self) -> None:
+        commits = Counter("tkserver_commits", "Commits of events.", ("outcome",), registry=self._registry)
+        self._commits = {ending: commits.labels(ending.value) for ending in Ending}
+        self._commit_seconds = Histogram(
+            "tkserver_commit_duration_seconds",
+            "Of a commit that was done, with its wait for a connection.",
+            buckets=COMMIT_SECONDS,
+            registry=self._registry,
+        )
+        self._commit_events = Histogram(
+            "tkserver_commit_events",
+            "Events in a commit that was done.",
+            buckets=COMMIT_EVENTS,
+            registry=self._registry,
+        )
+        self._gauge(
+            "tkserver_last_commit_age_seconds",
+            "Since the last commit, or since the start where there was none.",
+            lambda: self._clock() - self._last_commit,
+        )
+
+    # --- what happens
+
+    def observe(self, exchange: Exchange) -> None:
+        """A request is finished."""
+        key = (exchange.route, exchange.method, exchange.status)
+        series = self._series.get(key)
+        if series is None:
+            series = self._series[key] = (self._requests.labels(*key), self._request_seconds.labels(exchange.route))
+        requests, seconds = series
+        requests.inc()
+        seconds.observe(exchange.seconds)
+        if exchange.code is not None:
+            self._refused[exchange.code].inc()
+            if exchange.code in self._auth_failures:
+                self._auth_failures[exchange.code].inc()
+
+    def observe_commit(self, commit: Commit) -> None:
+        """A commit has ended."""
+        self._commits[commit.ending].inc()
+        if commit.ending is Ending.COMMITTED:
+            self._commit_seconds.observe(commit.seconds)
+            self._commit_events.observe(commit.events)
+            self._last_commit = self._clock()
+
+    def observe_lag(self, seconds: float) -> None:
+        """The reactor was so late."""
+        self._lag.observe(seconds)
+
+    # --- what can be asked for
+
+    def watch_events(self, ledger: Ledger, load: Load, bounds: Bounds) -> None:
+        """The books, and what waits to be committed."""
+        self._registry.register(_Books(ledger))
+        self._gauge("tkserver_queue_events", "Events that wait to be committed.", lambda: load.events)
+        self._gauge("tkserver_queue_max_events", "How many may.", lambda: bounds.events)
+        self._gauge("tkserver_queue_bytes", "Bytes of events that wait to be committed.", lambda: load.bytes)
+        self._gauge("tkserver_queue_max_bytes", "How many may.", lambda: bounds.bytes)
+
+    def watch_database(self, pool: Pool) -> None:
+        """The connections to the database."""
+        connections = Gauge(
+            "tkserver_database_connections", "Connections to the database.", ("state",), registry=self._registry
+        )
+        for state in pool.states():
+            connections.labels(state).set_function(lambda state=state: pool.states()[state])  # type: ignore[misc]
+        self._gauge("tkserver_database_up", "Whether there is one at all.", lambda: pool.connected)
+        self._gauge(
+            "tkserver_database_waiting_statements", "Statements that wait for a connection.", lambda: pool.waiting
+        )
+
+    def watch_clients(self, site: ApiSite) -> None:
+        """The connections of clients, and the memory of what they send."""
+        bodies = site.bodies
+        self._gauge("tkserver_http_connections", "Connections of clients.", lambda: site.connections)
+        self._gauge("tkserver_http_max_connections", "How many there may be.", lambda: site.limits.max_connections)
+        self._gauge("tkserver_body_memory_bytes", "Bytes that bodies of requests take up.", lambda: bodies.taken)
+        self._gauge("tkserver_body_memory_max_bytes", "How many they may.", lambda: bodies.total)
+        self._gauge(
+            "tkserver_body_memory_waiting_requests", "Requests that wait for room for a body.", lambda: bodies.waiting
+        )
+
+    def watch_redis(self, shared: SharedBuckets) -> None:
+        """The Redis, where there is one."""
+        self._gauge("tkserver_redis_up", "Whether limits hold for all servers together.", lambda: shared.available)
+
+    def exposition(self, accepted: str | None) -> tuple[bytes, str]:
+        """All of it now, as text, and its content type.
+
+        :param accepted: the ``Accept`` header, where one was sent.
+        """
+        encode, content_type = choose_encoder(accepted or "")
+        return encode(self._registry), content_type
+
+    def _gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
+        Gauge(name, documentation, registry=self._registry).set_function(read)
+
+
+class _Books(Collector):
+    """The ledger."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "tkserver_events_received", "Events of batches that were read.", self._ledger.received
+        )
+        settled = CounterMetricFamily("tkserver_events", "Events by what became of them.", labels=("outcome", "code"))
+        for entry, events in self._ledger.settled.items():
+            settled.add_metric(entry, events)
+        yield settled
+
+
+def _refusals(of: type[Refusal] = Refusal) -> Iterator[tuple[str, int]]:
+    """The codes of all errors, and their statuses."""
+    for refusal in of.__subclasses__():
+        if hasattr(refusal, "code"):
+            yield refusal.code, refusal.status
+        yield from _refusals(refusal)
