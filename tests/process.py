@@ -89,6 +89,11 @@ class Twistd:
         files = [self._output, self.directory / "twistd.log"]
         return "".join(file.read_text() for file in files if file.exists())
 
+    def terminate(self) -> None:
+        """SIGTERM, without waiting."""
+        assert self._process is not None
+        self._process.terminate()
+
     @property
     def pid(self) -> int:
         assert self._process is not None

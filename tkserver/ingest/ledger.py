@@ -90,8 +90,10 @@ class Ledger:
             self.refuse(events, NonceReused.code)
         elif outcome.over_quota is not None:
             self.refuse(events, QuotaExceeded.code)
-        else:
+        elif outcome.duplicates or outcome.conflicts or outcome.unstorable or outcome.erased:
             self._enter(events, outcome)
+        else:
+            self.settled[STORED] += events
 
     def _enter(self, events: int, outcome: Outcome) -> None:
         conflicts, unstorable = outcome.conflicts, outcome.unstorable
