@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import CounterMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 import twisted
@@ -169,9 +169,9 @@ class Metrics:
             "tkserver_body_memory_waiting_requests", "Requests that wait for room for a body.", lambda: bodies.waiting
         )
 
-    def watch_redis(self, shared: SharedBuckets) -> None:
-        """The Redis, where there is one."""
-        self._gauge("tkserver_redis_up", "Whether limits hold for all servers together.", lambda: shared.available)
+    def watch_redis(self, shared: SharedBuckets | None) -> None:
+        """The Redis; there is no sample where there is none."""
+        self._registry.register(_Redis(shared))
 
     def exposition(self, accepted: str | None) -> tuple[bytes, str]:
         """All of it now, as text, and its content type.
@@ -199,6 +199,17 @@ class _Books(Collector):
         for entry, events in self._ledger.settled.items():
             settled.add_metric(entry, events)
         yield settled
+
+
+class _Redis(Collector):
+    def __init__(self, shared: SharedBuckets | None) -> None:
+        self._shared = shared
+
+    def collect(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily("tkserver_redis_up", "Whether limits hold for all servers together.")
+        if self._shared is not None:
+            up.add_metric((), self._shared.available)
+        yield up
 
 
 def _refusals(of: type[Refusal] = Refusal) -> Iterator[tuple[str, int]]:

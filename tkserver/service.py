@@ -135,8 +135,7 @@ class TkServer(Service):
         metrics.watch_events(ledger, committer.load, bounds)
         metrics.watch_database(self._pool)
         metrics.watch_clients(self._site)
-        if self._shared_buckets is not None:
-            metrics.watch_redis(self._shared_buckets)
+        metrics.watch_redis(self._shared_buckets)
         self._lag_meter = LagMeter(reactor, metrics.observe_lag)
         self._admin = _admin_listener(settings, metrics, reactor)
 
