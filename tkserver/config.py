@@ -108,7 +108,7 @@ class Admin(_Group):
         str, Field(min_length=1, description="Address to listen on for what is private, such as /metrics.")
     ] = "127.0.0.1"
     port: Annotated[
-        int | None, Field(ge=0, le=65535, description="Port for it; 0 takes a free one, nothing switches it off.")
+        int | None, Field(ge=0, le=65535, description="Port for it; 0 takes a free one, an empty one is none.")
     ] = 3001
 
     @field_validator("port", mode="before")

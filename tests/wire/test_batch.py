@@ -26,7 +26,7 @@ from tests.wire.strategies import (
     nested,
     thorough,
 )
-from tkserver.wire.batch import MAX_EVENTS, Batch, read_batch
+from tkserver.wire.batch import MAX_EVENTS, Batch, count_events, read_batch
 from tkserver.wire.event import MAX_EVENT_BYTES, NIL_UUID
 from tkserver.wire.refusal import (
     BatchSizeMismatch,
@@ -465,3 +465,14 @@ def test_ids_are_not_shared() -> None:
     batch = read_batch(body_of(event_text(make_event(event_id=str(one), service__name="")) for one in ids))
 
     assert [refusal.event_id for refusal in batch.refusals] == ids
+
+
+@thorough
+@given(bodies())
+@example(b'{"events": ["\xff"]}')
+@example(json.dumps({"events": [1] * (MAX_EVENTS + 1)}).encode())
+def test_counted(body: bytes) -> None:
+    """Events that are not to be tracked are as many as would have been read, and none where that would be refused."""
+    outcome = read(body)
+    read_events = len(outcome.events) + len(outcome.refusals) if isinstance(outcome, Batch) else 0
+    assert count_events(body) == read_events

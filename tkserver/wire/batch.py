@@ -15,6 +15,7 @@ from tkserver.wire.refusal import (
     EventRefusal,
     InvalidEncoding,
     InvalidJson,
+    Refusal,
 )
 from tkserver.wire.scanner import Scanner
 
@@ -36,12 +37,7 @@ def read_batch(body: bytes, *, declared_size: str | None = None) -> Batch:
     :param declared_size: the ``X-Batch-Size`` header, where it was sent.
     :raise Refusal: when the body as a whole cannot be taken.
     """
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidEncoding(f"the body is not UTF-8: byte {error.start} does not fit") from None
-    raw_events = _split(body)
-    _check_size(len(raw_events), declared_size)
+    raw_events = _raw_events(body, declared_size)
     events: dict[int, Event] = {}
     refusals: list[EventRefusal] = []
     for index, raw in enumerate(raw_events):
@@ -58,10 +54,23 @@ def count_events(body: bytes) -> int:
     :param body: JSON, no longer compressed.
     """
     try:
-        events = len(_split(body))
-    except InvalidJson:
+        return len(_raw_events(body, None))
+    except Refusal:
         return 0
-    return events if events <= MAX_EVENTS else 0
+
+
+def _raw_events(body: bytes, declared_size: str | None) -> list[bytes] | list[Raw]:
+    """The JSON texts of a body's events, not looked at.
+
+    :raise Refusal: when the body as a whole cannot be taken.
+    """
+    try:
+        body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidEncoding(f"the body is not UTF-8: byte {error.start} does not fit") from None
+    raw_events = _split(body)
+    _check_size(len(raw_events), declared_size)
+    return raw_events
 
 
 def _check_size(size: int, declared: str | None) -> None:
