@@ -212,7 +212,7 @@ def test_port_taken(directory: Path) -> None:
         port = taken.getsockname()[1]
         server = Twistd(directory, {"TK__DATABASE__URL": NOWHERE, "TK__ADMIN__PORT": str(port)}).launch()
         assert server.wait() == 1
-    line = f"cannot listen on 127.0.0.1 port {port}, which is for /metrics: "
+    line = f"cannot listen on 127.0.0.1 port {port}: "
     assert line in server.log
     assert "TK__ADMIN__PORT" in server.log.partition(line)[2].partition("\n")[0]
     assert "listens on" not in server.log
