@@ -19,6 +19,14 @@ from tkserver import __version__
 NIL = "00000000-0000-0000-0000-000000000000"
 
 
+REFUSE_ODD = """
+CREATE FUNCTION refuse_odd() RETURNS trigger LANGUAGE plpgsql AS
+$$ BEGIN RAISE check_violation; END $$;
+CREATE CONSTRAINT TRIGGER odd AFTER INSERT ON events DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW WHEN (NEW.event_type = 'odd') EXECUTE FUNCTION refuse_odd()
+"""
+
+
 def stored_ids(database: Database, app: App) -> list[str]:
     """The ids of an application's events, in the order of arrival."""
     rows = database.query("SELECT event_id::text FROM events WHERE app_id = %s ORDER BY id", app.app_id)
@@ -547,6 +555,19 @@ class TestAnswers:
         assert [error["index"] for error in reply.json["errors"]] == [3, 4, 9]
         assert len(stored_ids(shared_database, app)) == 8
         assert_refused(await client.send(app, [make_event()], SDK, nonce="halves"), 409, "nonce_reused")
+
+    @pytest_twisted.ensureDeferred
+    async def test_what_the_database_refuses_in_the_end(
+        self, client: Client, app: App, shared_database: Database
+    ) -> None:
+        """So does one that is looked at with the commit only."""
+        shared_database.query(REFUSE_ODD)
+        try:
+            reply = await client.send(app, [make_event(event__type=kind) for kind in ("even", "odd", "even")])
+        finally:
+            shared_database.query("DROP TRIGGER odd ON events; DROP FUNCTION refuse_odd")
+        assert (reply.status, [error["index"] for error in reply.json["errors"]]) == (207, [1])
+        assert len(stored_ids(shared_database, app)) == 2
 
 
 class TestStoredEvents:

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from tests.events import make_event
 from tkserver.ingest import committer as module
 from tkserver.ingest.committer import Bounds, Committer
-from tkserver.storage.errors import DataRefused, Inseparable, Unavailable
+from tkserver.storage.errors import Collision, DataRefused, Inseparable, Unavailable
 from tkserver.storage.events import Outcome, Submission
 from tkserver.wire.batch import read_batch
 from tkserver.wire.refusal import Overloaded
@@ -235,6 +235,23 @@ def test_what_cannot_be_said_together() -> None:
         bench.metered.end()
     assert bench.metered.sizes == [1, 4, 2, 2]
     assert told == [[DUPLICATE]] * 5
+
+
+def test_a_collision_costs_nobody_else() -> None:
+    """Submissions whose commit goes on colliding are written in halves; who collides alone is told."""
+    bench = Bench()
+    bench.submit(submission())
+    bench.submit(submission())
+    told = [bench.submit(submission()) for _ in range(3)]
+    bench.store.end()
+    bench.store.end()
+    collision = Collision("serialization failure (40001)")
+    bench.store.commits.pop(0)[1].errback(collision)
+    bench.store.commits.pop(0)[1].errback(collision)
+    while bench.store.commits:
+        bench.store.end()
+    assert bench.store.sizes == [1, 1, 3, 1, 2]
+    assert told == [[collision], [DUPLICATE], [DUPLICATE]]
 
 
 def test_a_lane_that_is_stuck() -> None:

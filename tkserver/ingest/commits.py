@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TypeVar
 
-from tkserver.ingest.committer import Store
-from tkserver.storage.errors import ConnectionLost, DataRefused, Inseparable
+from tkserver.ingest.committer import BETTER_IN_PARTS, Store
+from tkserver.storage.errors import ConnectionLost, DataRefused
 from tkserver.storage.events import Outcome, Submission
 
 T = TypeVar("T")
@@ -17,8 +17,8 @@ T = TypeVar("T")
 class Ending(Enum):
     """How a commit ended.
 
-    ``SPLIT``: the database has refused it, and it is tried again in parts. ``UNKNOWN``: the connection was lost before
-    the database had answered, so that it may have been done or not.
+    ``SPLIT``: one of it was in the way of the others, and it is tried again in parts. ``UNKNOWN``: the connection was
+    lost before the database had answered, so that it may have been done or not.
     """
 
     COMMITTED = "committed"
@@ -27,8 +27,11 @@ class Ending(Enum):
     UNKNOWN = "unknown"
 
     @classmethod
-    def of(cls, error: Exception) -> Ending:
-        if isinstance(error, (DataRefused, Inseparable)):
+    def of(cls, error: Exception, *, separable: bool) -> Ending:
+        """
+        :param separable: whether there were several submissions.
+        """
+        if isinstance(error, BETTER_IN_PARTS if separable else DataRefused):
             return cls.SPLIT
         return cls.UNKNOWN if isinstance(error, ConnectionLost) else cls.FAILED
 
@@ -56,18 +59,19 @@ class ObservedStore:
 
     async def store(self, submissions: Sequence[Submission]) -> list[Outcome]:
         """As the other store does."""
-        return await self._watch(self._store.store(submissions), sum(len(one.rows) for one in submissions))
+        return await self._watch(self._store.store(submissions), submissions)
 
     async def store_sound_part(self, submission: Submission) -> Outcome:
         """As the other store does."""
-        return await self._watch(self._store.store_sound_part(submission), len(submission.rows))
+        return await self._watch(self._store.store_sound_part(submission), [submission])
 
-    async def _watch(self, work: Awaitable[T], events: int) -> T:
+    async def _watch(self, work: Awaitable[T], submissions: Sequence[Submission]) -> T:
         began, ending = self._clock(), Ending.COMMITTED
         try:
             return await work
         except Exception as error:
-            ending = Ending.of(error)
+            ending = Ending.of(error, separable=len(submissions) > 1)
             raise
         finally:
+            events = sum(len(one.rows) for one in submissions)
             self._observe(Commit(ending, events, self._clock() - began))

@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from tkserver.ingest.ledger import GIVEN_UP, Ledger
 from tkserver.ingest.patience import Patience
-from tkserver.storage.errors import DataRefused, Inseparable
+from tkserver.storage.errors import Collision, DataRefused, Inseparable
 from tkserver.storage.events import Outcome, Submission
 from tkserver.wire.refusal import Overloaded
 
@@ -34,6 +34,9 @@ MAX_COMMIT_BYTES = 4_194_304
 
 LANE_SHARE = 0.25
 """The share of a bound that one application that has a quota may take: its lane may be stuck, and others are not."""
+
+BETTER_IN_PARTS = (Collision, DataRefused, Inseparable)
+"""What several submissions at once may meet with, and most of them by themselves do not."""
 
 LOW_WATER = 0.5
 """The share of a bound below which submissions are taken again after it was reached."""
@@ -216,15 +219,15 @@ class Committer:
         return group
 
     async def _commit(self, group: list[_Pending], store: Store) -> None:
-        """Write a group in one commit; in halves, where there is something in it that the database refuses."""
+        """Write a group in one commit; in halves, where one of it is in the way of the others."""
         try:
             outcomes: Sequence[Outcome | Failure] = await _write_group(group, store)
-        except (DataRefused, Inseparable):
-            half = len(group) // 2
-            await self._commit(group[:half], store)
-            await self._commit(group[half:], store)
-            return
-        except Exception:
+        except Exception as error:
+            if len(group) > 1 and isinstance(error, BETTER_IN_PARTS):
+                half = len(group) // 2
+                await self._commit(group[:half], store)
+                await self._commit(group[half:], store)
+                return
             outcomes = [Failure()] * len(group)
         for pending, outcome in zip(group, outcomes, strict=True):
             self._settle(pending, outcome)
@@ -246,7 +249,7 @@ class Committer:
 
 async def _write_group(group: list[_Pending], store: Store) -> list[Outcome]:
     """
-    :raise DataRefused: only where there are several submissions, one of which is to blame; so does Inseparable.
+    :raise StorageError: one of ``BETTER_IN_PARTS`` where there are several submissions, and only some to blame.
     """
     try:
         return await store.store([pending.submission for pending in group])

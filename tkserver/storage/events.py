@@ -231,7 +231,7 @@ class EventStore:
 
         Halves of it are tried until each event that is refused stands alone.
         """
-        return await self._pool.transaction(partial(store_halves, submission=submission))
+        return await self._pool.transaction(partial(store_sound_part, submission=submission))
 
     async def forget_nonces(self) -> None:
         """Delete the nonces that are too old to matter."""
@@ -258,8 +258,13 @@ async def store_all(execute: Execute, submissions: Sequence[Submission]) -> list
     ]
 
 
-async def store_halves(execute: Execute, submission: Submission) -> Outcome:
+async def store_sound_part(execute: Execute, submission: Submission) -> Outcome:
     """Store what the database takes of a submission, in the transaction that ``execute`` runs in."""
+    await execute("SET CONSTRAINTS ALL IMMEDIATE")  # what is looked at with the COMMIT only can blame no event
+    return await _store_halves(execute, submission)
+
+
+async def _store_halves(execute: Execute, submission: Submission) -> Outcome:
     await execute("SAVEPOINT halves")
     try:
         (outcome,) = await store_all(execute, [submission])
@@ -273,12 +278,12 @@ async def store_halves(execute: Execute, submission: Submission) -> Outcome:
         replace(submission, rows={place: submission.rows[place] for place in half})
         for half in (places[: len(places) // 2], places[len(places) // 2 :])
     )
-    outcome = await store_halves(execute, first)
+    outcome = await _store_halves(execute, first)
     if outcome.nonce_reused:
         return outcome
     if outcome.accepts_any_of(first):
         second = replace(second, nonce=None)  # the first half has just used it
-    return outcome.merged_with(await store_halves(execute, second))
+    return outcome.merged_with(await _store_halves(execute, second))
 
 
 def _request(submission: Submission) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from tkserver.storage.errors import Collision, Inseparable
-from tkserver.storage.events import Outcome, Submission, store_all, store_halves
+from tkserver.storage.events import Outcome, Submission, store_all, store_sound_part
 from tkserver.storage.pool import READ_COMMITTED, Execute, Pool
 from tkserver.storage.quota import Allowance, admit
 
@@ -122,7 +122,7 @@ async def _check_conflicts(execute: Execute, submissions: Sequence[Submission], 
 
 
 async def _write_halves(execute: Execute, submissions: Sequence[Submission]) -> list[Outcome]:
-    return [await store_halves(execute, one) for one in submissions]
+    return [await store_sound_part(execute, one) for one in submissions]
 
 
 def _ids(submission: Submission) -> tuple[str, str]:
