@@ -2,7 +2,7 @@
 
 from twisted.application.service import Application
 
-from tkserver.tap import makeService
+from tkserver.tap import makeService, options_in_tac
 
 application = Application("tkserver")
-makeService({}).setServiceParent(application)
+makeService(options_in_tac()).setServiceParent(application)

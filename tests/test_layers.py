@@ -13,7 +13,7 @@ import tkserver
 ROOT = Path(tkserver.__file__).parent
 
 LAYERS = {
-    "log": set[str](),
+    "log": {"exchange"},
     "failures": set[str](),
     "exchange": set[str](),
     "config": set[str](),

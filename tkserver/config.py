@@ -47,6 +47,12 @@ class Server(_Group):
         Literal["debug", "info", "warn", "error", "critical"],
         Field(description="The least severe messages that are logged."),
     ] = "info"
+    log_format: Annotated[
+        Literal["text", "json"], Field(description="How lines of the log look: text for people, json for programs.")
+    ] = "text"
+    log_sample: Annotated[
+        float, Field(ge=0, le=1, description="The share of the requests that succeed which is logged, from 0 to 1.")
+    ] = 1
     cors_origins: Annotated[
         tuple[str, ...],
         NoDecode,

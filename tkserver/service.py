@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import random
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
@@ -16,6 +17,7 @@ from twisted.application.service import Service
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import globalLogPublisher
 
 from tkserver import __version__, log
 from tkserver.config import InvalidSettings, Settings, variable
@@ -34,6 +36,7 @@ from tkserver.limits.bucket import Rate
 from tkserver.limits.failures import AuthFailureLimit
 from tkserver.limits.requests import RequestLimit
 from tkserver.limits.shared import MissingExtra, RedisServer, SharedBuckets
+from tkserver.log.access import AccessLog
 from tkserver.metrics import Metrics
 from tkserver.storage import demo, migrations
 from tkserver.storage.blocking import BlockingConnections
@@ -122,6 +125,7 @@ class TkServer(Service):
         readiness = Readiness(events.probe, reactor)
         api = Api(ingestion, readiness.check, reactor.seconds)
         cors = CorsPolicy(settings.server.cors_origins)
+        access_log = AccessLog(globalLogPublisher, settings.server.log_sample, random.random, reactor.seconds)
         self._site = ApiSite(
             api.resource(),
             _limits(settings),
@@ -130,7 +134,7 @@ class TkServer(Service):
             reactor,
             auth_failures=_auth_failures(settings, reactor.seconds),
             proxies=TrustedProxies.of(settings.server.trusted_proxies),
-            observers=[metrics.observe],
+            observers=[metrics.observe, access_log],
         )
         metrics.watch_events(ledger, committer.load, bounds)
         metrics.watch_database(self._pool)
@@ -178,7 +182,8 @@ class TkServer(Service):
         super().startService()
         _calm_garbage_collector()
         if self._listens:
-            _log.info("tkserver {version} listens on {url}", version=__version__, url=self._public.url)
+            url = self._public.url
+            _log.info("tkserver {version} listens on {url}", version=__version__, url=url, event="listening")
             self._say_where_metrics_are()
             self._lag_meter.start()
             self._public.hold(HELD)
@@ -192,16 +197,21 @@ class TkServer(Service):
     def _say_where_metrics_are(self) -> None:
         if self._admin is None:
             return
-        _log.info("metrics on {url}/metrics", url=self._admin.url)
+        _log.info("metrics on {url}/metrics", url=self._admin.url, event="metrics_listening")
         if self._admin.exposed:
             host = self._settings.admin.host
-            _log.warn("other machines may reach {host}, where metrics are: see that strangers do not", host=host)
+            _log.warn(
+                "other machines may reach {host}, where metrics are: see that strangers do not",
+                host=host,
+                event="metrics_exposed",
+            )
 
     async def _start_storage(self) -> None:
         try:
             if self._embedded is not None:
                 await self._in_thread(self._embedded.start)
-                _log.info("embedded PostgreSQL, its data in {data_dir}", data_dir=str(self._embedded.data_dir))
+                data_dir = str(self._embedded.data_dir)
+                _log.info("embedded PostgreSQL, its data in {data_dir}", data_dir=data_dir, event="embedded_database")
             await self._patiently(migrations.migrate)
             if self._embedded is not None:
                 await self._patiently(demo.install)
@@ -211,12 +221,13 @@ class TkServer(Service):
             self._fail(str(error))
             return
         except Exception:
-            _log.failure("the start failed")
+            _log.failure("the start failed", event="start_failed")
             self._fail("cannot start: see above")
             return
         self._start_using_storage()
         if self._embedded is not None:
-            _log.info("to send a first event: sh {script} {url}", script=str(FIRST_EVENT), url=self._public.url)
+            script, url = str(FIRST_EVENT), self._public.url
+            _log.info("to send a first event: sh {script} {url}", script=script, url=url, event="first_event")
 
     def _start_using_storage(self) -> None:
         self._pool.start().addCallback(lambda _: self._public.admit())
@@ -242,7 +253,11 @@ class TkServer(Service):
                     return
             except StorageError as error:
                 if failures == 0 and not self._stopping:
-                    _log.warn("the database cannot be used yet, trying until it can: {error}", error=error)
+                    _log.warn(
+                        "the database cannot be used yet, trying until it can: {error}",
+                        error=error,
+                        event="database_awaited",
+                    )
                     self._public.admit()
             if self._stopping:
                 raise _Stopping
@@ -256,7 +271,11 @@ class TkServer(Service):
             try:
                 await self._in_thread(self._embedded.start)
             except EmbeddedError as error:
-                _log.error("the embedded database cannot be started again: {error}", error=error)
+                _log.error(
+                    "the embedded database cannot be started again: {error}",
+                    error=error,
+                    event="embedded_database_lost",
+                )
 
     async def _stop(self) -> None:
         self._stopping = True
@@ -272,14 +291,14 @@ class TkServer(Service):
         self._lag_meter.stop()
         if self._admin is not None:  # which shows how all of that went
             await self._without_fail(self._admin.close)
-        _log.info("stopped")
+        _log.info("stopped", event="stopped")
 
     async def _without_fail(self, part: Callable[[], Awaitable[None]]) -> None:
         """Whatever goes wrong with one part, the next one is to be stopped too."""
         try:
             await part()
         except Exception:
-            _log.failure("a part of the server could not be stopped")
+            _log.failure("a part of the server could not be stopped", event="stop_failed")
 
     async def _end_start(self) -> None:
         self._connections.stop()
@@ -368,7 +387,7 @@ def _periodically(reactor: Any, work: Callable[[], Any]) -> LoopingCall:
         try:
             await work()
         except StorageError as error:
-            _log.debug("put off: {error}", error=error)
+            _log.debug("put off: {error}", error=error, event="put_off")
 
     loop = LoopingCall(lambda: ensureDeferred(once()))
     loop.clock = reactor

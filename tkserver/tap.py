@@ -15,6 +15,7 @@ from twisted.python import usage
 
 from tkserver import log
 from tkserver.config import InvalidSettings, Settings, load, variable, variables
+from tkserver.log.twistd import Logged, running_twistd
 
 _log = log.logger(__name__)
 
@@ -42,8 +43,18 @@ class Options(usage.Options):
         return "Usage: twistd [twistd options] tkserver [options]"
 
 
+def options_in_tac() -> Options:
+    """For a ``.tac`` file, which ``twistd`` does not tell its own options."""
+    options = Options()
+    options.parent = running_twistd()
+    return options
+
+
 def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd's name for it
     """The service that the options, the environment and the ``.env`` file describe.
+
+    The log is written in our way where the options know those of ``twistd``, as it passes them and
+    :func:`options_in_tac` finds them; otherwise ``twistd`` writes it in its own.
 
     Ends the process, with one line on standard error, where they are wrong.
     """
@@ -57,11 +68,12 @@ def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd
         settings = load(overrides)
         log.set_level(settings.server.log_level)
         settings = _within_open_files(settings)
-        service = TkServer(settings, reactor, _failing(reactor))
+        server = TkServer(settings, reactor, _failing(reactor))
     except (InvalidSettings, EmbeddedError) as error:
         _exit(str(error))
     reactor.callWhenRunning(_stop_on_sigterm, reactor)
-    return service
+    twistd = getattr(options, "parent", None)
+    return server if twistd is None else Logged(server, twistd, settings.server.log_format, reactor, _exit)
 
 
 def _within_open_files(settings: Settings) -> Settings:
@@ -79,6 +91,7 @@ def _within_open_files(settings: Settings) -> Settings:
         allowed=allowed,
         wanted=wanted,
         variable=variable("server", "max_connections"),
+        event="connections_lowered",
     )
     server = settings.server.model_copy(update={"max_connections": connections})
     return settings.model_copy(update={"server": server})
@@ -102,7 +115,7 @@ def _failing(reactor: Any) -> Callable[[str], None]:
     """What ends a process that is already running: a line in the log, an orderly stop, and exit code 1."""
 
     def fail(line: str) -> None:
-        _log.critical("{line}", line=line)
+        _log.critical("{line}", line=line, event="fatal")
         # twistd has no exit code of its own to give; this comes after it has tidied up.
         atexit.register(_exit_at_last, 1)
         reactor.callWhenRunning(reactor.stop)

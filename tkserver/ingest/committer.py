@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, DeferredSemaphore, ensureDeferred
 from twisted.python.failure import Failure
 
+from tkserver import log
 from tkserver.ingest.ledger import GIVEN_UP, Ledger
 from tkserver.ingest.patience import Patience
 from tkserver.storage.errors import Collision, DataRefused, Inseparable
@@ -169,7 +170,7 @@ class Committer:
         self.load.add(pending)
         self._queue.append(pending)
         if self._writers < WRITERS:
-            ensureDeferred(self._write())
+            log.outside_requests(ensureDeferred, self._write())
 
     async def _write(self) -> None:
         """Write what there is, until nothing is left."""
@@ -189,7 +190,7 @@ class Committer:
         lane.queue.append(pending)
         if known is None:
             self._lanes[application] = lane
-            ensureDeferred(self._write_lane(application, lane))
+            log.outside_requests(ensureDeferred, self._write_lane(application, lane))
 
     async def _write_lane(self, application: tuple[int, int], lane: _Lane) -> None:
         """Write what there is of an application, one commit after the other, in turn with other applications."""

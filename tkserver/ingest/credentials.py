@@ -85,7 +85,7 @@ class CredentialCache:
                 return self._remembered[key]
         under_way = self._under_way.get(key)
         if under_way is None:
-            under_way = Shared(ensureDeferred(self._query(key, query)))
+            under_way = Shared(log.outside_requests(ensureDeferred, self._query(key, query)))
             if not under_way.done:  # which it is already where there is no connection at all
                 self._under_way[key] = under_way
         return under_way.wait()
@@ -137,5 +137,7 @@ class Usage:
                     {key: datetime.fromtimestamp(at, timezone.utc) for key, at in times.items()}
                 )
             except StorageError as error:
-                _log.warn("when tokens were last used could not be written: {error}", error=error)
+                _log.warn(
+                    "when tokens were last used could not be written: {error}", error=error, event="usage_not_written"
+                )
                 self._times = {**times, **self._times}

@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, ensureDeferred
 
+from tkserver import log
 from tkserver.ingest.patience import in_time
 from tkserver.ingest.shield import Shared
 
@@ -35,7 +36,7 @@ class Readiness:
         """
         if self._answer is None or self._reactor.seconds() >= self._stale_from:
             self._stale_from = float("inf")  # while it is being found out, everyone waits for the same answer
-            self._answer = Shared(ensureDeferred(self._ask()))
+            self._answer = Shared(log.outside_requests(ensureDeferred, self._ask()))
         return in_time(self._answer.wait(), PATIENCE, self._reactor, "the database has not answered")
 
     async def _ask(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import Context, copy_context
 from typing import Generic, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -25,24 +26,30 @@ class Shared(Generic[T]):
     """
 
     def __init__(self, work: Deferred[T]) -> None:
-        self._waiting: list[Deferred[T]] = []
+        self._waiting: dict[Deferred[T], Context] = {}
         self.done = False
         self._result: T | Failure
         work.addBoth(self._finish)
 
     def wait(self) -> Deferred[T]:
-        """A Deferred with the result, whose cancellation does not reach the work."""
-        waiter: Deferred[T] = Deferred(self._waiting.remove)
+        """A Deferred with the result, whose cancellation does not reach the work.
+
+        What hangs on it goes on in the context that this is called in, and so for the same request.
+        """
+        waiter: Deferred[T] = Deferred(self._forget)
         if self.done:
             waiter.callback(self._result)  # a Failure becomes an errback by itself
         else:
-            self._waiting.append(waiter)
+            self._waiting[waiter] = copy_context()
         return waiter
+
+    def _forget(self, waiter: Deferred[T]) -> None:
+        del self._waiting[waiter]
 
     def _finish(self, result: T | Failure) -> None:
         self.done, self._result = True, result
-        waiting, self._waiting = self._waiting, []
-        for waiter in waiting:
-            waiter.callback(result)
+        waiting, self._waiting = self._waiting, {}
+        for waiter, context in waiting.items():
+            context.run(waiter.callback, result)
         if not waiting and isinstance(result, Failure) and not result.check(StorageError):
-            _log.failure("nobody was left to hear of this", result)
+            _log.failure("nobody was left to hear of this", result, event="unheard_failure")

@@ -45,8 +45,9 @@ class AuthFailureLimit:
         seen = self._buckets.look(sender_key(address), self._rate)
         if not seen.allowed:
             self._say(
+                "auth_failures_limited",
                 "an address has failed to authenticate too often and is answered 429; if it is a proxy's,"
-                " name the proxy in TK__SERVER__TRUSTED_PROXIES"
+                " name the proxy in TK__SERVER__TRUSTED_PROXIES",
             )
             raise RateLimited(
                 "too many requests from this address failed to authenticate: check token, secret and clock",
@@ -58,12 +59,13 @@ class AuthFailureLimit:
         address = sender()
         if address is None:
             self._say(
+                "proxy_not_named",
                 "requests that fail to authenticate come through a proxy and are not limited: name it in"
-                " TK__SERVER__TRUSTED_PROXIES, and have it send X-Forwarded-For"
+                " TK__SERVER__TRUSTED_PROXIES, and have it send X-Forwarded-For",
             )
         else:
             self._buckets.take(sender_key(address), self._rate)
 
-    def _say(self, complaint: str) -> None:
-        if self._complaints.lets_pass(complaint):
-            _log.warn("{complaint}", complaint=complaint)
+    def _say(self, event: str, complaint: str) -> None:
+        if self._complaints.lets_pass(event):
+            _log.warn(complaint, event=event)

@@ -50,6 +50,8 @@ return {allowed and 1 or 0, full_at, now}
 class SharedUnavailable(Exception):
     """There is no Redis that would answer now."""
 
+    holds_no_values = True
+
 
 class MissingExtra(Exception):
     """What speaks to a Redis is not installed."""
@@ -175,7 +177,7 @@ class SharedBuckets:
             return
         connection.whenDisconnected().addCallback(lambda _: self._lose(connection, "the connection was lost"))
         self._connection = connection
-        _log.info("connected to Redis: limits hold for all servers together")
+        _log.info("connected to Redis: limits hold for all servers together", event="redis_connected")
         self._complained = False
 
     async def _log_in(self, connection: Any) -> None:
@@ -201,4 +203,8 @@ class SharedBuckets:
         """Once for each connection that worked, however many requests find out."""
         if not self._complained:
             self._complained = True
-            _log.warn("Redis cannot be used, each server limits by itself meanwhile: {problem}", problem=problem)
+            _log.warn(
+                "Redis cannot be used, each server limits by itself meanwhile: {problem}",
+                problem=problem,
+                event="redis_lost",
+            )

@@ -59,6 +59,8 @@ _MIB = 1 << 20
 class EmbeddedError(Exception):
     """The embedded database cannot be run, with what to do about it."""
 
+    holds_no_values = True
+
 
 def sizes_for(memory: int, free_disk: int) -> dict[str, str]:
     """PostgreSQL's settings of size for a machine.
@@ -246,7 +248,7 @@ class _Owner:
                 f"PostgreSQL does not run as root, and the user {UNPRIVILEGED_USER!r} could not be made:"
                 " add it, or start the server as another user"
             ) from None
-        _log.info("made the user {user} to run the embedded database", user=UNPRIVILEGED_USER)
+        _log.info("made the user {user} to run the embedded database", user=UNPRIVILEGED_USER, event="user_made")
         return cls(pwd.getpwnam(UNPRIVILEGED_USER))
 
     @property

@@ -15,6 +15,8 @@ class StorageError(Exception):
     The text is for the log: it names the condition, and never a value, a statement or a password.
     """
 
+    holds_no_values = True
+
 
 class Unavailable(StorageError):
     """It may work next time: the database is away, busy, full, read-only, or did not answer in time."""

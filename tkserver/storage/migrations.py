@@ -33,6 +33,8 @@ _LOCK_PATIENCE = 60.0
 class IncompatibleDatabase(Exception):
     """The database cannot be used with this version of the server, and waiting will not mend it."""
 
+    holds_no_values = True
+
 
 def migrate(dsn: str, connections: BlockingConnections) -> None:
     """Apply the migrations that are still missing, while no other server does.
@@ -118,7 +120,7 @@ def _apply(dsn: str, known: Any, connections: BlockingConnections) -> None:
         backend.break_lock()  # whoever left it there is dead: the advisory lock is ours
         for migration in backend.to_apply(known):
             backend.apply_one(migration)
-            _log.info("applied migration {migration}", migration=migration.id)
+            _log.info("applied migration {migration}", migration=migration.id, event="migrated")
 
 
 class _Backend(PostgresqlBackend):  # type: ignore[misc]

@@ -179,7 +179,7 @@ class Pool:
     def _up(self, number: int) -> None:
         if not self._available:
             self._available = True
-            _log.info("connected to the database")
+            _log.info("connected to the database", event="database_connected")
         self._release(self._connections[number])
         self._has_tried()
 
@@ -194,7 +194,9 @@ class Pool:
             self._waiting.popleft().errback(Unavailable(_NO_CONNECTION))
         if self._available is not False:
             self._available = False
-            _log.warn("no connection to the database, trying until there is one: {error}", error=error)
+            _log.warn(
+                "no connection to the database, trying until there is one: {error}", error=error, event="database_lost"
+            )
 
     def _has_tried(self) -> None:
         if not self._tried.called:

@@ -62,12 +62,16 @@ class Sweeper:
             )
         except StorageError as error:
             if self._loop.running:
-                _log.warn("old events could not be deleted, the next try is in an hour: {error}", error=error)
+                _log.warn(
+                    "old events could not be deleted, the next try is in an hour: {error}",
+                    error=error,
+                    event="retention_failed",
+                )
         except Exception:
-            _log.failure("old events could not be deleted")
+            _log.failure("old events could not be deleted", event="retention_failed")
         else:
             if gone:
-                _log.info("deleted {events} events that were too old", events=gone)
+                _log.info("deleted {events} events that were too old", events=gone, event="retention")
 
 
 def sweep(dsn: str, default_days: int | None, connections: BlockingConnections) -> int:

@@ -47,7 +47,11 @@ class RenewingCertificate:
             self._context = self._read()
         except Exception as error:  # of files or of OpenSSL, whose errors have no common ancestor
             if not self._complained:
-                _log.warn("the certificate cannot be read again, the one before is used: {error}", error=repr(error))
+                _log.warn(
+                    "the certificate cannot be read again, the one before is used: {error}",
+                    error=repr(error),
+                    event="certificate_unreadable",
+                )
             self._complained = True
         else:
             self._complained = False

@@ -40,16 +40,21 @@ class ErrorAnswers:
         """The answer to an error."""
         if isinstance(failure.value, DoNotTrack):
             return answer.no_content()
-        return answer.refused(self._refusal_for(failure), request.exchange.request_id)
+        return answer.refused(self._refusal_for(failure, request.exchange.request_id), request.exchange.request_id)
 
-    def _refusal_for(self, failure: Failure) -> Refusal:
+    def _refusal_for(self, failure: Failure, request_id: str) -> Refusal:
         error = failure.value
         if isinstance(error, Refusal):
             return error
         if isinstance(error, StorageError):
             problem = str(error)
             if self._complaints.lets_pass(problem):
-                _log.warn("requests are answered 503: {problem}", problem=problem)
+                _log.warn(
+                    "requests are answered 503: {problem}",
+                    problem=problem,
+                    request_id=request_id,
+                    event="storage_unavailable",
+                )
             return StorageUnavailable("the database cannot take events now: try again")
         if isinstance(error, CancelledError):  # the client is gone, and so is everyone who could read an answer
             return StorageUnavailable("given up: try again")
@@ -57,5 +62,5 @@ class ErrorAnswers:
             return MethodNotAllowed("use one of the allowed methods", sorted(error.valid_methods or ()))
         if isinstance(error, werkzeug.HTTPException):
             return NotFound(f"there is nothing here: {self._directions}")
-        _log.failure("a request failed", failure)
+        _log.failure("a request failed", failure, request_id=request_id, event="request_failed")
         return InternalError("something went wrong on this server")

@@ -159,7 +159,7 @@ class _Refusals:
         else:
             problem = str(event.get("acceptError", "unknown"))
         if self._throttle.lets_pass(problem):
-            _log.error("connections are closed unheard: {problem}", problem=problem)
+            _log.error("connections are closed unheard: {problem}", problem=problem, event="connections_closed")
 
 
 def _endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:

@@ -155,7 +155,8 @@ class ApiRequest(http.Request):
 
     def give_up(self, failure: Failure) -> None:
         """There is no way to answer this."""
-        _log.failure("a request could not be answered", failure)
+        request_id = self.exchange.request_id
+        _log.failure("a request could not be answered", failure, request_id=request_id, event="answer_failed")
         self.exchange.status, self.exchange.code = InternalError.status, InternalError.code
         self.site.finished(self.exchange)
         if not self._disconnected:

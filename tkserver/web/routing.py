@@ -14,6 +14,7 @@ from twisted.internet.defer import maybeDeferred
 from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
 
+from tkserver import log
 from tkserver.failures import drop_frames
 from tkserver.web.request import ApiRequest
 from tkserver.wire.answer import Answer
@@ -45,8 +46,12 @@ class Routes(KleinResource):
         self._recall = lru_cache(REMEMBERED_PATHS)(self._match)
 
     def render(self, request: ApiRequest) -> int:  # type: ignore[override]
-        request.handling = maybeDeferred(self._run, request)
-        request.handling.addErrback(self._failed, request).addCallback(request.respond).addErrback(request.give_up)
+        outer = log.request_id.set(request.exchange.request_id)
+        try:
+            request.handling = maybeDeferred(self._run, request)
+            request.handling.addErrback(self._failed, request).addCallback(request.respond).addErrback(request.give_up)
+        finally:
+            log.request_id.reset(outer)
         return NOT_DONE_YET
 
     def _run(self, request: ApiRequest) -> Any:

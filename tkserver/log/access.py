@@ -1,0 +1,90 @@
+"""One line for each request that was answered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.logger import ILogObserver, LogEvent, LogLevel
+
+from tkserver.exchange import Exchange
+from tkserver.log import passes
+
+NAMESPACE = "tkserver.access"
+
+PROBES = frozenset(("/health", "/health/ready"))
+"""Routes that are asked every few seconds, for ever: said at level debug, whether the server is ready or not."""
+
+_PROBED = (200, 503)
+
+_LEVELS = {level.name: level for level in LogLevel.iterconstants()}
+
+
+class AccessLog:
+    """Logs exchanges. What is refused or fails is always logged; of what succeeds perhaps only a sample.
+
+    :param publish: takes the events.
+    :param sample: the share of the successes that is logged, from 0 to 1.
+    :param random_fraction: a number from 0 to 1, anew with each call.
+    :param now: gives seconds since 1970.
+    """
+
+    def __init__(
+        self, publish: ILogObserver, sample: float, random_fraction: Callable[[], float], now: Callable[[], float]
+    ) -> None:
+        self._publish = publish
+        self._sample = sample
+        self._random_fraction = random_fraction
+        self._now = now
+
+    def __call__(self, exchange: Exchange) -> None:
+        level = level_of(exchange)
+        if passes(level) and (self._sample >= 1 or not 200 <= exchange.status < 300 or self._is_chosen()):
+            self._publish(event_of(exchange, level, self._now()))
+
+    def _is_chosen(self) -> bool:
+        return self._random_fraction() < self._sample
+
+
+def level_of(exchange: Exchange) -> str:
+    """How severe what became of a request is: a client's mistake is none of the server's."""
+    if exchange.route in PROBES and exchange.status in _PROBED:
+        return "debug"
+    if exchange.status < 500:
+        return "info"
+    return "warn" if exchange.status == 503 else "error"
+
+
+def event_of(exchange: Exchange, level: str, time: float) -> LogEvent:
+    """An exchange as :mod:`twisted.logger` has it; what is not known of it is left out."""
+    event: LogEvent = {
+        "log_level": _LEVELS[level],
+        "log_namespace": NAMESPACE,
+        "log_time": time,
+        "log_format": "{log_text}",
+        "event": "request",
+        "request_id": exchange.request_id,
+        "method": exchange.method,
+        "route": exchange.route,
+        "status": exchange.status,
+        "seconds": round(exchange.seconds, 6),
+    }
+    text = f"{exchange.method} {exchange.route} {exchange.status} {exchange.seconds * 1000:.1f}ms"
+    if exchange.code is not None:
+        event["code"] = exchange.code
+        text = f"{text} {exchange.code}"
+    for name, count in (
+        ("received", exchange.received),
+        ("accepted", exchange.accepted),
+        ("duplicates", exchange.duplicates),
+        ("rejected", exchange.rejected),
+    ):
+        if count is not None:
+            event[name] = count
+            if count:
+                text = f"{text} {name}={count}"
+    if exchange.org_id is not None:
+        event["org_id"] = exchange.org_id
+    if exchange.app_id is not None:
+        event["app_id"] = exchange.app_id
+    event["log_text"] = text
+    return event

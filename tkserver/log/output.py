@@ -1,0 +1,82 @@
+"""Where lines go."""
+
+from __future__ import annotations
+
+import syslog
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+from twisted.python.logfile import LogFile
+
+ROTATE_AT = 100_000_000
+"""Bytes."""
+
+OLD_FILES = 10
+"""Kept beside the one that is being written."""
+
+
+class Output(Protocol):
+    """Takes lines. Never fails: there is nobody to tell."""
+
+    def write(self, line: bytes, level: str, /) -> None: ...
+
+
+class StreamOutput:
+    """Standard output."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, line: bytes, _: str) -> None:
+        try:
+            self._stream.write(line + b"\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            return
+
+
+class FileOutput:
+    """A file that is put aside when it is large, or when :meth:`rotate` is called.
+
+    :raise OSError: when it cannot be opened.
+    """
+
+    def __init__(self, path: str, *, rotate_at: int = ROTATE_AT, old_files: int = OLD_FILES) -> None:
+        self._file = LogFile.fromFullPath(path, rotateLength=rotate_at, maxRotatedFiles=old_files)
+
+    def write(self, line: bytes, _: str) -> None:
+        try:
+            self._file.write(line + b"\n")
+        except (OSError, ValueError):
+            return
+
+    def rotate(self) -> None:
+        """Begin a new file; go on in one of the same name where somebody else has moved the old one away."""
+        if Path(self._file.path).exists():
+            self._file.rotate()
+        else:
+            self._file.reopen()
+
+
+class SyslogOutput:
+    """The system's log: an entry for each line of a text, as severe as the event is.
+
+    :param send: takes a priority and a text.
+    """
+
+    _PRIORITIES = {
+        "debug": syslog.LOG_DEBUG,
+        "info": syslog.LOG_INFO,
+        "warn": syslog.LOG_WARNING,
+        "error": syslog.LOG_ERR,
+        "critical": syslog.LOG_CRIT,
+    }
+
+    def __init__(self, prefix: str, send: Callable[[int, str], None] = syslog.syslog) -> None:
+        syslog.openlog(prefix, 0, syslog.LOG_USER)
+        self._send = send
+
+    def write(self, line: bytes, level: str) -> None:
+        for part in line.decode().split("\n"):
+            self._send(self._PRIORITIES[level], part)
