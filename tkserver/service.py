@@ -291,6 +291,7 @@ class TkServer(Service):
         self._lag_meter.stop()
         if self._admin is not None:  # which shows how all of that went
             await self._without_fail(self._admin.close)
+        gc.collect()  # an error in a Deferred that nobody has looked at is logged when that is thrown away
         _log.info("stopped", event="stopped")
 
     async def _without_fail(self, part: Callable[[], Awaitable[None]]) -> None:

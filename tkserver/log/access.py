@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from twisted.logger import ILogObserver, LogEvent, LogLevel
+from twisted.logger import LogEvent, LogLevel
 
 from tkserver.exchange import Exchange
 from tkserver.log import passes
@@ -29,7 +29,11 @@ class AccessLog:
     """
 
     def __init__(
-        self, publish: ILogObserver, sample: float, random_fraction: Callable[[], float], now: Callable[[], float]
+        self,
+        publish: Callable[[LogEvent], None],
+        sample: float,
+        random_fraction: Callable[[], float],
+        now: Callable[[], float],
     ) -> None:
         self._publish = publish
         self._sample = sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from uuid import UUID
 
 from twisted.logger import LogEvent, formatEvent
 from twisted.python.failure import Failure
@@ -22,6 +23,9 @@ _NOT_FIELDS = frozenset(
     )
 )
 
+_PLAIN = frozenset((str, int, float, bool, UUID))
+"""What JSON takes as it is. All else becomes text, so that an entry is flat."""
+
 
 class Entry:
     """One entry of the log.
@@ -32,7 +36,7 @@ class Entry:
     :ivar message: for people; may have several lines.
     :ivar logger: who says it, a dotted name.
     :ivar system: the same as text lines show it, between brackets.
-    :ivar fields: what else there is to know, of this server's own entries.
+    :ivar fields: what else there is to know, of this server's own entries: text, numbers and ids.
     :ivar failure: what went wrong, where the entry tells of a failure.
     """
 
@@ -47,15 +51,21 @@ class Entry:
         self.failure = failure
         self.event: str = event.get("event") or _name(event, self.logger, failure)
         self.message: str = event["log_text"] if _is_text(event) else _message(event, self.logger, failure)
-        self.fields: dict[str, Any] = (
-            {key: value for key, value in event.items() if key not in _NOT_FIELDS and value is not None}
-            if self.logger.startswith("tkserver.")
-            else {}
-        )
+        of_others = not self.logger.startswith("tkserver.")
+        self.fields: dict[str, Any] = {
+            key: value if type(value) in _PLAIN else str(sayable(value))
+            for key, value in (_in_part(event) if of_others else event).items()
+            if key not in _NOT_FIELDS and value is not None
+        }
 
     @property
     def traceback(self) -> str | None:
         return None if self.failure is None else traceback_of(self.failure)
+
+
+def _in_part(event: LogEvent) -> LogEvent:
+    """What is taken of the events of others, who may have anything in them."""
+    return {key: event[key] for key in ("request_id",) if key in event}
 
 
 def level_of(event: LogEvent) -> str:

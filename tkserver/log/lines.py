@@ -8,7 +8,7 @@ from functools import lru_cache
 
 import msgspec
 
-from tkserver.log.entries import Entry, sayable
+from tkserver.log.entries import Entry
 from tkserver.log.tracebacks import name_of
 
 Render = Callable[[Entry], bytes]
@@ -18,7 +18,7 @@ IDS = ("org_id", "app_id", "request_id")
 """Fields that stand at the end of a text."""
 
 _text_of_id = lru_cache(1024)(str)
-_json = msgspec.json.Encoder(enc_hook=lambda value: str(sayable(value))).encode
+_json = msgspec.json.Encoder().encode
 
 
 def text(entry: Entry) -> bytes:
@@ -32,7 +32,7 @@ def text_without_time(entry: Entry) -> bytes:
 
 
 def json(entry: Entry) -> bytes:
-    """One flat object. Whatever JSON does not know is text."""
+    """One flat object."""
     line = {
         "time": f"{_utc_second(int(entry.time))}.{int(entry.time % 1 * 1e6):06}Z",
         "level": entry.level,
@@ -46,7 +46,7 @@ def json(entry: Entry) -> bytes:
         line["traceback"] = entry.traceback or ""
     try:
         return _json(line)
-    except (UnicodeEncodeError, OverflowError):  # lone surrogates; integers beyond 64 bits
+    except UnicodeEncodeError:  # lone surrogates
         return _json({key: str(value).encode("utf-8", "backslashreplace").decode() for key, value in line.items()})
 
 

@@ -51,6 +51,9 @@ class FileOutput:
         except (OSError, ValueError):
             return
 
+    def close(self) -> None:
+        self._file.close()
+
     def rotate(self) -> None:
         """Begin a new file; go on in one of the same name where somebody else has moved the old one away."""
         if Path(self._file.path).exists():

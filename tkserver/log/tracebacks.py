@@ -18,7 +18,10 @@ MAX_CAUSES = 5
 
 WITHHELD = "its text is not logged: it may hold what a client has sent"
 
-_OF_THE_CODE = (NameError, AttributeError, ImportError, ZeroDivisionError, RecursionError)
+_OF_THE_CODE = (
+    *(NameError, AttributeError, ImportError, ZeroDivisionError, RecursionError),
+    *(RuntimeWarning, DeprecationWarning, FutureWarning),
+)
 """Exceptions whose texts name what is written in the code."""
 
 _OF_THE_CONNECTION = ("twisted.internet.error", "twisted.internet.defer")

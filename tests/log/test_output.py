@@ -1,0 +1,39 @@
+"""Where lines go."""
+
+from __future__ import annotations
+
+import io
+import syslog
+from pathlib import Path
+
+from tkserver.log.output import FileOutput, StreamOutput, SyslogOutput
+
+
+def test_large_files_are_put_aside(directory: Path) -> None:
+    """And only so many of them are kept: a log that is looked after by nobody does not fill the disk."""
+    output = FileOutput(str(directory / "log"), rotate_at=100, old_files=2)
+    for number in range(100):
+        output.write(f"line {number:05}".encode(), "info")
+    output.close()
+    files = sorted(path.name for path in directory.iterdir())
+    assert files == ["log", "log.1", "log.2"]
+    kept = "".join((directory / name).read_text() for name in reversed(files)).split("\n")
+    assert kept[-2] == "line 00099"
+    assert kept == [*sorted(kept[:-1]), ""]
+
+
+def test_disk_full() -> None:
+    """A line that cannot be written is lost, and nothing else."""
+
+    class Full(io.BytesIO):
+        def write(self, _: object) -> int:
+            raise OSError(28, "No space left on device")
+
+    StreamOutput(Full()).write(b"line", "info")
+
+
+def test_syslog() -> None:
+    """An entry for each line, with the severity of the event."""
+    sent: list[tuple[int, str]] = []
+    SyslogOutput("tk", lambda *entry: sent.append(entry)).write(b"one\n\ttwo", "warn")
+    assert sent == [(syslog.LOG_WARNING, "one"), (syslog.LOG_WARNING, "\ttwo")]
