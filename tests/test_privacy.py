@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import closing
 from pathlib import Path
 
+import psycopg2
+import pytest
 import requests as http
 
 from tests.client import DIALECTS, App, batch
 from tests.command import Command
 from tests.database import Database
 from tests.events import make_event
+from tests.marked import ADDRESS, MARK, USER, MarkedClient, marked_app, marked_event
 from tests.process import Twistd, wait_for
 from tests.test_lifecycle import ready
+from tests.test_logs import lines
 
 COLUMNS = """
 SELECT table_schema, table_name, column_name, udt_name FROM information_schema.columns
@@ -72,3 +78,121 @@ def send(url: str, app: App, dialect: str, changes: dict[str, str], events: list
     body = batch(list(events))
     headers = {**app.headers(body, dialect), **changes}
     return http.post(url + app.path, data=body, headers=headers, timeout=30).status_code
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_marked_values(directory: Path, database: Database, log_format: str) -> None:
+    """Nothing that a client sends is ever seen in the log, however it fails; nor are passwords."""
+    app, other, slow = marked_app().install(database), marked_app().install(database), marked_app().install(database)
+    dsn = database.dsn.replace("://postgres@", f"://postgres:{MARK}_password@")
+    assert MARK in dsn
+    settings = {
+        "TK__DATABASE__URL": dsn,
+        "TK__REDIS__URL": f"redis://{MARK}_user:{MARK}_password@127.0.0.1:1",
+        "TK__RATE_LIMIT__PRO_RPM": "1",
+        "TK__RATE_LIMIT__AUTH_FAILURES_BURST": "60",
+        "TK__SERVER__TRUSTED_PROXIES": "127.0.0.1",
+        "TK__SERVER__LOG_LEVEL": "debug",
+        "TK__SERVER__LOG_FORMAT": log_format,
+        "TK__INGEST__MAX_BODY_BYTES": "100000",
+        "TK__INGEST__COMMIT_TIMEOUT": "0.5",
+    }
+    with Twistd(directory, settings) as server:
+        wait_for(lambda: ready(server.url))
+        client = MarkedClient(server.url)
+        client.send_all_kinds(app, other)
+        client.send_no_http(server.port)
+        assert client.codes >= EXPECTED
+        erased = Command.on(database, directory)("erase", "--user", USER, code=0)
+        assert client.send(app, [marked_event()]).json()["accepted"] == 1
+        refused_by_the_database(database, client, app)
+        without_the_database(database, client, app)
+        broken(database, client, other)
+        limited(database, client, slow)
+        assert server.stop() == 0
+        said = server.log
+    if log_format == "json":
+        lines(said)
+    assert len(re.findall("Traceback", said)) == 1  # of what is broken
+    for text in (MARK, ADDRESS, *client.signatures):
+        assert text not in said
+    assert MARK not in erased.out + erased.errors
+
+
+EXPECTED = {
+    *(
+        "200",
+        "204",
+        "207",
+        "404",
+        "405",
+        "all_events_rejected",
+        "batch_size_mismatch",
+        "empty_batch",
+        "invalid_encoding",
+    ),
+    *("invalid_json", "invalid_nonce", "invalid_signature", "invalid_timestamp", "invalid_token", "nonce_reused"),
+    *("missing_authorization", "missing_signature", "payload_too_large", "timestamp_out_of_window", "token_mismatch"),
+    *("unsupported_encoding", "unsupported_media_type"),
+}
+"""What at least must have come of it."""
+
+KEPT = f"anon_{MARK}"
+"""A user who is not erased."""
+
+
+def refused_by_the_database(database: Database, client: MarkedClient, app: App) -> None:
+    """In words that quote what was to be stored."""
+    for state, status in (("23514", 400), ("22P02", 400), ("P0001", 503), ("XX001", 503)):
+        database.query(
+            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$BEGIN RAISE EXCEPTION 'no: %', NEW USING ERRCODE = '{state}'; END$$"
+        )
+        database.query(
+            "CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse()"
+        )
+        assert client.send(app, [marked_event(user_id=KEPT)]).status_code == status
+    database.query("DROP TRIGGER refuse ON events")
+
+
+def without_the_database(database: Database, client: MarkedClient, app: App) -> None:
+    """Stuck, its connections cut while it is being waited for, and away."""
+    name = database.value("SELECT current_database()")
+    beside = Database(database.dsn.replace(f"/{name}?", "/postgres?"))
+    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+    with closing(psycopg2.connect(database.dsn)) as connection, connection.cursor() as cursor:
+        cursor.execute("LOCK TABLE events")
+        assert client.send(app, [marked_event(user_id=KEPT)]).status_code == 503
+        beside.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        beside.query(cut, name)
+    wait_for(lambda: not ready(client.url))
+    assert client.send(app, [marked_event(user_id=KEPT)]).status_code == 503
+    beside.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    wait_for(lambda: ready(client.url))
+
+
+def limited(database: Database, client: MarkedClient, app: App) -> None:
+    """By quota, by rate, and for guessing."""
+    insert = "INSERT INTO apps (org_id, app_id, name, monthly_quota) VALUES (%s, %s, 'limited', 0)"
+    database.query(insert, app.org_id, app.app_id)
+    database.query("UPDATE api_tokens SET tier = 'pro' WHERE token = %s", app.token)
+    limits = [client.send(app, [marked_event(user_id=KEPT)]).json()["error"]["code"] for _ in range(2)]
+    assert limits == ["quota_exceeded", "rate_limited"]
+    guess = {"Authorization": f"Bearer {MARK}"}
+    wait_for(lambda: client.send(app, [marked_event()], changes=guess).status_code == 429)
+
+
+def broken(database: Database, client: MarkedClient, app: App) -> None:
+    """A table that is not what it should be, and a fault of ours with it."""
+    database.query("ALTER TABLE api_tokens ALTER secret DROP NOT NULL")
+    database.query("UPDATE api_tokens SET secret = NULL WHERE token = %s", app.token)
+    wait_for(lambda: client.send(app, [marked_event(user_id=KEPT)]).status_code == 500)
+
+
+@pytest.mark.parametrize("variable", ["TK__DATABASE__URL", "TK__REDIS__URL", "TK__SERVER__PORT"])
+def test_settings(directory: Path, variable: str) -> None:
+    """What is wrong with a setting is said without its value, which may be secret."""
+    server = Twistd(directory, {variable: f"none://{MARK}:{MARK}@localhost"}).launch()
+    assert server.wait() == 1
+    assert variable in server.log
+    assert MARK not in server.log
