@@ -236,7 +236,8 @@ from zope.interface import provider
 @provider(ILogObserver)
 def write(event):
     with open("own.log", "a") as log:
-        print(event.get("event"), event.get("url"), event.get("status"), event.get("request_id"), file=log)
+        status = event["exchange"].status if "exchange" in event else None
+        print(event.get("event"), event.get("url"), status, event.get("request_id"), file=log)
 
 def observer():
     return write

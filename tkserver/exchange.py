@@ -51,6 +51,38 @@ class Exchange:
     seconds: float = 0.0
     answer_headers: dict[str, str] = field(default_factory=dict)
 
+    def __str__(self) -> str:
+        """In short, such as ``POST /v1/ingest/{org_id}/{app_id} 200 3.1ms received=1 accepted=1``."""
+        text = f"{self.method} {self.route} {self.status} {self.seconds * 1000:.1f}ms"
+        if self.code is not None:
+            text = f"{text} {self.code}"
+        for name, count in self._counts():
+            if count:
+                text = f"{text} {name}={count}"
+        return text
+
+    def fields(self) -> dict[str, str | int | float | UUID]:
+        """What is known of it, by name."""
+        known: dict[str, str | int | float | UUID] = {
+            "request_id": self.request_id,
+            "method": self.method,
+            "route": self.route,
+            "status": self.status,
+            "seconds": round(self.seconds, 6),
+        }
+        for name, value in (("code", self.code), *self._counts(), ("org_id", self.org_id), ("app_id", self.app_id)):
+            if value is not None:
+                known[name] = value
+        return known
+
+    def _counts(self) -> tuple[tuple[str, int | None], ...]:
+        return (
+            ("received", self.received),
+            ("accepted", self.accepted),
+            ("duplicates", self.duplicates),
+            ("rejected", self.rejected),
+        )
+
 
 Observer = Callable[[Exchange], None]
 """Is told of each exchange when it is finished."""

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.internet.error import ConnectionLost
+from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, Logger
 from twisted.python.failure import Failure
 
+from tests.log.kept import Kept
 from tkserver.log import lines
 from tkserver.log.entries import Entry
 from tkserver.log.observer import LineObserver
@@ -20,13 +22,6 @@ from tkserver.log.tracebacks import traceback_of
 from tkserver.storage.errors import Unavailable
 
 TIME = 1_790_000_000.25
-
-
-class Kept(list[bytes]):
-    """An output that keeps its lines."""
-
-    def write(self, line: bytes, _: str) -> None:
-        self.append(line)
 
 
 def event(**values: Any) -> LogEvent:
@@ -91,7 +86,7 @@ class Unsayable:
 def test_cannot_be_made(render: lines.Render) -> None:
     """There is a line all the same, which says whose."""
     kept = Kept()
-    LineObserver(render, kept)(event(format="{thing}", thing=Unsayable()))
+    LineObserver(render, kept, MemoryReactorClock())(event(format="{thing}", thing=Unsayable()))
     (line,) = kept
     assert b"tkserver.part" in line
     assert b"marked" not in line

@@ -13,7 +13,7 @@ def test_large_files_are_put_aside(directory: Path) -> None:
     """And only so many of them are kept: a log that is looked after by nobody does not fill the disk."""
     output = FileOutput(str(directory / "log"), rotate_at=100, old_files=2)
     for number in range(100):
-        output.write(f"line {number:05}".encode(), "info")
+        output.write([("info", f"line {number:05}".encode())])
     output.close()
     files = sorted(path.name for path in directory.iterdir())
     assert files == ["log", "log.1", "log.2"]
@@ -29,11 +29,11 @@ def test_disk_full() -> None:
         def write(self, _: object) -> int:
             raise OSError(28, "No space left on device")
 
-    StreamOutput(Full()).write(b"line", "info")
+    StreamOutput(Full()).write([("info", b"line")])
 
 
 def test_syslog() -> None:
     """An entry for each line, with the severity of the event."""
     sent: list[tuple[int, str]] = []
-    SyslogOutput("tk", lambda *entry: sent.append(entry)).write(b"one\n\ttwo", "warn")
+    SyslogOutput("tk", lambda *entry: sent.append(entry)).write([("warn", b"one\n\ttwo")])
     assert sent == [(syslog.LOG_WARNING, "one"), (syslog.LOG_WARNING, "\ttwo")]

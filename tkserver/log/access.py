@@ -22,7 +22,7 @@ _LEVELS = {level.name: level for level in LogLevel.iterconstants()}
 class AccessLog:
     """Logs exchanges. What is refused or fails is always logged; of what succeeds perhaps only a sample.
 
-    :param publish: takes the events.
+    :param publish: takes the events. Of each request the exchange is one value, to be put into words by who needs them.
     :param sample: the share of the successes that is logged, from 0 to 1.
     :param random_fraction: a number from 0 to 1, anew with each call.
     :param now: gives seconds since 1970.
@@ -43,7 +43,17 @@ class AccessLog:
     def __call__(self, exchange: Exchange) -> None:
         level = level_of(exchange)
         if passes(level) and (self._sample >= 1 or not 200 <= exchange.status < 300 or self._is_chosen()):
-            self._publish(event_of(exchange, level, self._now()))
+            self._publish(
+                {
+                    "log_level": _LEVELS[level],
+                    "log_namespace": NAMESPACE,
+                    "log_time": self._now(),
+                    "log_format": "{exchange}",
+                    "event": "request",
+                    "request_id": exchange.request_id,
+                    "exchange": exchange,
+                }
+            )
 
     def _is_chosen(self) -> bool:
         return self._random_fraction() < self._sample
@@ -56,39 +66,3 @@ def level_of(exchange: Exchange) -> str:
     if exchange.status < 500:
         return "info"
     return "warn" if exchange.status == 503 else "error"
-
-
-def event_of(exchange: Exchange, level: str, time: float) -> LogEvent:
-    """An exchange as :mod:`twisted.logger` has it; what is not known of it is left out."""
-    event: LogEvent = {
-        "log_level": _LEVELS[level],
-        "log_namespace": NAMESPACE,
-        "log_time": time,
-        "log_format": "{log_text}",
-        "event": "request",
-        "request_id": exchange.request_id,
-        "method": exchange.method,
-        "route": exchange.route,
-        "status": exchange.status,
-        "seconds": round(exchange.seconds, 6),
-    }
-    text = f"{exchange.method} {exchange.route} {exchange.status} {exchange.seconds * 1000:.1f}ms"
-    if exchange.code is not None:
-        event["code"] = exchange.code
-        text = f"{text} {exchange.code}"
-    for name, count in (
-        ("received", exchange.received),
-        ("accepted", exchange.accepted),
-        ("duplicates", exchange.duplicates),
-        ("rejected", exchange.rejected),
-    ):
-        if count is not None:
-            event[name] = count
-            if count:
-                text = f"{text} {name}={count}"
-    if exchange.org_id is not None:
-        event["org_id"] = exchange.org_id
-    if exchange.app_id is not None:
-        event["app_id"] = exchange.app_id
-    event["log_text"] = text
-    return event

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -9,6 +10,7 @@ from twisted.logger import LogEvent, formatEvent
 from twisted.python.failure import Failure
 from twisted.python.log import textFromEventDict
 
+from tkserver.exchange import Exchange
 from tkserver.log.tracebacks import summary_of, traceback_of
 
 _OF_DEFERREDS = "twisted.internet.defer"
@@ -43,29 +45,34 @@ class Entry:
     __slots__ = ("event", "failure", "fields", "level", "logger", "message", "system", "time")
 
     def __init__(self, event: LogEvent, level: str) -> None:
-        failure: Failure | None = event.get("log_failure") or event.get("failure")
+        exchange = event.get("exchange")
         self.time: float = event.get("log_time") or event.get("time") or 0.0
         self.level = level
         self.logger: str = event.get("log_namespace") or "-"
         self.system: str = event.get("log_system") or f"{self.logger}#{level}"
-        self.failure = failure
-        self.event: str = event.get("event") or _name(event, self.logger, failure)
-        self.message: str = event["log_text"] if _is_text(event) else _message(event, self.logger, failure)
-        of_others = not self.logger.startswith("tkserver.")
-        self.fields: dict[str, Any] = {
-            key: value if type(value) in _PLAIN else str(sayable(value))
-            for key, value in (_in_part(event) if of_others else event).items()
-            if key not in _NOT_FIELDS and value is not None
-        }
+        self.failure: Failure | None = event.get("log_failure") or event.get("failure")
+        self.event: str = event.get("event") or _name(event, self.logger, self.failure)
+        self.message: str
+        self.fields: Mapping[str, Any]
+        if isinstance(exchange, Exchange):
+            self.message, self.fields = str(exchange), exchange.fields()
+        else:
+            self.message = _message(event, self.logger, self.failure)
+            self.fields = _fields(event, self.logger)
 
     @property
     def traceback(self) -> str | None:
         return None if self.failure is None else traceback_of(self.failure)
 
 
-def _in_part(event: LogEvent) -> LogEvent:
-    """What is taken of the events of others, who may have anything in them."""
-    return {key: event[key] for key in ("request_id",) if key in event}
+def _fields(event: LogEvent, logger: str) -> Mapping[str, Any]:
+    if not logger.startswith("tkserver."):  # others may have anything in their events
+        return {"request_id": event["request_id"]} if event.get("request_id") is not None else {}
+    return {
+        key: value if type(value) in _PLAIN else str(sayable(value))
+        for key, value in event.items()
+        if key not in _NOT_FIELDS and value is not None
+    }
 
 
 def level_of(event: LogEvent) -> str:
@@ -88,11 +95,6 @@ def is_headline(event: LogEvent) -> bool:
 def is_unhandled(event: LogEvent) -> bool:
     """Whether it tells of an error in a Deferred that was found when that was thrown away."""
     return event.get("log_namespace") == _OF_DEFERREDS and "log_failure" in event
-
-
-def _is_text(event: LogEvent) -> bool:
-    """Whether its text is made already, in Twisted's own way to say so, and without a traceback in it."""
-    return event.get("log_format") == "{log_text}" and "failure" not in event and "format" not in event
 
 
 _NAMES = {"stdout": "output", "stderr": "output", _OF_DEFERREDS: "unhandled_error"}

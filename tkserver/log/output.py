@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import syslog
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -16,10 +16,14 @@ OLD_FILES = 10
 """Kept beside the one that is being written."""
 
 
+Line = tuple[str, bytes]
+"""A level, and what is to be written without its end."""
+
+
 class Output(Protocol):
     """Takes lines. Never fails: there is nobody to tell."""
 
-    def write(self, line: bytes, level: str, /) -> None: ...
+    def write(self, lines: Sequence[Line]) -> None: ...
 
 
 class StreamOutput:
@@ -28,9 +32,9 @@ class StreamOutput:
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
 
-    def write(self, line: bytes, _: str) -> None:
+    def write(self, lines: Sequence[Line]) -> None:
         try:
-            self._stream.write(line + b"\n")
+            self._stream.write(_text(lines))
             self._stream.flush()
         except (OSError, ValueError):
             return
@@ -45,9 +49,9 @@ class FileOutput:
     def __init__(self, path: str, *, rotate_at: int = ROTATE_AT, old_files: int = OLD_FILES) -> None:
         self._file = LogFile.fromFullPath(path, rotateLength=rotate_at, maxRotatedFiles=old_files)
 
-    def write(self, line: bytes, _: str) -> None:
+    def write(self, lines: Sequence[Line]) -> None:
         try:
-            self._file.write(line + b"\n")
+            self._file.write(_text(lines))
         except (OSError, ValueError):
             return
 
@@ -80,6 +84,11 @@ class SyslogOutput:
         syslog.openlog(prefix, 0, syslog.LOG_USER)
         self._send = send
 
-    def write(self, line: bytes, level: str) -> None:
-        for part in line.decode().split("\n"):
-            self._send(self._PRIORITIES[level], part)
+    def write(self, lines: Sequence[Line]) -> None:
+        for level, line in lines:
+            for part in line.decode().split("\n"):
+                self._send(self._PRIORITIES[level], part)
+
+
+def _text(lines: Sequence[Line]) -> bytes:
+    return b"".join([line + b"\n" for _, line in lines])

@@ -69,7 +69,7 @@ class Logged(MultiService):
         if isinstance(output, FileOutput) and not signal.getsignal(signal.SIGUSR1):
             signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(output.rotate))
         log_uncaught()
-        return LineObserver(_rendering(self._log_format, output), output)
+        return LineObserver(_rendering(self._log_format, output), output, self._reactor)
 
 
 def output_for(twistd: Mapping[str, Any]) -> Output:
