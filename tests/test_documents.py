@@ -54,7 +54,7 @@ def test_deployment(block: str, directory: Path, database: Database) -> None:
     done = subprocess.run(
         ["bash", "-euc", f"trap 'kill $(jobs -p); wait' EXIT\n{block}"],
         cwd=directory,
-        env={**clean_environment(), "TK__DATABASE__URL": database.dsn, "PATH": path},
+        env={**clean_environment(), "TK__DATABASE__URL": database.dsn, "TK__ADMIN__PORT": "", "PATH": path},
         capture_output=True,
         text=True,
         timeout=60,
