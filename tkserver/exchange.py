@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from uuid import UUID
+
+from msgspec import Struct
 
 NO_ROUTE = "none"
 """The route of what leads nowhere, and of what is no request at all."""
@@ -20,8 +20,11 @@ _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATC
 _HARMLESS_ID = re.compile(rb"[\x21-\x7e]{1,64}")
 
 
-@dataclass(slots=True)
-class Exchange:
+_PERHAPS = ("code", "received", "accepted", "duplicates", "rejected", "org_id", "app_id")
+"""What is not known of each request."""
+
+
+class Exchange(Struct, eq=False, gc=False):
     """One request and what became of it: begun when the request has arrived, finished when it is answered.
 
     Holds nothing that may not be logged. What a client may choose freely (``request_id``, the ids of organisation and
@@ -30,6 +33,7 @@ class Exchange:
     :ivar request_id: 1 to 64 visible ASCII characters.
     :ivar began: when the whole request had arrived, on the reactor's clock; ``seconds`` is from then to the answer.
     :ivar route: the path with names for what varies, such as ``/v1/ingest/{org_id}/{app_id}``.
+    :ivar org_id: as the path has it, where that is a UUID; ``app_id`` likewise.
     :ivar code: of the error, where the answer is one.
     :ivar received: how many events there were, from when that is known; of these ``accepted`` (``duplicates``
         included) and ``rejected``.
@@ -40,8 +44,8 @@ class Exchange:
     began: float = 0.0
     method: str = OTHER_METHOD
     route: str = NO_ROUTE
-    org_id: UUID | None = None
-    app_id: UUID | None = None
+    org_id: str | None = None
+    app_id: str | None = None
     received: int | None = None
     accepted: int | None = None
     duplicates: int | None = None
@@ -49,39 +53,37 @@ class Exchange:
     status: int = 0
     code: str | None = None
     seconds: float = 0.0
-    answer_headers: dict[str, str] = field(default_factory=dict)
+    answer_headers: dict[str, str] = {}
 
     def __str__(self) -> str:
         """In short, such as ``POST /v1/ingest/{org_id}/{app_id} 200 3.1ms received=1 accepted=1``."""
         text = f"{self.method} {self.route} {self.status} {self.seconds * 1000:.1f}ms"
         if self.code is not None:
             text = f"{text} {self.code}"
-        for name, count in self._counts():
-            if count:
-                text = f"{text} {name}={count}"
+        if self.received:
+            text = f"{text} received={self.received}"
+        if self.accepted:
+            text = f"{text} accepted={self.accepted}"
+        if self.duplicates:
+            text = f"{text} duplicates={self.duplicates}"
+        if self.rejected:
+            text = f"{text} rejected={self.rejected}"
         return text
 
-    def fields(self) -> dict[str, str | int | float | UUID]:
+    def fields(self) -> dict[str, str | int | float]:
         """What is known of it, by name."""
-        known: dict[str, str | int | float | UUID] = {
+        known: dict[str, str | int | float] = {
             "request_id": self.request_id,
             "method": self.method,
             "route": self.route,
             "status": self.status,
             "seconds": round(self.seconds, 6),
         }
-        for name, value in (("code", self.code), *self._counts(), ("org_id", self.org_id), ("app_id", self.app_id)):
+        for name in _PERHAPS:
+            value = getattr(self, name)
             if value is not None:
                 known[name] = value
         return known
-
-    def _counts(self) -> tuple[tuple[str, int | None], ...]:
-        return (
-            ("received", self.received),
-            ("accepted", self.accepted),
-            ("duplicates", self.duplicates),
-            ("rejected", self.rejected),
-        )
 
 
 Observer = Callable[[Exchange], None]

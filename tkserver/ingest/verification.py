@@ -178,8 +178,9 @@ class Verifier:
 
 def identify_application(claim: Claim) -> Claim:
     exchange = claim.request.exchange
-    claim.org_id = exchange.org_id = _uuid(claim.request.org_id, "organisation")
-    claim.app_id = exchange.app_id = _uuid(claim.request.app_id, "application")
+    claim.org_id = _uuid(claim.request.org_id, "organisation")
+    claim.app_id = _uuid(claim.request.app_id, "application")
+    exchange.org_id, exchange.app_id = claim.request.org_id, claim.request.app_id
     return claim
 
 

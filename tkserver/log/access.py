@@ -42,7 +42,7 @@ class AccessLog:
 
     def __call__(self, exchange: Exchange) -> None:
         level = level_of(exchange)
-        if passes(level) and (self._sample >= 1 or not 200 <= exchange.status < 300 or self._is_chosen()):
+        if passes(level) and (self._sample >= 1 or exchange.status >= 300 or self._is_chosen()):
             self._publish(
                 {
                     "log_level": _LEVELS[level],

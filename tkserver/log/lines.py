@@ -17,7 +17,6 @@ Render = Callable[[Entry], bytes]
 IDS = ("org_id", "app_id", "request_id")
 """Fields that stand at the end of a text."""
 
-_text_of_id = lru_cache(1024)(str)
 _json = msgspec.json.Encoder().encode
 
 
@@ -52,7 +51,7 @@ def json(entry: Entry) -> bytes:
 
 def _said(entry: Entry) -> str:
     fields = entry.fields
-    ids = "".join([f" {name}={_text_of_id(fields[name])}" for name in IDS if name in fields])
+    ids = "".join([f" {name}={fields[name]}" for name in IDS if name in fields])
     said = f"[{entry.system}] {entry.message}{ids}"
     if entry.failure is not None:
         said = f"{said}\n{entry.traceback}"

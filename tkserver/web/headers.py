@@ -92,11 +92,17 @@ def common(seconds: int, policy: CorsPolicy, origin: str | None, closes: bool) -
 
 def head(answer: Answer, request_id: str, common: bytes) -> bytes:
     """All that stands before the body of an answer (RFC 9112, section 2.1)."""
-    fields = {"X-Request-ID": request_id, **answer.headers}
-    if answer.body is not None:
-        fields["Content-Type"] = answer.content_type
-        fields["Content-Length"] = str(len(answer.body))
-    return b"HTTP/1.1 %d %s\r\n%s%s\r\n" % (answer.status, _PHRASES[answer.status], common, _written(fields))
+    begin = b"HTTP/1.1 %d %s\r\n%sX-Request-ID: %s\r\n" % (
+        answer.status,
+        _PHRASES[answer.status],
+        common,
+        request_id.encode(),
+    )
+    own = _written(answer.headers) if answer.headers else b""
+    if answer.body is None:
+        return b"%s%s\r\n" % (begin, own)
+    content = (begin, own, answer.content_type.encode(), len(answer.body))
+    return b"%s%sContent-Type: %s\r\nContent-Length: %d\r\n\r\n" % content
 
 
 def _written(fields: Mapping[str, str]) -> bytes:

@@ -103,8 +103,8 @@ class ApiRequest(http.Request):
         """The whole request has arrived. A query is no part of any route."""
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
-        self.exchange = self.site.begin(harmless_id(self.requestHeaders.getRawHeaders(b"x-request-id", ())))
-        self.exchange.method = method_of(command)
+        request_id = harmless_id(self.requestHeaders.getRawHeaders(b"x-request-id", ()))
+        self.exchange = self.site.begin(request_id, method_of(command))
         self.site.resource.render(self)
 
     def header(self, name: str) -> str | None:

@@ -12,7 +12,7 @@ from twisted.web.http import Request
 from twisted.web.resource import IResource
 from twisted.web.server import Site
 
-from tkserver.exchange import Exchange, Observer
+from tkserver.exchange import OTHER_METHOD, Exchange, Observer
 from tkserver.limits.address import TrustedProxies
 from tkserver.limits.failures import AuthFailureLimit
 from tkserver.web.budget import Budget
@@ -110,12 +110,12 @@ class ApiSite(Site):
         """Whether there are as many connections as there may be."""
         return self.connections >= self.limits.max_connections
 
-    def begin(self, request_id: str | None = None) -> Exchange:
+    def begin(self, request_id: str | None = None, method: str = OTHER_METHOD) -> Exchange:
         """A request has arrived.
 
         :param request_id: as it was sent with the request, where it was, and may be repeated.
         """
-        return Exchange(request_id or self._new_id(), self.reactor.seconds())
+        return Exchange(request_id or self._new_id(), self.reactor.seconds(), method)
 
     def finished(self, exchange: Exchange) -> None:
         """A request was answered, or there is nobody left to answer."""
