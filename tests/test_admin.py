@@ -46,6 +46,8 @@ async def test_formats(admin: Client) -> None:
     openmetrics = await admin.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text"})
     assert openmetrics.headers["content-type"].startswith("application/openmetrics-text; version=")
     assert openmetrics.body.endswith(b"# EOF\n")
+    for odd in ("application/openmetrics-text;version=x", "text/plain;version=1.\xb2", ";;="):
+        assert (await admin.request("GET", "/metrics", headers={"Accept": odd.encode("latin-1")})).status == 200
     head = await admin.request("HEAD", "/metrics")
     assert (head.status, head.body) == (200, b"")
 

@@ -32,8 +32,7 @@ from tkserver.storage.pool import Pool
 from tkserver.web.site import ApiSite
 from tkserver.wire.refusal import Refusal
 
-REQUEST_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-COMMIT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 COMMIT_EVENTS = (1, 3, 10, 30, 100, 300, 1000, 4000)
 LAG_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
 
@@ -86,7 +85,7 @@ class Metrics:
         self._commit_seconds = Histogram(
             "tkserver_commit_duration_seconds",
             "Of a commit that was done, with its wait for a connection.",
-            buckets=COMMIT_SECONDS,
+            buckets=SECONDS,
             registry=self._registry,
         )
         self._commit_events = Histogram(
@@ -165,7 +164,10 @@ class Metrics:
 
         :param accepted: the ``Accept`` header, where one was sent.
         """
-        encode, content_type = choose_encoder(accepted or "")
+        try:
+            encode, content_type = choose_encoder(accepted or "")
+        except (TypeError, ValueError):  # which versions that are no numbers lead to
+            encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
     def _gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
@@ -188,8 +190,8 @@ class _Requests(Collector):
         key = (exchange.route, exchange.method, exchange.status)
         buckets = self._buckets.get(key)
         if buckets is None:
-            buckets = self._buckets[key] = [0] * (len(REQUEST_SECONDS) + 1)
-        buckets[bisect_left(REQUEST_SECONDS, exchange.seconds)] += 1
+            buckets = self._buckets[key] = [0] * (len(SECONDS) + 1)
+        buckets[bisect_left(SECONDS, exchange.seconds)] += 1
         self._seconds[exchange.route] += exchange.seconds
 
     def collect(self) -> Iterator[Metric]:
@@ -198,7 +200,7 @@ class _Requests(Collector):
             "Requests to the public port that were answered, or whose client did not wait for the answer (499).",
             labels=("route", "method", "status"),
         )
-        by_route = {route: [0] * (len(REQUEST_SECONDS) + 1) for route in self._seconds}
+        by_route = {route: [0] * (len(SECONDS) + 1) for route in self._seconds}
         for (route, method, status), buckets in self._buckets.items():
             requests.add_metric((route, method, str(status)), sum(buckets))
             by_route[route] = list(map(add, by_route[route], buckets))
@@ -208,7 +210,7 @@ class _Requests(Collector):
             "From when a request had arrived until it was answered.",
             labels=("route",),
         )
-        bounds = [*map(floatToGoString, REQUEST_SECONDS), "+Inf"]
+        bounds = [*map(floatToGoString, SECONDS), "+Inf"]
         for route, buckets in by_route.items():
             seconds.add_metric((route,), list(zip(bounds, accumulate(buckets), strict=True)), self._seconds[route])
         yield seconds
