@@ -53,6 +53,12 @@ def test_documents(path: Path) -> None:
         assert {file.name for file in DEPLOY.iterdir()} - {".env"} <= {path.name, *re.findall(r"[\w.-]+", text)}
 
 
+def test_process_metrics() -> None:
+    """The unit leaves /proc/stat to be read, without which prometheus_client has nothing to say of the process."""
+    lines = (DEPLOY / "tkserver.service").read_text().splitlines()
+    assert not [line for line in lines if line.startswith("ProcSubset=")]
+
+
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 class TestUnits:
     """The units, as systemd sees them."""
