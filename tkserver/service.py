@@ -172,8 +172,8 @@ class TkServer(Service):
                 self._admin.open()
         except CannotListen as error:
             self._fail(
-                f"cannot listen on {error}: this is for /metrics, and {variable('admin', 'port')} may be another one,"
-                " or empty for none"
+                f"cannot listen on {error}: this is for /metrics, at {variable('admin', 'host')} and"
+                f" {variable('admin', 'port')}, which may be empty for none"
             )
             return
         self._listens = True
