@@ -78,10 +78,6 @@ class Listener:
         self._port = port
 
     @property
-    def is_open(self) -> bool:
-        return self._port is not None
-
-    @property
     def address(self) -> Any:
         """Twisted's address object of the socket."""
         assert self._port is not None
