@@ -143,7 +143,8 @@ def settings_on(cluster: Cluster) -> Mapping[str, str]:
     """What the image and the compose file set, where the name ``database`` means this one."""
     given = {name: value for name, value in SERVICES["server"]["environment"].items() if "POSTGRES" not in value}
     url = given["TK__DATABASE__URL"].replace("@database/", f"@127.0.0.1:{cluster.port}/")
-    ours = {"TK__DATABASE__URL": url, "TK__SERVER__PORT": "0", "PATH": os.environ["PATH"], "PGPASSWORD": PASSWORD}
+    ports = {"TK__SERVER__PORT": "0", "TK__ADMIN__PORT": "0"}
+    ours = {"TK__DATABASE__URL": url, **ports, "PATH": os.environ["PATH"], "PGPASSWORD": PASSWORD}
     return {**variables_of(LAST), **given, **ours}
 
 
