@@ -12,6 +12,7 @@ import pytest_twisted
 from twisted.internet.task import Clock
 
 from tests.client import App, Client, batch
+from tests.conftest import start_server
 from tests.database import Database
 from tests.events import make_event
 from tests.process import Twistd, wait_for
@@ -93,11 +94,28 @@ async def test_requests(shared_server: TkServer, client: Client, app: App) -> No
         assert grown("tkserver_http_requests_total", route="none", **labels) == 1
     assert grown("tkserver_http_request_duration_seconds_count", route=ingest["route"]) == 2
     for code in ("invalid_signature", "not_found", "bad_request"):
-        assert grown("tkserver_http_requests_refused_total", code=code) == 1
+        assert grown("tkserver_http_errors_total", code=code) == 1
     assert grown("tkserver_auth_failures_total", code="invalid_signature") == 1
     assert after.sum("tkserver_http_requests_total") - before.sum("tkserver_http_requests_total") == 4
     assert grown("tkserver_commits_total", outcome="committed") == 1
     assert after.value("tkserver_last_commit_age_seconds") < 60
+
+
+@pytest_twisted.ensureDeferred
+async def test_turned_away(database: Database) -> None:
+    """Connections beyond the cap are counted: of these there is no request."""
+    server = await start_server(database, TK__SERVER__MAX_CONNECTIONS=2)
+    try:
+        there = [await connect(server.port) for _ in range(2)]
+        for _ in range(3):
+            await (await connect(server.port)).end()
+        seen = await scrape(server.admin_port)
+        assert seen.value("tkserver_http_connections_turned_away_total") == 3
+        assert seen.value("tkserver_http_connections") == 2
+        for peer in there:
+            peer.hang_up()
+    finally:
+        await server.stopService()
 
 
 @pytest_twisted.ensureDeferred

@@ -365,6 +365,11 @@ class TestOptionsAndSettings:
             ),
             (
                 {},
+                ("--endpoint", "haproxy:ssl:1"),
+                "TK__SERVER__ENDPOINT: haproxy:ssl:1: Twisted looks for the PROXY protocol within TLS",
+            ),
+            (
+                {},
                 ("--endpoint", "systemd:domain=INET:index=0"),
                 "TK__SERVER__ENDPOINT: systemd:domain=INET:index=0: no such socket was handed over",
             ),

@@ -187,8 +187,8 @@ HEALTHY = {
     "tkserver_queue_bytes": "0x40",
     "tkserver_queue_max_bytes": "67108864x40",
     'tkserver_http_requests_total{route="/v1/ingest/{org_id}/{app_id}"}': "0+600x40",
-    'tkserver_http_requests_refused_total{code="internal_error"}': "0x40",
-    'tkserver_http_requests_refused_total{code="storage_unavailable"}': "0x40",
+    'tkserver_http_errors_total{code="internal_error"}': "0x40",
+    'tkserver_http_errors_total{code="storage_unavailable"}': "0x40",
     'tkserver_auth_failures_total{code="invalid_token"}': "0+30x40",
     'tkserver_commits_total{outcome="unknown"}': "0x40",
     'tkserver_commit_duration_seconds_bucket{le="0.5"}': "0+100x40",
@@ -214,9 +214,9 @@ TROUBLE = {
         "tkserver_events_received_total": "5+600x40",
     },
     "TkserverBooksDoNotBalance": {"tkserver_events_received_total": "7+600x40"},
-    "TkserverInternalErrors": {'tkserver_http_requests_refused_total{code="internal_error"}': "0x32 1x8"},
+    "TkserverInternalErrors": {'tkserver_http_errors_total{code="internal_error"}': "0x32 1x8"},
     "TkserverQueueFilling": {"tkserver_queue_bytes": "40000000x40"},
-    "TkserverRefusingForNow": {'tkserver_http_requests_refused_total{code="storage_unavailable"}': "0+9x40"},
+    "TkserverRefusingForNow": {'tkserver_http_errors_total{code="storage_unavailable"}': "0+9x40"},
     "TkserverSlowCommits": {'tkserver_commit_duration_seconds_bucket{le="0.5"}': "0+10x40"},
     "TkserverCommitsOfUnknownEnd": {'tkserver_commits_total{outcome="unknown"}': "0x32 1x8"},
     "TkserverDatabaseConnectionsDown": {'tkserver_database_connections{state="down"}': "3x40"},
@@ -256,7 +256,7 @@ def test_silent_database(directory: Path) -> None:
         "tkserver_events_received_total": "600x40",
         'tkserver_events_total{outcome="stored"}': "590x40",
         'tkserver_events_total{outcome="rejected", code="invalid_schema"}': "10x40",
-        'tkserver_http_requests_refused_total{code="storage_unavailable"}': "0+9x40",
+        'tkserver_http_errors_total{code="storage_unavailable"}': "0+9x40",
     }
     check_alerts(directory, [alert_test(("TkserverNotCommitting", "TkserverRefusingForNow"), said)])
 

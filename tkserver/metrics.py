@@ -29,6 +29,7 @@ from tkserver.ingest.committer import Bounds, Load
 from tkserver.ingest.ledger import Ledger
 from tkserver.limits.shared import SharedBuckets
 from tkserver.storage.pool import Pool
+from tkserver.web.listening import Listener
 from tkserver.web.site import ApiSite
 from tkserver.wire.refusal import Refusal
 
@@ -67,7 +68,7 @@ class Metrics:
         self._requests = _Requests()
         self._registry.register(self._requests)
         refused = Counter(
-            "tkserver_http_requests_refused",
+            "tkserver_http_errors",
             "Requests that were answered with an error, by its code.",
             ("code",),
             registry=self._registry,
@@ -97,7 +98,7 @@ class Metrics:
         self._gauge(
             "tkserver_last_commit_age_seconds",
             "Since the last commit, or since the start where there was none.",
-            lambda: self._clock() - self._last_commit,
+            lambda: max(0.0, self._clock() - self._last_commit),  # by a clock that may be set back
         )
 
     # --- what happens
@@ -144,9 +145,13 @@ class Metrics:
             "tkserver_database_waiting_statements", "Statements that wait for a connection.", lambda: pool.waiting
         )
 
-    def watch_clients(self, site: ApiSite) -> None:
+    def watch_clients(self, site: ApiSite, listener: Listener) -> None:
         """The connections of clients, and the memory of what they send."""
         bodies = site.bodies
+        turned_away = "Connections that were closed at once, for there were too many."
+        self._registry.register(
+            _ReadCounter("tkserver_http_connections_turned_away", turned_away, lambda: listener.turned_away)
+        )
         self._gauge("tkserver_http_connections", "Connections of clients.", lambda: site.connections)
         self._gauge("tkserver_http_max_connections", "How many there may be.", lambda: site.limits.max_connections)
         self._gauge("tkserver_body_memory_bytes", "Bytes that bodies of requests take up.", lambda: bodies.taken)
@@ -214,6 +219,16 @@ class _Requests(Collector):
         for route, buckets in by_route.items():
             seconds.add_metric((route,), list(zip(bounds, accumulate(buckets), strict=True)), self._seconds[route])
         yield seconds
+
+
+class _ReadCounter(Collector):
+    """One number, asked for when somebody looks."""
+
+    def __init__(self, name: str, documentation: str, read: Callable[[], int]) -> None:
+        self._name, self._documentation, self._read = name, documentation, read
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(self._name, self._documentation, self._read())
 
 
 class _Books(Collector):

@@ -136,14 +136,14 @@ class TkServer(Service):
             proxies=TrustedProxies.of(settings.server.trusted_proxies),
             observers=[metrics.observe, access_log],
         )
+        self._public = _public_listener(settings, reactor, self._site)
         metrics.watch_events(ledger, committer.load, bounds)
         metrics.watch_database(self._pool)
-        metrics.watch_clients(self._site)
+        metrics.watch_clients(self._site, self._public)
         metrics.watch_redis(self._shared_buckets)
         self._lag_meter = LagMeter(reactor, metrics.observe_lag)
         self._admin = _admin_listener(settings, metrics, reactor)
 
-        self._public = _public_listener(settings, reactor, self._site)
         self._starting: Deferred[None] | None = None
         self._pause: Deferred[None] | None = None
         self._listens = False

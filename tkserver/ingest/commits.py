@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
 
-from tkserver.ingest.committer import BETTER_IN_PARTS, Store
-from tkserver.storage.errors import ConnectionLost, DataRefused
+from tkserver.ingest.committer import Store, divides
+from tkserver.storage.errors import ConnectionLost
 from tkserver.storage.events import Outcome, Submission
-
-T = TypeVar("T")
 
 
 class Ending(Enum):
@@ -25,15 +22,6 @@ class Ending(Enum):
     SPLIT = "split"
     FAILED = "failed"
     UNKNOWN = "unknown"
-
-    @classmethod
-    def of(cls, error: Exception, *, separable: bool) -> Ending:
-        """
-        :param separable: whether there were several submissions.
-        """
-        if isinstance(error, BETTER_IN_PARTS if separable else DataRefused):
-            return cls.SPLIT
-        return cls.UNKNOWN if isinstance(error, ConnectionLost) else cls.FAILED
 
 
 @dataclass(frozen=True)
@@ -59,19 +47,30 @@ class ObservedStore:
 
     async def store(self, submissions: Sequence[Submission]) -> list[Outcome]:
         """As the other store does."""
-        return await self._watch(self._store.store(submissions), submissions)
+        began = self._clock()
+        try:
+            outcomes = await self._store.store(submissions)
+        except Exception as error:
+            self._tell(Ending.SPLIT if divides(error, submissions) else _end_of(error), submissions, began)
+            raise
+        self._tell(Ending.COMMITTED, submissions, began)
+        return outcomes
 
     async def store_sound_part(self, submission: Submission) -> Outcome:
         """As the other store does."""
-        return await self._watch(self._store.store_sound_part(submission), [submission])
-
-    async def _watch(self, work: Awaitable[T], submissions: Sequence[Submission]) -> T:
-        began, ending = self._clock(), Ending.COMMITTED
+        began = self._clock()
         try:
-            return await work
+            outcome = await self._store.store_sound_part(submission)
         except Exception as error:
-            ending = Ending.of(error, separable=len(submissions) > 1)
+            self._tell(_end_of(error), [submission], began)
             raise
-        finally:
-            events = sum(len(one.rows) for one in submissions)
-            self._observe(Commit(ending, events, self._clock() - began))
+        self._tell(Ending.COMMITTED, [submission], began)
+        return outcome
+
+    def _tell(self, ending: Ending, submissions: Sequence[Submission], began: float) -> None:
+        events = sum(len(one.rows) for one in submissions)
+        self._observe(Commit(ending, events, self._clock() - began))
+
+
+def _end_of(error: Exception) -> Ending:
+    return Ending.UNKNOWN if isinstance(error, ConnectionLost) else Ending.FAILED

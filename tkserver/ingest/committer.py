@@ -10,7 +10,7 @@ for each other in the database, and keep those of all others waiting for a write
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,9 +35,6 @@ MAX_COMMIT_BYTES = 4_194_304
 
 LANE_SHARE = 0.25
 """The share of a bound that one application that has a quota may take: its lane may be stuck, and others are not."""
-
-BETTER_IN_PARTS = (Collision, DataRefused, Inseparable)
-"""What several submissions at once may meet with, and most of them by themselves do not."""
 
 LOW_WATER = 0.5
 """The share of a bound below which submissions are taken again after it was reached."""
@@ -224,7 +221,7 @@ class Committer:
         try:
             outcomes: Sequence[Outcome | Failure] = await _write_group(group, store)
         except Exception as error:
-            if len(group) > 1 and isinstance(error, BETTER_IN_PARTS):
+            if len(group) > 1 and divides(error, group):
                 half = len(group) // 2
                 await self._commit(group[:half], store)
                 await self._commit(group[half:], store)
@@ -248,9 +245,14 @@ class Committer:
             pending.outcome.callback(outcome)
 
 
+def divides(error: Exception, group: Sized) -> bool:
+    """Whether what could not be committed is tried again in parts: a group by submissions, a lone one by events."""
+    return isinstance(error, DataRefused) or (len(group) > 1 and isinstance(error, (Collision, Inseparable)))
+
+
 async def _write_group(group: list[_Pending], store: Store) -> list[Outcome]:
     """
-    :raise StorageError: one of ``BETTER_IN_PARTS`` where there are several submissions, and only some to blame.
+    :raise StorageError: one that :func:`divides`, where there are several submissions and only some to blame.
     """
     try:
         return await store.store([pending.submission for pending in group])

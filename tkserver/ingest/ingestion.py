@@ -13,7 +13,16 @@ from tkserver.wire import answer
 from tkserver.wire.answer import Answer
 from tkserver.wire.batch import Batch, count_events, read_batch
 from tkserver.wire.media import decode_body
-from tkserver.wire.refusal import AllEventsRejected, DoNotTrack, EventRefusal, NonceReused, QuotaExceeded, Refusal
+from tkserver.wire.refusal import (
+    EVENT_ID_CONFLICT,
+    INVALID_SCHEMA,
+    AllEventsRejected,
+    DoNotTrack,
+    EventRefusal,
+    NonceReused,
+    QuotaExceeded,
+    Refusal,
+)
 
 
 class Ingestion:
@@ -80,8 +89,8 @@ def _answer(batch: Batch, outcome: Outcome, exchange: Exchange) -> Answer:
         raise _over(outcome.over_quota)
     refusals = (
         *batch.refusals,
-        *_refusals(batch, outcome.conflicts, "event_id_conflict", "event_id: belongs to another application"),
-        *_refusals(batch, outcome.unstorable, "invalid_schema", "event.data: cannot be stored"),
+        *_refusals(batch, outcome.conflicts, EVENT_ID_CONFLICT, "event_id: belongs to another application"),
+        *_refusals(batch, outcome.unstorable, INVALID_SCHEMA, "event.data: cannot be stored"),
     )
     accepted = len(batch.events) - len(outcome.conflicts) - len(outcome.unstorable)
     duplicates = len(outcome.duplicates)

@@ -9,6 +9,8 @@ from tkserver.storage.events import Outcome
 from tkserver.wire.batch import Batch
 from tkserver.wire.refusal import (
     EVENT_CODES,
+    EVENT_ID_CONFLICT,
+    INVALID_SCHEMA,
     InternalError,
     NonceReused,
     Overloaded,
@@ -103,5 +105,5 @@ class Ledger:
         settled[STORED] += events - len(duplicates) - len(erased) - len(conflicts) - len(unstorable)
         settled[DUPLICATE] += len(duplicates)
         settled[ERASED] += len(erased)
-        settled[REJECTED, "event_id_conflict"] += len(conflicts)
-        settled[REJECTED, "invalid_schema"] += len(unstorable)
+        settled[REJECTED, EVENT_ID_CONFLICT] += len(conflicts)
+        settled[REJECTED, INVALID_SCHEMA] += len(unstorable)

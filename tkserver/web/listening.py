@@ -24,6 +24,7 @@ from tkserver.web.sockets import Sockets
 _log = log.logger(__name__)
 
 _TLS = re.compile(r"(haproxy:)*(ssl|tls):")
+_PROXY_WITHIN_TLS = re.compile(r"(haproxy:)+(ssl|tls):")
 
 
 class InvalidEndpoint(Exception):
@@ -45,6 +46,7 @@ class Listener:
     :param description: an endpoint string, as Twisted's ``serverFromString`` takes it.
     :param factory: builds a protocol for each connection.
     :param is_full: whether there are too many connections already, so that a new one is closed at once.
+    :ivar turned_away: how many connections were closed at once, for there were too many.
     :raise InvalidEndpoint: when the string cannot be understood, or the files that it names cannot be used.
     """
 
@@ -55,6 +57,7 @@ class Listener:
         self._description = description
         self._factory = factory
         self._is_full = is_full
+        self.turned_away = 0
         self._endpoint = _endpoint(Sockets(reactor, description), description)
         self._port: tcp.Port | None = None
         self._held: Any = None
@@ -73,7 +76,7 @@ class Listener:
             raise CannotListen(self._why(port.value))  # type: ignore[arg-type]
         if not isinstance(port, tcp.Port):
             raise CannotListen(f"{self._description}: it is no socket")
-        port.factory = _Entrance(port.factory, self._is_full)  # type: ignore[assignment]
+        port.factory = _Entrance(port.factory, self._lets_in)  # type: ignore[assignment]
         port._logger = Logger(namespace=__name__, observer=_Refusals(self._reactor))
         self._port = port
 
@@ -115,6 +118,11 @@ class Listener:
         if self._port is not None:
             await maybeDeferred(self._port.stopListening)
 
+    def _lets_in(self) -> bool:
+        full = self._is_full()
+        self.turned_away += full
+        return not full
+
     def _release(self) -> bool:
         held, self._held = self._held, None
         if held is not None and held.active():
@@ -131,15 +139,15 @@ class Listener:
 class _Entrance:
     """A factory that lets in only so many. It stands before TLS and the like, which need a protocol to close one."""
 
-    def __init__(self, factory: Any, is_full: Callable[[], bool]) -> None:
+    def __init__(self, factory: Any, lets_in: Callable[[], bool]) -> None:
         self._factory = factory
-        self._is_full = is_full
+        self._lets_in = lets_in
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._factory, name)
 
     def buildProtocol(self, address: IAddress) -> IProtocol | None:
-        return None if self._is_full() else self._factory.buildProtocol(address)
+        return self._factory.buildProtocol(address) if self._lets_in() else None
 
 
 @implementer(ILogObserver)
@@ -159,6 +167,10 @@ class _Refusals:
 
 
 def _endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
+    if _PROXY_WITHIN_TLS.match(description):
+        raise InvalidEndpoint(
+            "Twisted looks for the PROXY protocol within TLS, and proxies speak it before: use haproxy:tcp"
+        )
     try:
         endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
     except Exception as error:  # whatever the parser of its kind may raise

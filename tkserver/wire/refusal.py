@@ -131,7 +131,10 @@ class BatchSizeMismatch(Refusal):
     status, code = 400, "batch_size_mismatch"
 
 
-EVENT_CODES = ("invalid_schema", "unsupported_schema", "event_too_large", "event_id_conflict")
+INVALID_SCHEMA = "invalid_schema"
+EVENT_ID_CONFLICT = "event_id_conflict"
+
+EVENT_CODES = (INVALID_SCHEMA, "unsupported_schema", "event_too_large", EVENT_ID_CONFLICT)
 """Why one event is refused for ever."""
 
 
