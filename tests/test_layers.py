@@ -27,7 +27,8 @@ LAYERS = {
     "database": {"config", "storage"},
     "client": {"wire"},
     "cli": {"config", "client", "database", "storage", "wire"},
-    "service": {"log", "lag", "metrics", "config", "database", "wire", "storage", "limits", "ingest", "web"},
+    "parts": {"log", "lag", "metrics", "config", "storage", "limits", "ingest", "web"},
+    "service": {"log", "config", "database", "parts", "storage", "web"},
     "tap": {"log", "config", "service", "storage"},
 }
 """Each part of the package, and those that it may import."""

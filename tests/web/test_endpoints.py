@@ -173,13 +173,13 @@ async def test_no_http(door: Door) -> None:
 @pytest_twisted.ensureDeferred
 async def test_cap(door: Door) -> None:
     """One connection too many is closed, and there is room again when others end."""
-    await until(lambda: not door.server._site._channels)
+    await until(lambda: not door.server.parts.site._channels)
     peers = [await door.connect() for _ in range(3)]
-    await until(lambda: len(door.server._site._channels) == 3)
+    await until(lambda: len(door.server.parts.site._channels) == 3)
     extra = await door.connect()
     assert await extra.end() == b""
     peers[0].hang_up()
-    await until(lambda: len(door.server._site._channels) == 2)
+    await until(lambda: len(door.server.parts.site._channels) == 2)
     again = await door.connect()
     again.write(HEALTH)
     await again.wait_for(b"healthy")
@@ -195,25 +195,25 @@ async def test_hanging_up(door: Door, database: Database) -> None:
         peer = await door.connect()
         request = ingest(app, body) + body
         peer.write(request[: int(len(request) * share)])
-        await until(lambda: any(channel._anything_received for channel in door.server._site._channels))
+        await until(lambda: any(channel._anything_received for channel in door.server.parts.site._channels))
         peer.hang_up()
-        await until(lambda: not door.server._site._channels)
+        await until(lambda: not door.server.parts.site._channels)
     assert database.value("SELECT count(*) FROM events") == 0
-    assert door.server._site.bodies._free == door.server._site.bodies._total
+    assert door.server.parts.site.bodies._free == door.server.parts.site.bodies._total
 
 
 @pytest_twisted.ensureDeferred
 async def test_stop(door: Door, database: Database) -> None:
     """Requests that arrive or are on their way are answered; a connection that is just idle ends."""
     app = App().install(database)
-    await until(lambda: not door.server._site._channels)
+    await until(lambda: not door.server.parts.site._channels)
     arriving, idle, new = [await door.connect() for _ in range(3)]
     idle.write(HEALTH)
     await idle.wait_for(b"healthy")
     bodies = [batch([make_event()]) for _ in range(2)]
     requests = [ingest(app, body) + body for body in bodies]
     arriving.write(requests[0][:-20])
-    await until(lambda: sum(channel._anything_received for channel in door.server._site._channels) == 2)
+    await until(lambda: sum(channel._anything_received for channel in door.server.parts.site._channels) == 2)
     stopped = door.server.stopService()
     arriving.write(requests[0][-20:])
     new.write(requests[1])
@@ -280,7 +280,7 @@ async def test_nobody_shakes_hands(database: Database, directory: Path) -> None:
             other.write(HEALTH)
             assert b"HTTP" not in await other.end()
             assert b"HTTP" not in await silent.end()
-            await until(lambda: not door.server._site._channels)
+            await until(lambda: not door.server.parts.site._channels)
     assert not failures
 
 
@@ -292,7 +292,7 @@ async def test_stop_behind_tls_waits_for_no_idle_client(database: Database, dire
         peer.write(HEALTH)
         await peer.wait_for(b"healthy")
         peer.transport.pauseProducing()  # type: ignore[union-attr]
-        stopped = ensureDeferred(door.server._site.drain(60))
+        stopped = ensureDeferred(door.server.parts.site.drain(60))
         await stopped.addTimeout(4, reactor)
         peer.hang_up()
 

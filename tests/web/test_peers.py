@@ -110,7 +110,7 @@ class TestDeadlines:
         peer = await connect(impatient.port)
         peer.write(f"POST {App().path} HTTP/1.1\r\nHost: x\r\nContent-Length: 50000\r\n\r\n".encode())
         await peer.wait_for(b'"code":"request_timeout"')
-        assert impatient._site.bodies._free == impatient._site.bodies._total
+        assert impatient.parts.site.bodies._free == impatient.parts.site.bodies._total
         peer.hang_up()
 
     @pytest_twisted.ensureDeferred
@@ -120,7 +120,7 @@ class TestDeadlines:
         transport: Any = peer.transport
         transport.pauseProducing()
         peer.write(HEALTH * 20_000)
-        await wait_until(lambda: any(channel._congested for channel in impatient._site._channels))
+        await wait_until(lambda: any(channel._congested for channel in impatient.parts.site._channels))
         transport.resumeProducing()
         received = await peer.end()
         assert received.count(b"HTTP/1.1 ") == received.count(b"HTTP/1.1 200 OK")
@@ -268,7 +268,7 @@ class TestConnections:
             await deferLater(reactor, 0.002)
         sent = len(requests) * 40 - sum(map(len, transport._tempDataBuffer)) - len(transport.dataBuffer)
         assert sent < len(requests) * 30, "all of it was taken"
-        (channel,) = impatient._site._channels
+        (channel,) = impatient.parts.site._channels
         assert len(channel._buffer) < 1_000_000, "it was taken to be kept"
         transport.resumeProducing()
         await peer.wait_for(b"healthy", 5000)
