@@ -68,6 +68,7 @@ class Parts:
         self.sweeper = Sweeper(reactor, dsn, settings.retention.days)
         self.shared_buckets = _shared_buckets(settings, reactor)
 
+        self.access_log = AccessLog(globalLogPublisher, settings.server.log_sample, random.random, self._clock)
         ledger = Ledger()
         committer = self._committer(erasures, erased, ledger)
         limit = _request_limit(settings, self.shared_buckets, self._clock)
@@ -93,7 +94,6 @@ class Parts:
     def _site(self, ingestion: Ingestion, check_load: Callable[[], None]) -> ApiSite:
         settings = self._settings
         api = Api(ingestion, Readiness(self.events.probe, self._reactor).check, self._clock)
-        access_log = AccessLog(globalLogPublisher, settings.server.log_sample, random.random, self._clock)
         return ApiSite(
             api.resource(),
             _limits(settings),
@@ -102,7 +102,7 @@ class Parts:
             self._reactor,
             auth_failures=_auth_failures(settings, self._clock),
             proxies=TrustedProxies.of(settings.server.trusted_proxies),
-            observers=[self._metrics.observe, access_log],
+            observers=[self._metrics.observe, self.access_log],
         )
 
 

@@ -73,7 +73,9 @@ def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd
         _exit(str(error))
     reactor.callWhenRunning(_stop_on_sigterm, reactor)
     twistd = getattr(options, "parent", None)
-    return server if twistd is None else Logged(server, twistd, settings.server.log_format, reactor, _exit)
+    if twistd is None:
+        return server
+    return Logged(server, twistd, settings.server.log_format, reactor, _exit, server.parts.access_log)
 
 
 def _within_open_files(settings: Settings) -> Settings:

@@ -32,7 +32,7 @@ def event(**values: Any) -> LogEvent:
 
 
 def as_json(published: LogEvent) -> dict[str, Any]:
-    line = lines.json(Entry(published, "info"))
+    line = lines.json(Entry.of_event(published, "info"))
     assert b"\n" not in line
     found: dict[str, Any] = json.loads(line)
     return found
@@ -53,7 +53,7 @@ def test_json() -> None:
 
 def test_text() -> None:
     """Further lines begin with a tab, and ids stand at the end."""
-    line = lines.text(Entry(event(format="one\ntwo", request_id="r", other=1), "info")).decode()
+    line = lines.text(Entry.of_event(event(format="one\ntwo", request_id="r", other=1), "info")).decode()
     assert line.endswith(" [tkserver.part#info] one\n\ttwo request_id=r")
 
 
@@ -74,7 +74,7 @@ def test_any_value(fields: dict[str, Any], text: str) -> None:
 def test_lone_surrogate() -> None:
     """What UTF-8 does not have is escaped."""
     assert as_json(event(odd="\ud800"))["odd"] == "\\ud800"
-    assert b"\\ud800" in lines.text(Entry(event(format="\ud800"), "info"))
+    assert b"\\ud800" in lines.text(Entry.of_event(event(format="\ud800"), "info"))
 
 
 class Unsayable:

@@ -29,7 +29,9 @@ def observer(reactor: MemoryReactorClock, kept: Kept) -> LineObserver:
 
 
 def answered(observer: LineObserver, status: int = 200) -> None:
-    AccessLog(observer, 1, lambda: 0.0, lambda: 1.0)(Exchange(status=status))
+    access_log = AccessLog(observer, 1, lambda: 0.0, lambda: 1.0)
+    access_log.write_to(observer.write_request)
+    access_log(Exchange(status=status))
 
 
 def run(reactor: MemoryReactorClock) -> None:

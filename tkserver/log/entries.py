@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+from msgspec import Struct
 from twisted.logger import LogEvent, formatEvent
 from twisted.python.failure import Failure
 from twisted.python.log import textFromEventDict
 
 from tkserver.exchange import Exchange
+from tkserver.log import LEVELS, access
 from tkserver.log.tracebacks import summary_of, traceback_of
 
 _OF_DEFERREDS = "twisted.internet.defer"
@@ -25,11 +27,13 @@ _NOT_FIELDS = frozenset(
     )
 )
 
+_ACCESS = {level: f"{access.NAMESPACE}#{level}" for level in LEVELS}
+
 _PLAIN = frozenset((str, int, float, bool, UUID))
 """What JSON takes as it is. All else becomes text, so that an entry is flat."""
 
 
-class Entry:
+class Entry(Struct, gc=False):
     """One entry of the log.
 
     :ivar time: seconds since 1970.
@@ -42,23 +46,34 @@ class Entry:
     :ivar failure: what went wrong, where the entry tells of a failure.
     """
 
-    __slots__ = ("event", "failure", "fields", "level", "logger", "message", "system", "time")
+    time: float
+    level: str
+    event: str
+    message: str
+    logger: str
+    system: str
+    fields: Mapping[str, Any]
+    failure: Failure | None = None
 
-    def __init__(self, event: LogEvent, level: str) -> None:
-        exchange = event.get("exchange")
-        self.time: float = event.get("log_time") or event.get("time") or 0.0
-        self.level = level
-        self.logger: str = event.get("log_namespace") or "-"
-        self.system: str = event.get("log_system") or f"{self.logger}#{level}"
-        self.failure: Failure | None = event.get("log_failure") or event.get("failure")
-        self.event: str = event.get("event") or _name(event, self.logger, self.failure)
-        self.message: str
-        self.fields: Mapping[str, Any]
-        if isinstance(exchange, Exchange):
-            self.message, self.fields = str(exchange), exchange.fields()
-        else:
-            self.message = _message(event, self.logger, self.failure)
-            self.fields = _fields(event, self.logger)
+    @classmethod
+    def of_event(cls, event: LogEvent, level: str) -> Entry:
+        logger: str = event.get("log_namespace") or "-"
+        failure: Failure | None = event.get("log_failure") or event.get("failure")
+        return cls(
+            event.get("log_time") or event.get("time") or 0.0,
+            level,
+            event.get("event") or _name(event, logger, failure),
+            _message(event, logger, failure),
+            logger,
+            event.get("log_system") or f"{logger}#{level}",
+            _fields(event, logger),
+            failure,
+        )
+
+    @classmethod
+    def of_exchange(cls, exchange: Exchange, level: str) -> Entry:
+        time = exchange.began + exchange.seconds
+        return cls(time, level, access.EVENT, str(exchange), access.NAMESPACE, _ACCESS[level], exchange.fields())
 
     @property
     def traceback(self) -> str | None:

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadable import isInIOThread
 from zope.interface import implementer
 
+from tkserver.exchange import Exchange
 from tkserver.log import logger, passes, request_id
 from tkserver.log.context import request_of
 from tkserver.log.entries import Entry, is_headline, is_unhandled, level_of
@@ -46,7 +47,7 @@ class LineObserver:
         self._render = render
         self._output = output
         self._reactor = reactor
-        self._waiting: list[tuple[str, LogEvent]] = []
+        self._waiting: list[tuple[Exchange | LogEvent, str]] = []
         self._timer: IDelayedCall | None = None
         self._gathering = False
         self._lock = RLock()  # events come from threads, and from the garbage collector amid another one
@@ -62,8 +63,14 @@ class LineObserver:
         if "request_id" not in event:
             event = {**event, "request_id": self._request_of(event)}
         with self._lock:
-            self._waiting.append((level, event))
-            if not self._gathering or level not in MAY_WAIT or "exchange" not in event:
+            self._waiting.append((event, level))
+            self._write()
+
+    def write_request(self, exchange: Exchange, level: str) -> None:
+        """Write the line of a request that was answered, soon."""
+        with self._lock:
+            self._waiting.append((exchange, level))
+            if not self._gathering or level not in MAY_WAIT:
                 self._write()
             elif self._timer is None:
                 self._timer = self._reactor.callLater(GATHER, self._write)
@@ -77,7 +84,7 @@ class LineObserver:
                 self._timer = None
             waiting, self._waiting = self._waiting, []
             if waiting:
-                self._output.write([(level, self._line(event, level)) for level, event in waiting])
+                self._output.write([(level, self._line(what, level)) for what, level in waiting])
 
     def _gather(self) -> None:
         self._gathering = True
@@ -86,9 +93,14 @@ class LineObserver:
         self._gathering = False
         self._write()
 
-    def _line(self, event: LogEvent, level: str) -> bytes:
+    def _line(self, what: Exchange | LogEvent, level: str) -> bytes:
+        if isinstance(what, Exchange):
+            return self._render(Entry.of_exchange(what, level))
+        return self._line_of_event(what, level)
+
+    def _line_of_event(self, event: LogEvent, level: str) -> bytes:
         try:
-            return self._render(Entry(event, level))
+            return self._render(Entry.of_event(event, level))
         except Exception as error:
             unknown = {
                 "log_time": event.get("log_time"),
@@ -98,7 +110,7 @@ class LineObserver:
                 "source": str(event.get("log_namespace")),
                 "error": error,
             }
-            return self._render(Entry(unknown, level))
+            return self._render(Entry.of_event(unknown, level))
 
     def _request_of(self, event: LogEvent) -> str | None:
         """Which request an event tells of that does not say so itself."""

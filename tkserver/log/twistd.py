@@ -13,6 +13,7 @@ from twisted.python.components import Componentized
 from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
 
 from tkserver.log import lines
+from tkserver.log.access import AccessLog
 from tkserver.log.lines import Render
 from tkserver.log.observer import LineObserver, log_uncaught
 from tkserver.log.output import FileOutput, Output, StreamOutput, SyslogOutput
@@ -38,6 +39,7 @@ class Logged(MultiService):
     :param twistd: its options. Where they name an observer (``--logger``), that one is left alone.
     :param log_format: ``text`` or ``json``.
     :param fail: ends the process with a line, where the log cannot be written.
+    :param access_log: of the service; is told who writes its lines.
     """
 
     def __init__(
@@ -47,12 +49,14 @@ class Logged(MultiService):
         log_format: str,
         reactor: Any,
         fail: Callable[[str], NoReturn],
+        access_log: AccessLog,
     ) -> None:
         super().__init__()
         self._twistd = twistd
         self._log_format = log_format
         self._reactor = reactor
         self._fail = fail
+        self._access_log = access_log
         service.setServiceParent(self)
 
     def setServiceParent(self, parent: Any) -> None:
@@ -69,7 +73,9 @@ class Logged(MultiService):
         if isinstance(output, FileOutput) and not signal.getsignal(signal.SIGUSR1):
             signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(output.rotate))
         log_uncaught()
-        return LineObserver(_rendering(self._log_format, output), output, self._reactor)
+        observer = LineObserver(_rendering(self._log_format, output), output, self._reactor)
+        self._access_log.write_to(observer.write_request)
+        return observer
 
 
 def output_for(twistd: Mapping[str, Any]) -> Output:
