@@ -59,3 +59,33 @@ async def test_what_is_no_request(shared_server: TkServer) -> None:
     (sent,) = re.findall(r"X-Request-ID: (\S+)", answer)
     assert MADE.fullmatch(sent)
     assert f'"request_id":"{sent}"' in answer
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"Transfer-Encoding: chunked\r\n\r\nno chunk\r\n",
+        b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"no header\r\n\r\n",
+    ],
+    ids=["broken body", "two lengths", "broken header"],
+)
+@pytest_twisted.ensureDeferred
+async def test_what_never_arrives_whole(shared_server: TkServer, app: App, rest: bytes) -> None:
+    """An id that came before it is known what is wrong is taken, too."""
+    peer = await connect(shared_server.port)
+    peer.write(b"POST %s HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: mine\r\n%s" % (app.path.encode(), rest))
+    answer = (await peer.end()).decode()
+    assert answer.startswith("HTTP/1.1 400 ")
+    assert "\r\nX-Request-ID: mine\r\n" in answer
+    assert '"request_id":"mine"' in answer
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_next_of_a_connection(shared_server: TkServer) -> None:
+    """What is no request does not get the id of the one before it."""
+    peer = await connect(shared_server.port)
+    peer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: mine\r\n\r\nno HTTP at all\r\n\r\n")
+    first, second = re.findall(r"X-Request-ID: (\S+)", (await peer.end()).decode())
+    assert first == "mine"
+    assert MADE.fullmatch(second)

@@ -222,7 +222,7 @@ class ApiChannel(HTTPChannel):
         self.clearLineBuffer()
         for request in self.requests:
             request.give_back()
-        exchange = self.site.begin()
+        exchange = self.site.begin(self.requests[-1].sent_id() if self.requests else None)
         to_send = answer.refused(refusal, exchange.request_id)
         exchange.status, exchange.code = to_send.status, to_send.code
         self.send(to_send, exchange.request_id)

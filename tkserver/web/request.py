@@ -103,9 +103,12 @@ class ApiRequest(http.Request):
         """The whole request has arrived. A query is no part of any route."""
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
-        request_id = harmless_id(self.requestHeaders.getRawHeaders(b"x-request-id", ()))
-        self.exchange = self.site.begin(request_id, method_of(command))
+        self.exchange = self.site.begin(self.sent_id(), method_of(command))
         self.site.resource.render(self)
+
+    def sent_id(self) -> str | None:
+        """The id that it was sent with, as far as its headers have arrived."""
+        return harmless_id(self.requestHeaders.getRawHeaders(b"x-request-id", ()))
 
     def header(self, name: str) -> str | None:
         """The last value that was sent for a header, ISO 8859-1."""
