@@ -6,6 +6,8 @@ import io
 import syslog
 from pathlib import Path
 
+import pytest
+
 from tkserver.log.output import FileOutput, StreamOutput, SyslogOutput
 
 
@@ -20,6 +22,21 @@ def test_large_files_are_put_aside(directory: Path) -> None:
     kept = "".join((directory / name).read_text() for name in reversed(files)).split("\n")
     assert kept[-2] == "line 00099"
     assert kept == [*sorted(kept[:-1]), ""]
+
+
+@pytest.mark.parametrize("create", [False, True])
+def test_moved_away(directory: Path, create: bool) -> None:
+    """By logrotate, which may make an empty file in its place: nothing but that is touched."""
+    log, moved = directory / "log", directory / "log.1"
+    output = FileOutput(str(log))
+    output.write([("info", b"before")])
+    log.rename(moved)
+    if create:
+        log.touch()
+    output.rotate()
+    output.write([("info", b"after")])
+    output.close()
+    assert {path.name: path.read_text() for path in directory.iterdir()} == {"log": "after\n", "log.1": "before\n"}
 
 
 def test_disk_full() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import syslog
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,11 +60,18 @@ class FileOutput:
         self._file.close()
 
     def rotate(self) -> None:
-        """Begin a new file; go on in one of the same name where somebody else has moved the old one away."""
-        if Path(self._file.path).exists():
+        """Begin a new file. Where somebody else has moved the old one away, go on in what is there now, if anything."""
+        if self._is_in_its_place():
             self._file.rotate()
         else:
             self._file.reopen()
+
+    def _is_in_its_place(self) -> bool:
+        """Whether its name still leads to it: logrotate may have made an empty one (``create``)."""
+        try:
+            return os.path.samestat(Path(self._file.path).stat(), os.fstat(self._file._file.fileno()))
+        except FileNotFoundError:
+            return False
 
 
 class SyslogOutput:
