@@ -382,6 +382,7 @@ class TestOptionsAndSettings:
             ({"TK__DATABASE__URL": "postgresql://u:hunter2@h/d?x=y"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
             ({"TK__DATABASE__URL": ""}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
             ({"TK__DATABASE__URL": "postgresql://u:hunter2@h:x/d"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
+            ({"TK__DATABASE__URL": "postgresql://u:hun@ter2@h/d"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
             ({"TK__DATABASE__URL": "postgresql://h/d?sslmode=yes"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
             ({"TK__DATABASE__DATA_DIR": "~nosuchuser/x"}, (), "TK__DATABASE__DATA_DIR: there is no such user's home"),
         ],

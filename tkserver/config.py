@@ -138,7 +138,9 @@ class Database(_Group):
     @classmethod
     def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not _is_dsn(value.get_secret_value()):
-            raise ValueError("not a PostgreSQL URL such as postgresql://user:password@host:5432/database")
+            raise ValueError(
+                "not a PostgreSQL URL such as postgresql://user:password@host:5432/database; @ in a password is %40"
+            )
         return value
 
     @field_validator("data_dir")
@@ -162,6 +164,7 @@ def _is_dsn(text: str) -> bool:
     ports = parts.get("port", "").split(",")
     return (
         bool(parts)
+        and "@" not in parts.get("host", "")[1:]  # the end of a password, which errors would name as the host
         and all(port.isdigit() or not port for port in ports)
         and parts.get("sslmode", "prefer") in _SSL_MODES
     )
