@@ -57,6 +57,12 @@ def test_text() -> None:
     assert line.endswith(" [tkserver.part#info] one\n\ttwo request_id=r")
 
 
+def test_text_of_others() -> None:
+    """What comes by Twisted's old interface tells how severe it is, as all else does."""
+    line = lines.text(Entry(event(log_system="http"), "critical")).decode()
+    assert line.endswith(" [http#critical] a text")
+
+
 @given(
     st.dictionaries(
         st.text("abc", min_size=1),

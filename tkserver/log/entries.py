@@ -65,7 +65,7 @@ class Entry(Struct, gc=False):
             event.get("event") or _name(event, logger, failure),
             _message(event, logger, failure),
             logger,
-            event.get("log_system") or f"{logger}#{level}",
+            f"{event.get('log_system') or logger}#{level}",
             _fields(event, logger),
             failure,
         )
