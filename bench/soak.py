@@ -30,8 +30,8 @@ QUIET = 3.0
 MOST_GROWTH = 1.1
 """Of resident memory. Python's allocator does not give back all that it once had."""
 
-MOST_MORE_DEFERREDS = 10
-"""Timers of caches and pools are not always at the same point."""
+MOST_MORE_OBJECTS = 10
+"""Deferreds, and objects of the server's own: timers of caches and pools are not always at the same point."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,16 @@ class Holdings:
     def deferreds(self) -> int:
         return self.objects["twisted.internet.defer.Deferred"]
 
+    @property
+    def own_objects(self) -> int:
+        """Of the server's classes, connections and requests above all: those of a rare kind are few megabytes."""
+        return sum(count for name, count in self.objects.items() if name.startswith("tkserver."))
+
     def __str__(self) -> str:
         return (
             f"{self.rss_mb:.0f} MB, {self.files} open files, {self.connections} connections of clients,"
-            f" {self.database} to the database, {self.deferreds} Deferreds"
+            f" {self.database} to the database, {self.deferreds} Deferreds,"
+            f" {self.own_objects} objects of its own"
         )
 
 
@@ -79,7 +85,11 @@ class Report:
             (end.files > warm.files, f"open files: {warm.files}, then {end.files}"),
             (end.connections > 0, f"connections of clients: {end.connections}"),
             (end.database > warm.database, f"connections to the database: {warm.database}, then {end.database}"),
-            (end.deferreds > warm.deferreds + MOST_MORE_DEFERREDS, f"Deferreds: {warm.deferreds}, {end.deferreds}"),
+            (end.deferreds > warm.deferreds + MOST_MORE_OBJECTS, f"Deferreds: {warm.deferreds}, then {end.deferreds}"),
+            (
+                end.own_objects > warm.own_objects + MOST_MORE_OBJECTS,
+                f"objects of its own: {warm.own_objects}, then {end.own_objects}",
+            ),
         )
         return [problem for found, problem in findings if found]
 
