@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
+from twisted.logger import capturedLogs
 
 from tests.events import make_event
 from tkserver.ingest import committer as module
@@ -134,8 +135,10 @@ def test_a_culprit_costs_nobody_else() -> None:
     waiting = [submission() for _ in range(8)]
     bench.store.culprits = [waiting[5]]
     told = [bench.submit(one) for one in waiting]
-    while bench.store.commits:
-        bench.store.end()
+    with capturedLogs() as said:
+        while bench.store.commits:
+            bench.store.end()
+    assert [event["problem"] for event in said if event.get("event") == "data_refused"] == ["check violation"]
     expected = [[DUPLICATE]] * 8
     expected[5] = [Outcome(unstorable=frozenset({0}))]
     assert told == expected

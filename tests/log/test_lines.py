@@ -59,7 +59,7 @@ def test_text() -> None:
 
 def test_text_of_others() -> None:
     """What comes by Twisted's old interface tells how severe it is, as all else does."""
-    line = lines.text(Entry(event(log_system="http"), "critical")).decode()
+    line = lines.text(Entry.of_event(event(log_system="http"), "critical")).decode()
     assert line.endswith(" [http#critical] a text")
 
 

@@ -24,6 +24,8 @@ from tkserver.storage.errors import Collision, DataRefused, Inseparable
 from tkserver.storage.events import Outcome, Submission
 from tkserver.wire.refusal import Overloaded
 
+_log = log.logger(__name__)
+
 WRITERS = 3
 """Commits that are under way at once: while one waits for the disk, the others have the processor."""
 
@@ -131,6 +133,7 @@ class Committer:
         self._metered_writers = DeferredSemaphore(METERED_WRITERS)
         self.load = Load()
         self._full = False
+        self._complaints = log.Throttle(reactor.seconds)
 
     def check_load(self) -> None:
         """
@@ -219,7 +222,7 @@ class Committer:
     async def _commit(self, group: list[_Pending], store: Store) -> None:
         """Write a group in one commit; in halves, where one of it is in the way of the others."""
         try:
-            outcomes: Sequence[Outcome | Failure] = await _write_group(group, store)
+            outcomes: Sequence[Outcome | Failure] = await self._write_group(group, store)
         except Exception as error:
             if len(group) > 1 and divides(error, group):
                 half = len(group) // 2
@@ -230,6 +233,22 @@ class Committer:
         for pending, outcome in zip(group, outcomes, strict=True):
             self._settle(pending, outcome)
         self._patience.forget_fired()
+
+    async def _write_group(self, group: list[_Pending], store: Store) -> list[Outcome]:
+        """
+        :raise StorageError: one that :func:`divides`, where there are several submissions and only some to blame.
+        """
+        try:
+            return await store.store([pending.submission for pending in group])
+        except DataRefused as error:
+            if len(group) > 1:
+                raise
+            problem = str(error)
+            if self._complaints.lets_pass(problem):
+                _log.warn(
+                    "the database refuses events that we do not: {problem}", problem=problem, event="data_refused"
+                )
+            return [await store.store_sound_part(group[0].submission)]
 
     def _settle(self, pending: _Pending, outcome: Outcome | Failure | None) -> None:
         self.load.take_off(pending)
@@ -248,15 +267,3 @@ class Committer:
 def divides(error: Exception, group: Sized) -> bool:
     """Whether what could not be committed is tried again in parts: a group by submissions, a lone one by events."""
     return isinstance(error, DataRefused) or (len(group) > 1 and isinstance(error, (Collision, Inseparable)))
-
-
-async def _write_group(group: list[_Pending], store: Store) -> list[Outcome]:
-    """
-    :raise StorageError: one that :func:`divides`, where there are several submissions and only some to blame.
-    """
-    try:
-        return await store.store([pending.submission for pending in group])
-    except DataRefused:
-        if len(group) > 1:
-            raise
-        return [await store.store_sound_part(group[0].submission)]

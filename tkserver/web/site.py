@@ -119,7 +119,7 @@ class ApiSite(Site):
 
     def finished(self, exchange: Exchange) -> None:
         """A request was answered, or there is nobody left to answer."""
-        exchange.seconds = self.reactor.seconds() - exchange.began
+        exchange.seconds = max(0.0, self.reactor.seconds() - exchange.began)  # by a clock that may be set back
         for observe in self._observers:
             observe(exchange)
 
