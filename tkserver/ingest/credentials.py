@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Hashable
 from contextlib import suppress
 from datetime import datetime, timezone
-from typing import Any, Protocol
+from typing import Any
 from uuid import UUID
 
 from cachetools import TTLCache
@@ -14,6 +14,7 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import LoopingCall
 
 from tkserver import log
+from tkserver.ingest.remembered import Remembered
 from tkserver.ingest.shield import Shared
 from tkserver.storage.errors import StorageError
 from tkserver.storage.tokens import Credential, TokenStore
@@ -39,13 +40,7 @@ Found = Credentials | Deferred[Credentials]
 """What is remembered at once, and otherwise when the database has answered."""
 
 
-class Listener(Protocol):
-    """Knows whether changes to credentials would be heard."""
-
-    listening: bool
-
-
-class CredentialCache:
+class CredentialCache(Remembered):
     """Looks up credentials, each at most once as long as nothing changes.
 
     Any change forgets everything: changes are rare, and what was looked up by token, by application, or in vain
@@ -55,19 +50,14 @@ class CredentialCache:
     """
 
     def __init__(self, store: TokenStore, clock: Callable[[], float]) -> None:
+        super().__init__()
         self._store = store
         self._remembered: TTLCache[Hashable, Credentials] = TTLCache(MAX_REMEMBERED, LIFETIME, clock)
         self._under_way: dict[Hashable, Shared[Credentials]] = {}
-        self._generation = 0
-        self._listener: Listener | None = None
-
-    def attach(self, listener: Listener) -> None:
-        """Remember things from now on, while this listener hears of changes."""
-        self._listener = listener
 
     def forget(self) -> None:
         """A credential may have changed: forget all, and what is being looked up just now with it."""
-        self._generation += 1
+        super().forget()
         self._remembered.clear()
         self._under_way.clear()
 
@@ -80,7 +70,7 @@ class CredentialCache:
         return self._look_up((org_id.int, app_id.int), lambda: self._store.by_app(org_id, app_id))
 
     def _look_up(self, key: Hashable, query: Callable[[], Awaitable[Credentials]]) -> Found:
-        if self._listener is not None and self._listener.listening:
+        if self._listening:
             with suppress(KeyError):
                 return self._remembered[key]
         under_way = self._under_way.get(key)

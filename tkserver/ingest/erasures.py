@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from msgspec.structs import replace
 
 from tkserver.ingest.committer import Store
-from tkserver.ingest.credentials import Listener
+from tkserver.ingest.remembered import Remembered
 from tkserver.storage.erasures import Erased, ErasureStore
 from tkserver.storage.errors import StorageError
 from tkserver.storage.events import Outcome, Row, Submission
@@ -16,27 +16,22 @@ LIFETIME = 60.0
 """Seconds for which the erased are remembered; a change is heard of at once, this is for what was not heard."""
 
 
-class ErasedUsers:
+class ErasedUsers(Remembered):
     """Who is erased, remembered as long as nothing changes.
 
     :param clock: gives seconds, on any scale.
     """
 
     def __init__(self, store: ErasureStore, clock: Callable[[], float]) -> None:
+        super().__init__()
         self._store = store
         self._clock = clock
         self._remembered: Erased | None = None
         self._stale_from = float("-inf")
-        self._generation = 0
-        self._listener: Listener | None = None
-
-    def attach(self, listener: Listener) -> None:
-        """Remember things from now on, while this listener hears of changes."""
-        self._listener = listener
 
     def forget(self) -> None:
         """Somebody may have been erased."""
-        self._generation += 1
+        super().forget()
         self._remembered = None
 
     async def now(self) -> tuple[Erased, int]:
@@ -55,10 +50,6 @@ class ErasedUsers:
     def may_have_changed_since(self, generation: int) -> bool:
         """Whether somebody may have been erased since :meth:`now` was called."""
         return not self._listening or generation != self._generation
-
-    @property
-    def _listening(self) -> bool:
-        return self._listener is not None and self._listener.listening
 
 
 Write = Callable[[Sequence[Submission]], Awaitable[list[Outcome]]]
