@@ -12,12 +12,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from tkserver.storage.blocking import BlockingConnections, rows
 from tkserver.storage.embedded import EmbeddedPostgres
 
 _TWISTD = (str(Path(sys.executable).with_name("twistd")),)
@@ -57,6 +59,11 @@ class Server:
         """Those of clients."""
         found = psutil.Process(self.pid).net_connections("tcp")
         return sum(one.laddr.port == self.port and one.status != psutil.CONN_LISTEN for one in found)
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows that its database answers with."""
+        with closing(BlockingConnections().connect(self.dsn)) as connection:
+            return rows(connection, sql)
 
     def _status(self, name: str) -> int:
         return int(re.findall(rf"{name}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())[0])

@@ -19,7 +19,6 @@ from random import Random
 
 from bench.crowd import Crowd
 from bench.server import Server, running_server
-from tkserver.storage.blocking import BlockingConnections, rows, value
 
 WARM_UP = 0.25
 """The share of the time after which nothing is to grow any more."""
@@ -137,21 +136,13 @@ def _holdings(server: Server) -> Holdings:
     while not held.exists() or len(held.read_text().splitlines()) == before:
         time.sleep(0.05)
     sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
-    connection = BlockingConnections().connect(server.dsn)
-    try:
-        database = value(connection, sql)
-    finally:
-        connection.close()
+    ((database,),) = server.query(sql)
     objects = Counter(json.loads(held.read_text().splitlines()[-1]))
     return Holdings(rss_mb, server.open_files, server.connections, database, objects)
 
 
 def _lost(server: Server, crowd: Crowd) -> int:
-    connection = BlockingConnections().connect(server.dsn)
-    try:
-        stored = {event_id for (event_id,) in rows(connection, "SELECT event_id::text FROM events")}
-    finally:
-        connection.close()
+    stored = {event_id for (event_id,) in server.query("SELECT event_id::text FROM events")}
     return len(crowd.accepted - stored)
 
 
