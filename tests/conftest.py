@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -102,6 +102,20 @@ def shared_server(shared_database: Database) -> Iterator[TkServer]:
 @pytest.fixture
 def client(shared_server: TkServer) -> Client:
     return Client(f"http://127.0.0.1:{shared_server.port}")
+
+
+@pytest_twisted.async_yield_fixture
+async def server(database: Database) -> AsyncIterator[TkServer]:
+    """A server of this test's own."""
+    server = await start_server(database)
+    yield server
+    await server.stopService()
+
+
+@pytest.fixture
+def own_client(server: TkServer) -> Client:
+    """Of that server."""
+    return Client(f"http://127.0.0.1:{server.port}")
 
 
 @pytest.fixture

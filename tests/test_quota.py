@@ -338,17 +338,6 @@ async def test_command_counts_what_slips_by(clients: list[Client], database: Dat
     assert [(await client.send(app, events(2))).status for client in clients] == [429, 429]
 
 
-def test_command_without_a_name(database: Database, directory: Path) -> None:
-    """An application that has no name yet is told to get one first, and how."""
-    app = App().install(database)
-    done = run(database, directory, "apps", "set-quota", app.app_id, "5")
-    assert done.code == 1
-    assert f"tkserver apps rename {app.app_id} NAME" in done.errors
-    assert run(database, directory, "apps", "rename", app.app_id, "named").code == 0
-    assert run(database, directory, "apps", "set-quota", "named", "5").code == 0
-    assert database.value("SELECT monthly_quota FROM apps") == 5
-
-
 @pytest.mark.parametrize("arguments", [("shop",), ("shop", "5", "--none"), ("shop", "-1"), ("shop", "many")])
 def test_command_used_wrongly(database: Database, directory: Path, arguments: tuple[str, ...]) -> None:
     """Wrong usage is said, with exit code 2."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -20,30 +20,16 @@ from twisted.internet.threads import deferToThread
 
 from tests.cli.command import run, run_json
 from tests.client import DIALECTS, App, Client, Reply, batch
-from tests.conftest import start_server
 from tests.database import Database
 from tests.events import make_event
 from tests.ingest.test_credentials import LISTENERS, until_listening
 from tests.process import Twistd, wait_for
 from tests.stored import store
 from tests.test_lifecycle import ready
-from tkserver.service import TkServer
 from tkserver.storage import eraser
 from tkserver.storage.blocking import BlockingConnections
 
 USER, OTHER = "client_to_be_erased", "client_to_be_kept"
-
-
-@pytest_twisted.async_yield_fixture
-async def server(database: Database) -> AsyncIterator[TkServer]:
-    server = await start_server(database)
-    yield server
-    await server.stopService()
-
-
-@pytest.fixture
-def own_client(server: TkServer) -> Client:
-    return Client(f"http://127.0.0.1:{server.port}")
 
 
 def users(database: Database, app: App) -> dict[str, int]:

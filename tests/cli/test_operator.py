@@ -103,6 +103,21 @@ class TestApps:
         assert "apps list" in tkserver("apps", "show", "c", code=3).errors
         assert len(tkserver("tokens", "list", "--json").json) == 2
 
+    @pytest.mark.parametrize(
+        ("command", "number", "column"),
+        [("set-retention", "90", "retention_days"), ("set-quota", "5", "monthly_quota")],
+    )
+    def test_without_a_name(
+        self, tkserver: Tkserver, database: Database, command: str, number: str, column: str
+    ) -> None:
+        """What is set for an application that has no name yet tells to give it one first, and how."""
+        app = App().install(database)
+        done = tkserver("apps", command, app.app_id, number, code=1)
+        assert f"tkserver apps rename {app.app_id} NAME" in done.errors
+        tkserver("apps", "rename", app.app_id, "mine")
+        tkserver("apps", command, "mine", number)
+        assert database.value(f"SELECT {column} FROM apps") == int(number)
+
 
 class TestTokens:
     """Given out and taken back."""

@@ -91,17 +91,6 @@ def test_many(database: Database, directory: Path) -> None:
     assert ages(database, app) == {6: 5}
 
 
-def test_an_app_without_a_name(database: Database, directory: Path) -> None:
-    """It is told to get one first."""
-    app = App().install(database)
-    done = run(database, directory, "apps", "set-retention", app.app_id, "90")
-    assert done.code == 1
-    assert f"tkserver apps rename {app.app_id} NAME" in done.errors
-    assert run(database, directory, "apps", "rename", app.app_id, "mine").code == 0
-    assert run(database, directory, "apps", "set-retention", "mine", "90").code == 0
-    assert database.value("SELECT retention_days FROM apps") == 90
-
-
 @pytest.mark.parametrize("arguments", [(), ("90", "--default"), ("0",), ("36501",), ("soon",)])
 def test_wrong_usage(database: Database, directory: Path, arguments: tuple[str, ...]) -> None:
     assert run(database, directory, "apps", "set-retention", "any", *arguments).code == 2

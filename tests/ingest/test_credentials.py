@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 import pytest_twisted
@@ -16,7 +15,6 @@ from tests.conftest import start_server
 from tests.database import Database
 from tests.events import make_event
 from tkserver.ingest.credentials import CredentialCache
-from tkserver.service import TkServer
 from tkserver.storage.errors import Unavailable
 from tkserver.storage.pool import Pool
 from tkserver.storage.tokens import Credential, TokenStore
@@ -25,18 +23,6 @@ LISTENERS = """
 FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND query IN ('LISTEN tkserver_credentials', 'SELECT 1')
 """
-
-
-@pytest_twisted.async_yield_fixture
-async def server(database: Database) -> AsyncIterator[TkServer]:
-    server = await start_server(database)
-    yield server
-    await server.stopService()
-
-
-@pytest.fixture
-def own_client(server: TkServer) -> Client:
-    return Client(f"http://127.0.0.1:{server.port}")
 
 
 async def until_status(client: Client, app: App, dialect: str, status: int, within: float) -> None:
