@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from bench import limits, load
 from bench.requests import bodies, request
 from bench.server import Server, running_server
-from tkserver.storage import demo
+from tkserver.server.sweeper import sweep
 from tkserver.storage.blocking import BlockingConnections
-from tkserver.storage.sweeper import sweep
+from tkserver.storage.embedded import demo
 
 SIZES = (1, 10, 100, 1000)
 CLIENTS = (1, 16, 64)

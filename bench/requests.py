@@ -7,7 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from tkserver.storage import demo
+from tkserver.storage.embedded import demo
 from tkserver.wire.signature import sign, signed_message
 
 _ID = "00000000-0000-4000-8000-000000000000"

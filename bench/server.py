@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from tkserver.storage.blocking import BlockingConnections, rows
-from tkserver.storage.embedded import EmbeddedPostgres
+from tkserver.storage.embedded.postgres import EmbeddedPostgres
 
 _TWISTD = (str(Path(sys.executable).with_name("twistd")),)
 

@@ -10,15 +10,13 @@ from pathlib import Path
 import pytest
 import pytest_twisted
 from hypothesis import settings as hypothesis_settings
-from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred
-from twisted.internet.task import deferLater
 
-from tests.client import App, Client
-from tests.database import Database, DatabaseServer
-from tkserver.config import load
-from tkserver.service import TkServer
-from tkserver.storage.embedded import EmbeddedPostgres
+from tests.support.client import App, Client
+from tests.support.database import Database, DatabaseServer
+from tests.support.server import start_server
+from tkserver.server.supervisor import Supervisor
+from tkserver.storage.embedded.postgres import EmbeddedPostgres
 
 hypothesis_settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("tests")
@@ -65,34 +63,8 @@ def database(database_server: DatabaseServer) -> Iterator[Database]:
         yield database
 
 
-def launch_server(database: Database, failures: list[str], **overrides: object) -> TkServer:
-    """A server in this process, on real sockets and this database."""
-    values = {
-        "TK__SERVER__PORT": 0,
-        "TK__ADMIN__PORT": 0,
-        "TK__DATABASE__URL": database.dsn,
-        "TK__DATABASE__MAX_CONNECTIONS": 4,
-        "TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": 0,  # all tests come from one address, and many are meant to fail
-    }
-    server = TkServer(load({**values, **overrides}), reactor, failures.append)
-    server.privilegedStartService()
-    server.startService()
-    return server
-
-
-async def start_server(database: Database, **overrides: object) -> TkServer:
-    """Likewise, as soon as it takes events."""
-    failures: list[str] = []
-    server = launch_server(database, failures, **overrides)
-    client = Client(f"http://127.0.0.1:{server.port}")
-    while (await client.request("GET", "/health/ready")).status != 200:
-        assert not failures, failures
-        await deferLater(reactor, 0.02)
-    return server
-
-
 @pytest.fixture(scope="session")
-def shared_server(shared_database: Database) -> Iterator[TkServer]:
+def shared_server(shared_database: Database) -> Iterator[Supervisor]:
     """A server for all tests that leave it as it was."""
     server = pytest_twisted.blockon(ensureDeferred(start_server(shared_database)))
     yield server
@@ -100,12 +72,12 @@ def shared_server(shared_database: Database) -> Iterator[TkServer]:
 
 
 @pytest.fixture
-def client(shared_server: TkServer) -> Client:
+def client(shared_server: Supervisor) -> Client:
     return Client(f"http://127.0.0.1:{shared_server.port}")
 
 
 @pytest_twisted.async_yield_fixture
-async def server(database: Database) -> AsyncIterator[TkServer]:
+async def server(database: Database) -> AsyncIterator[Supervisor]:
     """A server of this test's own."""
     server = await start_server(database)
     yield server
@@ -113,7 +85,7 @@ async def server(database: Database) -> AsyncIterator[TkServer]:
 
 
 @pytest.fixture
-def own_client(server: TkServer) -> Client:
+def own_client(server: Supervisor) -> Client:
     """Of that server."""
     return Client(f"http://127.0.0.1:{server.port}")
 

@@ -1,4 +1,7 @@
-"""What ``twistd tkserver`` starts: its options, and the service made of them. Alone touches the global reactor."""
+"""The ``twistd`` plugin: command-line options, and the service that is made of them.
+
+This is the only module that uses the global reactor.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +33,10 @@ _DESCRIPTIONS = {name: description for name, _, description in variables()}
 
 
 class Options(usage.Options):
-    """``twistd tkserver``. Each option wins over its environment variable, and that over the ``.env`` file."""
+    """Options of ``twistd tkserver``. They take precedence over the environment, and that over the ``.env`` file."""
 
     synopsis = "[options]"
-    longdesc = "The ingestion server for the telemetry-kit SDKs. All settings are described in its README."
+    longdesc = "The ingestion server for the telemetry-kit SDKs. docs/settings.md describes all settings."
     optParameters: ClassVar[list[list[Any]]] = [
         [option, letter, None, f"{_DESCRIPTIONS[name]} [{name}]"]
         for (option, name), letter in zip(_OPTIONS.items(), ("H", "p", "e", "d", "l"), strict=True)
@@ -44,50 +47,49 @@ class Options(usage.Options):
 
 
 def options_in_tac() -> Options:
-    """For a ``.tac`` file, which ``twistd`` does not tell its own options."""
+    """Return options for a ``.tac`` file, which ``twistd`` does not pass its own options."""
     options = Options()
     options.parent = running_twistd()
     return options
 
 
 def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd's name for it
-    """The service that the options, the environment and the ``.env`` file describe.
+    """Return the service for the options, the environment and the ``.env`` file.
 
-    The log is written in our way where the options know those of ``twistd``, as it passes them and
-    :func:`options_in_tac` finds them; otherwise ``twistd`` writes it in its own.
+    The service writes the log in our format if the options include those of ``twistd`` (``parent``); otherwise,
+    ``twistd`` writes it in its own.
 
-    Ends the process, with one line on standard error, where they are wrong.
+    If a setting is invalid, the process ends with one line on standard error.
     """
     from twisted.internet import reactor
 
-    from tkserver.service import TkServer
-    from tkserver.storage.embedded import EmbeddedError
+    from tkserver.server.supervisor import Supervisor
+    from tkserver.storage.embedded.postgres import EmbeddedError
 
     overrides = {name: options[option] for option, name in _OPTIONS.items() if options.get(option) is not None}
     try:
-        settings = load(overrides)
-        log.set_level(settings.server.log_level)
-        settings = _within_open_files(settings)
-        server = TkServer(settings, reactor, _failing(reactor))
+        settings = _limit_connections(load(overrides))
+        supervisor = Supervisor(settings, reactor, _fail_with(reactor))
     except (InvalidSettings, EmbeddedError) as error:
         _exit(str(error))
     reactor.callWhenRunning(_stop_on_sigterm, reactor)
     twistd = getattr(options, "parent", None)
     if twistd is None:
-        return server
-    return Logged(server, twistd, settings.server.log_format, reactor, _exit, server.parts.access_log)
+        return supervisor
+    server, access_log = settings.server, supervisor.worker.components.access_log
+    return Logged(supervisor, twistd, server.log_level, server.log_format, reactor, _exit, access_log)
 
 
-def _within_open_files(settings: Settings) -> Settings:
-    """The settings, with no more connections than there are open files for: some are kept for all else."""
+def _limit_connections(settings: Settings) -> Settings:
+    """Return the settings with no more connections than the limit of open files allows, and log if that is fewer."""
     wanted = settings.server.open_files
-    allowed = _allow_open_files(wanted)
+    allowed = _raise_open_files(wanted)
     connections = settings.server.connections_within(allowed)
     if allowed >= wanted:
         return settings
     _log.warn(
-        "only {connections} connections at once, and not {cap}: this process may have {allowed} files open, and needs"
-        " {wanted}; raise that limit (ulimit -Hn, LimitNOFILE), or lower {variable}",
+        "only {connections} connections are possible instead of {cap}: the limit of open files is {allowed}, and"
+        " {wanted} are needed; raise the limit (ulimit -Hn, LimitNOFILE), or lower {variable}",
         connections=connections,
         cap=settings.server.max_connections,
         allowed=allowed,
@@ -99,8 +101,8 @@ def _within_open_files(settings: Settings) -> Settings:
     return settings.model_copy(update={"server": server})
 
 
-def _allow_open_files(wanted: int) -> int:
-    """Ask for as many open files as all connections together may need, and say how many this process may have."""
+def _raise_open_files(wanted: int) -> int:
+    """Raise the soft limit of open files as far as needed and possible, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
@@ -108,31 +110,31 @@ def _allow_open_files(wanted: int) -> int:
     return wanted if soft == resource.RLIM_INFINITY else soft
 
 
-def _exit(line: str) -> NoReturn:
-    print(f"tkserver: {line}", file=sys.stderr)
+def _exit(message: str) -> NoReturn:
+    print(f"tkserver: {message}", file=sys.stderr)
     raise SystemExit(1)
 
 
-def _failing(reactor: Any) -> Callable[[str], None]:
-    """What ends a process that is already running: a line in the log, an orderly stop, and exit code 1."""
+def _fail_with(reactor: Any) -> Callable[[str], None]:
+    """Return a function that ends the running process: it logs a message, stops the reactor, and exits with 1."""
 
-    def fail(line: str) -> None:
-        _log.critical("{line}", line=line, event="fatal")
-        # twistd has no exit code of its own to give; this comes after it has tidied up.
-        atexit.register(_exit_at_last, 1)
+    def fail(message: str) -> None:
+        _log.critical("{line}", line=message, event="fatal")
+        # twistd offers no way to set the exit code. This handler runs after twistd has cleaned up.
+        atexit.register(_exit_process, 1)
         reactor.callWhenRunning(reactor.stop)
 
     return fail
 
 
-def _exit_at_last(code: int) -> NoReturn:
+def _exit_process(code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _stop_on_sigterm(reactor: Any) -> None:
-    """Take SIGTERM for the order to stop that it is. twistd would stop too, and then die of the signal."""
+    """Stop the reactor on SIGTERM. With twistd's own handler, the exit status would be the signal instead of 0."""
 
     def stop(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is stopping already

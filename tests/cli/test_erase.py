@@ -18,15 +18,14 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from tests.cli.command import run, run_json
-from tests.client import DIALECTS, App, Client, Reply, batch
-from tests.database import Database
-from tests.events import make_event
-from tests.ingest.test_credentials import LISTENERS, until_listening
-from tests.process import Twistd, wait_for
-from tests.stored import store
-from tests.test_lifecycle import ready
-from tkserver.storage import eraser
+from tests.storage.test_caches import LISTENERS, until_listening
+from tests.support.client import DIALECTS, App, Client, Reply, batch
+from tests.support.database import Database
+from tests.support.events import make_event
+from tests.support.process import Twistd, wait_for
+from tests.support.run_command import run, run_json
+from tests.support.stored import store
+from tests.system.test_lifecycle import ready
 from tkserver.storage.blocking import BlockingConnections
 
 USER, OTHER = "client_to_be_erased", "client_to_be_kept"

@@ -21,14 +21,14 @@ import pytest_twisted
 from pyarrow import parquet
 from twisted.internet import reactor
 
-from tests.client import App
-from tests.command import PROGRAM, Command
-from tests.conftest import start_server
-from tests.database import Database
-from tests.events import MISSING, make_event
+from tests.support.client import App
+from tests.support.command import PROGRAM, Command
+from tests.support.database import Database
+from tests.support.events import MISSING, make_event
+from tests.support.server import start_server
 from tkserver.client import Client, Result
+from tkserver.operations.export import Selection, StoredEvent, query, reading
 from tkserver.storage.blocking import BlockingConnections
-from tkserver.storage.export import Selection, StoredEvent, query, reading
 
 MOST_MEMORY = 300 << 20
 """Bytes, of a process that exports."""

@@ -15,15 +15,14 @@ from uuid import UUID
 
 import pytest
 
-from tests.client import App, batch
-from tests.command import Command, Done
-from tests.database import Database, DatabaseServer
-from tests.events import make_event
-from tests.process import Twistd, wait_for
-from tests.test_lifecycle import post, ready
+from tests.support.client import App, batch
+from tests.support.command import Command, Done
+from tests.support.database import Database, DatabaseServer
+from tests.support.events import make_event
+from tests.support.process import Twistd, wait_for
+from tests.system.test_lifecycle import post, ready
 from tkserver.cli.main import main
 from tkserver.cli.output import print_records
-from tkserver.storage import registry
 from tkserver.storage.blocking import BlockingConnections, transaction
 
 Tkserver = Callable[..., Done]

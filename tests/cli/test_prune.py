@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.command import run, run_json
-from tests.client import App
-from tests.command import PROGRAM
-from tests.database import Database
-from tests.process import environment
-from tests.stored import ages, store
+from tests.support.client import App
+from tests.support.command import PROGRAM
+from tests.support.database import Database
+from tests.support.process import environment
+from tests.support.run_command import run, run_json
+from tests.support.stored import ages, store
 
 
 @pytest.fixture

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import App
-from tests.command import Command
-from tests.database import Database, DatabaseServer
-from tests.process import Twistd, wait_for
-from tests.test_lifecycle import ready
-from tkserver.storage.demo import APP_ID
+from tests.support.client import App
+from tests.support.command import Command
+from tests.support.database import Database, DatabaseServer
+from tests.support.process import Twistd, wait_for
+from tests.system.test_lifecycle import ready
+from tkserver.storage.embedded.demo import APP_ID
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.process import environment
+from tests.support.process import environment
 
 Step = tuple[str, str]
 """An instruction, and what stands behind it in one line."""

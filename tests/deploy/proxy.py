@@ -12,8 +12,8 @@ from pathlib import Path
 
 import trustme
 
-from tests.process import environment, wait_for
-from tests.source import ROOT
+from tests.support.process import environment, wait_for
+from tests.support.source import ROOT
 
 NAME = "telemetry.example.org"
 """What the examples call the machine."""

@@ -11,8 +11,8 @@ import pytest
 
 from tests.deploy.env_example import FILE, example
 from tests.deploy.proxy import replaced
-from tests.source import ROOT
-from tests.test_documents import code_of, missing_in
+from tests.repository.test_documents import code_of, missing_in
+from tests.support.source import ROOT
 from tkserver.config import Settings, load, variables
 
 DEPLOY = ROOT / "deploy"

@@ -12,14 +12,14 @@ import psycopg2
 import pytest
 import yaml
 
-from tests.client import App, batch
-from tests.cluster import PASSWORD, Cluster, installations
-from tests.database import Database
 from tests.deploy.dockerfile import Builder, command_of, only, stages_of, variables_of
-from tests.events import make_event
-from tests.process import Twistd, environment, wait_for
-from tests.source import ROOT, copy_tracked
-from tests.test_lifecycle import post, ready
+from tests.support.client import App, batch
+from tests.support.cluster import PASSWORD, Cluster, installations
+from tests.support.database import Database
+from tests.support.events import make_event
+from tests.support.process import Twistd, environment, wait_for
+from tests.support.source import ROOT, copy_tracked
+from tests.system.test_lifecycle import post, ready
 
 BUILD, LAST = stages_of((ROOT / "deploy/Dockerfile").read_text())
 SERVICES = yaml.safe_load((ROOT / "deploy/docker-compose.yml").read_text())["services"]

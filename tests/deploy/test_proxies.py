@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import BOTH, App, batch
-from tests.database import Database, DatabaseServer
 from tests.deploy.proxy import KINDS, Proxy, program
-from tests.events import make_event
-from tests.process import Twistd, wait_for
-from tests.test_lifecycle import ready
+from tests.support.client import BOTH, App, batch
+from tests.support.database import Database, DatabaseServer
+from tests.support.events import make_event
+from tests.support.process import Twistd, wait_for
+from tests.system.test_lifecycle import ready
 
 MAX_BODY_BYTES = 5_242_880
 HTTP_1 = "--http1.1"

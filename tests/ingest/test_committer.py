@@ -11,22 +11,24 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
 
-from tests.events import make_event
+from tests.support.events import make_event
 from tkserver.ingest import committer as module
-from tkserver.ingest.committer import Bounds, Committer
+from tkserver.ingest.committer import Committer, QueueLimits
 from tkserver.storage.errors import Collision, DataRefused, Inseparable, Unavailable
 from tkserver.storage.events import Outcome, Submission
+from tkserver.wire.api_errors import Overloaded
 from tkserver.wire.batch import read_batch
-from tkserver.wire.refusal import Overloaded
 
 DUPLICATE = Outcome(duplicates=frozenset({0}))
 
 ORG, APP = uuid.uuid4(), uuid.uuid4()
 
 
-def submission(events: int = 1, nonce: str | None = None, *, app: uuid.UUID = APP, metered: bool = False) -> Submission:
+def submission(
+    events: int = 1, nonce: str | None = None, *, app: uuid.UUID = APP, has_quota: bool = False
+) -> Submission:
     body = json.dumps({"events": [make_event() for _ in range(events)]}).encode()
-    return Submission.of(ORG, app, nonce, read_batch(body).events, metered=metered)
+    return Submission.of(ORG, app, nonce, read_batch(body).events, has_quota=has_quota)
 
 
 class SlowStore:
@@ -62,9 +64,9 @@ class SlowStore:
 class Bench:
     """A committer on a slow store, and what it has told."""
 
-    def __init__(self, bounds: Bounds = Bounds()) -> None:  # noqa: B008 -- frozen
-        self.store, self.metered, self.clock = SlowStore(), SlowStore(), Clock()
-        self.committer = Committer(self.store, self.clock, bounds, self.metered)
+    def __init__(self, bounds: QueueLimits = QueueLimits()) -> None:  # noqa: B008 -- frozen
+        self.store, self.has_quota, self.clock = SlowStore(), SlowStore(), Clock()
+        self.committer = Committer(self.store, self.clock, bounds, self.has_quota)
 
     def submit(self, one: Submission) -> list[object]:
         told: list[object] = []
@@ -157,7 +159,7 @@ def test_a_failure_is_everybody_s() -> None:
 
 def test_timeout() -> None:
     """A submission that waits for too long is given up: not written if it still waited, and no news if it was."""
-    bench = Bench(Bounds(timeout=10))
+    bench = Bench(QueueLimits(timeout=10))
     told = [bench.submit(submission()) for _ in range(3)]
     bench.clock.advance(10)
     assert all(isinstance(one[0], Unavailable) for one in told)
@@ -167,8 +169,8 @@ def test_timeout() -> None:
     assert [len(one) for one in told] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("bounds", [Bounds(events=10), Bounds(bytes=10 * submission().bytes)])
-def test_water_marks(bounds: Bounds) -> None:
+@pytest.mark.parametrize("bounds", [QueueLimits(events=10), QueueLimits(bytes=10 * submission().bytes)])
+def test_water_marks(bounds: QueueLimits) -> None:
     """At the bound nothing more is taken, until no more than half of it is left."""
     bench = Bench(bounds)
     for _ in range(10):
@@ -199,17 +201,17 @@ def test_lanes() -> None:
     """Applications that have a quota: one commit of each at a time, in turn, and nobody without one waits for them."""
     bench = Bench()
     apps = [uuid.uuid4() for _ in range(3)]
-    told = [bench.submit(submission(app=app, metered=True)) for _ in range(3) for app in apps]
-    assert [lane[0].app_id for lane, _ in bench.metered.commits] == apps[:2]
+    told = [bench.submit(submission(app=app, has_quota=True)) for _ in range(3) for app in apps]
+    assert [lane[0].app_id for lane, _ in bench.has_quota.commits] == apps[:2]
     without = bench.submit(submission())
     bench.store.end()
     assert without == [DUPLICATE]
     written = []
-    while bench.metered.commits:
-        group = bench.metered.commits[0][0]
+    while bench.has_quota.commits:
+        group = bench.has_quota.commits[0][0]
         written.append((apps.index(group[0].app_id), len(group)))
-        bench.metered.end()
-        under_way = [lane[0].app_id for lane, _ in bench.metered.commits]
+        bench.has_quota.end()
+        under_way = [lane[0].app_id for lane, _ in bench.has_quota.commits]
         assert len(under_way) == len(set(under_way)) <= 2
     assert written == [(0, 1), (1, 1), (2, 3), (0, 2), (1, 2)]
     assert told == [[DUPLICATE]] * 9
@@ -218,25 +220,25 @@ def test_lanes() -> None:
 def test_a_lane_that_is_answered_and_sent_to_at_once() -> None:
     """What is submitted while the last of a lane is told its outcome is still written one after the other."""
     bench = Bench()
-    first = bench.committer.submit(submission(metered=True))
+    first = bench.committer.submit(submission(has_quota=True))
     again = [bench.submit for _ in range(2)]
-    first.addCallback(lambda _: [submit(submission(metered=True)) for submit in again])
-    bench.metered.end()
-    assert bench.metered.sizes == [1, 2]
-    bench.metered.end()
-    bench.submit(submission(metered=True))
-    assert bench.metered.sizes == [1, 2, 1]
+    first.addCallback(lambda _: [submit(submission(has_quota=True)) for submit in again])
+    bench.has_quota.end()
+    assert bench.has_quota.sizes == [1, 2]
+    bench.has_quota.end()
+    bench.submit(submission(has_quota=True))
+    assert bench.has_quota.sizes == [1, 2, 1]
 
 
 def test_what_cannot_be_said_together() -> None:
     """Submissions of which it cannot be said together what fits are asked about in halves."""
     bench = Bench()
-    told = [bench.submit(submission(metered=True)) for _ in range(5)]
-    bench.metered.end()
-    bench.metered.commits.pop(0)[1].errback(Inseparable("they do not fit together"))
-    while bench.metered.commits:
-        bench.metered.end()
-    assert bench.metered.sizes == [1, 4, 2, 2]
+    told = [bench.submit(submission(has_quota=True)) for _ in range(5)]
+    bench.has_quota.end()
+    bench.has_quota.commits.pop(0)[1].errback(Inseparable("they do not fit together"))
+    while bench.has_quota.commits:
+        bench.has_quota.end()
+    assert bench.has_quota.sizes == [1, 4, 2, 2]
     assert told == [[DUPLICATE]] * 5
 
 
@@ -259,12 +261,12 @@ def test_a_collision_costs_nobody_else() -> None:
 
 def test_a_lane_that_is_stuck() -> None:
     """It takes up no more than its share, and takes more again when it moves."""
-    bench = Bench(Bounds(events=40))
+    bench = Bench(QueueLimits(events=40))
     for _ in range(10):
-        bench.submit(submission(metered=True))
+        bench.submit(submission(has_quota=True))
     with pytest.raises(Overloaded):
-        bench.submit(submission(metered=True))
-    for other in (submission(), submission(app=uuid.uuid4(), metered=True)):
+        bench.submit(submission(has_quota=True))
+    for other in (submission(), submission(app=uuid.uuid4(), has_quota=True)):
         bench.submit(other)
-    bench.metered.end()
-    bench.submit(submission(metered=True))
+    bench.has_quota.end()
+    bench.submit(submission(has_quota=True))

@@ -9,13 +9,13 @@ import pytest
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred, fail, succeed
 
-from tkserver.exchange import Exchange
 from tkserver.ingest import verification
-from tkserver.ingest.verification import Claim, IngestRequest, Verified, Verifier
+from tkserver.ingest.verification import IngestRequest, VerificationState, VerifiedRequest, Verifier
+from tkserver.log.access import RequestRecord
+from tkserver.storage.credentials import Credential
 from tkserver.storage.errors import Unavailable
-from tkserver.storage.tokens import Credential
 from tkserver.wire import signature
-from tkserver.wire.refusal import DoNotTrack, InvalidToken, MissingSignature, Refusal, TimestampOutOfWindow
+from tkserver.wire.api_errors import ApiError, DoNotTrack, InvalidToken, MissingSignature, TimestampOutOfWindow
 from tkserver.wire.signature import sign, signed_message
 
 NOW = 1_700_000_000
@@ -50,15 +50,15 @@ def request(timestamp: int = NOW, **headers: str) -> IngestRequest:
     signed = sign("secret", signed_message(stamp, None, body)).decode()
     given = {"authorization": "Bearer token", "x-timestamp": stamp.decode(), "x-signature": signed}
     given.update({name.replace("_", "-"): text for name, text in headers.items()})
-    return IngestRequest(str(ORG), str(APP), given, body, Exchange())
+    return IngestRequest(str(ORG), str(APP), given, body, RequestRecord())
 
 
-def result(deferred: Deferred[Verified]) -> Verified:
+def result(deferred: Deferred[VerifiedRequest]) -> VerifiedRequest:
     """What has come of it by now."""
     found: list[object] = []
     deferred.addBoth(found.append)
     (outcome,) = found
-    if isinstance(outcome, Verified):
+    if isinstance(outcome, VerifiedRequest):
         return outcome
     outcome.raiseException()  # type: ignore[attr-defined]
     raise AssertionError
@@ -87,10 +87,10 @@ def test_the_first_step_that_fails_decides() -> None:
     """Steps run in their order, and none runs after one that fails."""
     ran: list[str] = []
 
-    def note(name: str) -> Callable[[Claim], Claim]:
-        def step(claim: Claim) -> Claim:
+    def note(name: str) -> Callable[[VerificationState], VerificationState]:
+        def step(state: VerificationState) -> VerificationState:
             ran.append(name)
-            return claim
+            return state
 
         return step
 
@@ -111,7 +111,7 @@ def test_do_not_track() -> None:
     """It ends the chain, after everything else has passed."""
     with pytest.raises(DoNotTrack):
         result(verifier().verify(request(dnt="1")))
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         result(verifier().verify(request(dnt="1", x_signature="00")))
 
 
@@ -127,7 +127,7 @@ def test_an_unknown_token_costs_a_signature_too(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(signature, "matches", matches)
     with pytest.raises(InvalidToken):
         result(verifier().verify(request(authorization="Bearer unknown")))
-    with pytest.raises(Refusal):
+    with pytest.raises(ApiError):
         result(verifier().verify(request(x_signature="00")))
     assert len(lengths) == 2
     assert lengths[0] == lengths[1]

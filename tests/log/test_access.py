@@ -9,8 +9,7 @@ import pytest
 from twisted.logger import LogEvent, formatEvent
 
 from tkserver import log
-from tkserver.exchange import CLIENT_GONE, Exchange
-from tkserver.log.access import AccessLog
+from tkserver.log.access import CLIENT_CLOSED_REQUEST, AccessLog, RequestRecord
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def access_log(events: list[LogEvent], sample: float = 1) -> AccessLog:
     [
         (200, "/v1", "info"),
         (401, "/v1", "info"),
-        (CLIENT_GONE, "/v1", "info"),
+        (CLIENT_CLOSED_REQUEST, "/v1", "info"),
         (500, "/v1", "error"),
         (503, "/v1", "warn"),
         (200, "/health", "debug"),
@@ -41,14 +40,14 @@ def access_log(events: list[LogEvent], sample: float = 1) -> AccessLog:
 )
 def test_level(events: list[LogEvent], status: int, route: str, level: str) -> None:
     """Faults of the server stand out, mistakes of clients do not, and probes are no news."""
-    access_log(events)(Exchange(route=route, status=status))
+    access_log(events)(RequestRecord(route=route, status=status))
     assert events[0]["log_level"].name == level
 
 
 def test_below_the_level(events: list[LogEvent]) -> None:
     """Nothing is made of what would not be written."""
     log.set_level("error")
-    access_log(events)(Exchange(status=503))
+    access_log(events)(RequestRecord(status=503))
     assert not events
 
 
@@ -59,16 +58,16 @@ def test_sample(events: list[LogEvent], status: int, sample: float, logged: int)
     """Only of what succeeds some is left out."""
     write = access_log(events, sample)
     for _ in range(8):
-        write(Exchange(status=status))
+        write(RequestRecord(status=status))
     assert len(events) == logged
 
 
 def test_any_observer_can_read_it(events: list[LogEvent]) -> None:
     """Twisted's own formatting works on it; what is not known is not there."""
     access_log(events)(
-        Exchange("r", method="POST", route="/{org_id}", status=400, code="odd", seconds=0.0123, received=2)
+        RequestRecord("r", method="POST", route="/{org_id}", status=400, code="odd", seconds=0.0123, received=2)
     )
     assert formatEvent(events[0]) == "POST /{org_id} 400 12.3ms odd received=2"
-    fields = events[0]["exchange"].fields()
+    fields = events[0]["record"].fields()
     assert fields["code"] == "odd"
     assert "accepted" not in fields

@@ -8,11 +8,11 @@ from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 
-from tests.logs import Lines
+from tests.support.logs import Lines
 from tkserver import log
-from tkserver.exchange import Exchange
-from tkserver.ingest.shield import Shared
-from tkserver.log.context import request_of
+from tkserver.deferreds import SharedDeferred
+from tkserver.log.access import RequestRecord
+from tkserver.log.context import request_id_of
 
 _log = log.logger("tkserver.test")
 
@@ -39,7 +39,7 @@ def test_lines() -> None:
     ids = Ids()
     globalLogPublisher.addObserver(ids)
     shared_work: Deferred[None] = Deferred()
-    shared = Shared(shared_work)
+    shared = SharedDeferred(shared_work)
 
     async def handle() -> None:
         _log.info("at once")
@@ -65,8 +65,8 @@ def test_failures() -> None:
     async def work() -> None:
         raise ValueError
 
-    def callback(_: None, exchange: Exchange) -> None:
-        raise ValueError(exchange)
+    def callback(_: None, record: RequestRecord) -> None:
+        raise ValueError(record)
 
     found: list[Failure] = []
 
@@ -76,6 +76,6 @@ def test_failures() -> None:
     within("a", lambda: ensureDeferred(work())).addErrback(find)
     log.outside_requests(ensureDeferred, work()).addErrback(find)
     done: Deferred[None] = Deferred()
-    done.addCallback(callback, Exchange("b")).addErrback(find)
+    done.addCallback(callback, RequestRecord("b")).addErrback(find)
     done.callback(None)
-    assert [request_of(failure) for failure in found] == ["a", None, "b"]
+    assert [request_id_of(failure) for failure in found] == ["a", None, "b"]

@@ -6,11 +6,10 @@ import pytest
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel
 
-from tests.log.kept import Kept
-from tkserver.exchange import Exchange
-from tkserver.log import lines
-from tkserver.log.access import AccessLog
-from tkserver.log.observer import GATHER, LineObserver
+from tests.support.kept import Kept
+from tkserver.log import formatters
+from tkserver.log.access import AccessLog, RequestRecord
+from tkserver.log.observer import MAX_DELAY, LineObserver
 
 
 @pytest.fixture
@@ -25,13 +24,13 @@ def kept() -> Kept:
 
 @pytest.fixture
 def observer(reactor: MemoryReactorClock, kept: Kept) -> LineObserver:
-    return LineObserver(lines.text, kept, reactor)
+    return LineObserver(formatters.format_text, kept, reactor)
 
 
 def answered(observer: LineObserver, status: int = 200) -> None:
     access_log = AccessLog(observer, 1, lambda: 0.0, lambda: 1.0)
     access_log.write_to(observer.write_request)
-    access_log(Exchange(status=status))
+    access_log(RequestRecord(status=status))
 
 
 def run(reactor: MemoryReactorClock) -> None:
@@ -50,10 +49,10 @@ def test_requests_wait_for_each_other(observer: LineObserver, reactor: MemoryRea
     for _ in range(3):
         answered(observer)
     assert not kept
-    reactor.advance(GATHER)
+    reactor.advance(MAX_DELAY)
     answered(observer)
     assert kept.writes == [3]
-    reactor.advance(GATHER)
+    reactor.advance(MAX_DELAY)
     assert kept.writes == [3, 1]
 
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from twisted.internet.defer import Deferred, ensureDeferred, succeed
 from twisted.python.failure import Failure
 
-from tests.database import Database
-from tests.events import make_event
-from tests.wire.strategies import event_text, events, json_texts, thorough
+from tests.support.database import Database
+from tests.support.events import make_event
+from tests.support.strategies import event_text, events, json_texts, thorough
 from tkserver.storage import events as events_module
 from tkserver.storage.blocking import BlockingConnections
 from tkserver.storage.events import Outcome, Submission

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.client import App
-from tests.database import Database, DatabaseServer
-from tests.process import wait_for
-from tests.stored import store
+from tests.support.client import App
+from tests.support.database import Database, DatabaseServer
+from tests.support.process import wait_for
+from tests.support.stored import store
 from tkserver.storage import migrations
 from tkserver.storage.blocking import BlockingConnections, transaction
 from tkserver.storage.errors import ConnectionLost, StorageError, Unavailable

@@ -13,7 +13,7 @@ from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.task import deferLater
 
-from tests.database import Database
+from tests.support.database import Database
 from tkserver.storage import errors, pool
 from tkserver.storage.connection import _connection_parameters
 from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, StorageError, Unavailable

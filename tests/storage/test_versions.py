@@ -10,13 +10,13 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
-from tests.certificates import Certificate
-from tests.client import SDK, App, Client
-from tests.cluster import Cluster, installations, speaks_tls, version
-from tests.conftest import launch_server, start_server
-from tests.database import Database
-from tests.events import make_event
-from tests.logs import logged_lines
+from tests.support.certificates import Certificate
+from tests.support.client import SDK, App, Client
+from tests.support.cluster import Cluster, installations, speaks_tls, version
+from tests.support.database import Database
+from tests.support.events import make_event
+from tests.support.logs import logged_lines
+from tests.support.server import launch_server, start_server
 
 INSTALLATIONS = sorted(installations(), key=version)
 

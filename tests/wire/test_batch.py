@@ -12,8 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.events import MISSING, make_event
-from tests.wire.strategies import (
+from tests.support.events import MISSING, make_event
+from tests.support.strategies import (
     batches,
     bodies,
     body_of,
@@ -26,17 +26,17 @@ from tests.wire.strategies import (
     nested,
     thorough,
 )
-from tkserver.wire.batch import MAX_EVENTS, Batch, count_events, read_batch
-from tkserver.wire.event import MAX_EVENT_BYTES, NIL_UUID
-from tkserver.wire.refusal import (
+from tkserver.wire.api_errors import (
+    ApiError,
     BatchSizeMismatch,
     BatchTooLarge,
     EmptyBatch,
-    EventRefusal,
+    EventError,
     InvalidEncoding,
     InvalidJson,
-    Refusal,
 )
+from tkserver.wire.batch import MAX_EVENTS, Batch, count_events, read_batch
+from tkserver.wire.event import MAX_EVENT_BYTES, NIL_UUID
 
 DEEP = 20_000
 MANY_DIGITS = "9" * 4301
@@ -46,10 +46,10 @@ GOOD = event_text(make_event())
 HARD_MEMBERS = [pytest.param(r'"x":"\ud800"', id="surrogate"), pytest.param(f'"x":{nested(DEEP)}', id="depth")]
 
 
-def read(body: str | bytes, declared_size: str | None = None) -> Batch | Refusal:
+def read(body: str | bytes, declared_size: str | None = None) -> Batch | ApiError:
     try:
         return read_batch(body.encode() if isinstance(body, str) else body, declared_size=declared_size)
-    except Refusal as refusal:
+    except ApiError as refusal:
         return refusal
 
 
@@ -65,7 +65,7 @@ def test_batch() -> None:
         0: UUID(good["event_id"]),
         2: UUID(good["event_id"]),
     }
-    assert batch.refusals == (EventRefusal(1, UUID(bad["event_id"]), "invalid_schema", "service.name: missing"),)
+    assert batch.refusals == (EventError(1, UUID(bad["event_id"]), "invalid_schema", "service.name: missing"),)
 
 
 @pytest.mark.parametrize(

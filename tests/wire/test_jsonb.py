@@ -9,9 +9,9 @@ import psycopg2
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 
-from tests.database import Database
-from tests.wire.strategies import json_texts, nested, number_texts, thorough
-from tkserver.wire import jsonb
+from tests.support.database import Database
+from tests.support.strategies import json_texts, nested, number_texts, thorough
+from tkserver.wire import event_validation
 
 NUL = "holds U+0000"
 NUMBER = "holds a number beyond what PostgreSQL's numeric can hold"
@@ -19,7 +19,7 @@ DEEP = "nested deeper than 500 levels"
 
 
 def objection(text: str) -> str | None:
-    return jsonb.objection(text.encode())
+    return event_validation.jsonb_objection(text.encode())
 
 
 # --- U+0000
@@ -232,7 +232,7 @@ def test_nesting_in_disguise(text: str) -> None:
 def test_time_for_digits() -> None:
     """Values of many long numbers take time in proportion to their length."""
     text = b"[" + b",".join([b"1" * 14_999] * 300) + b"]"
-    assert jsonb.objection(text) is None
+    assert event_validation.jsonb_objection(text) is None
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_time_for_digits() -> None:
 )
 def test_time(text: bytes) -> None:
     """Values that are made to look suspicious take time in proportion to their length."""
-    assert jsonb.objection(text) is None
+    assert event_validation.jsonb_objection(text) is None
 
 
 # --- a real PostgreSQL

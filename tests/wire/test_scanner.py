@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 from msgspec import Raw
 
-from tests.wire.strategies import (
+from tests.support.strategies import (
     damaged,
     is_shallow,
     is_well_formed,

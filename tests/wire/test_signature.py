@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.strategies import thorough
+from tests.support.strategies import thorough
 from tkserver.wire.signature import matches, sign, signed_message
 
 # The demo application's. Of an odd length, so that whoever takes it for hexadecimal notices.

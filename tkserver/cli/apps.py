@@ -8,12 +8,12 @@ from uuid import UUID, uuid4
 
 import click
 
-from tkserver.cli.database import connected
 from tkserver.cli.output import Record, json_option, print_record, print_records
-from tkserver.storage import registry
+from tkserver.operations import apps
+from tkserver.operations.apps import TIERS, App, Token
+from tkserver.operations.database import connected
+from tkserver.operations.retention import MOST_DAYS
 from tkserver.storage.blocking import transaction
-from tkserver.storage.registry import TIERS, App, Token
-from tkserver.storage.retention import MOST_DAYS
 
 HEARD_WITHIN = 2.0
 """Seconds for every server to hear of a change."""

@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 
-from tkserver.cli.database import connected
-from tkserver.cli.errors import NotFound
+from tkserver.cli.exit_codes import NotFound
 from tkserver.cli.output import json_option, print_record
-from tkserver.storage import eraser, registry
+from tkserver.operations.database import connected
+from tkserver.operations.erasure import Application
 from tkserver.storage.blocking import Connection
-from tkserver.storage.eraser import Application
 from tkserver.wire.event import USER_ID_PREFIXES
 
 SERVERS_KNOW = 2.5

@@ -9,13 +9,12 @@ from typing import Any
 import click
 import msgspec
 
-from tkserver.cli.database import connected
-from tkserver.cli.files import written_whole
-from tkserver.cli.formats import WRITERS
+from tkserver.cli.atomic_file import written_whole
 from tkserver.cli.output import progress
-from tkserver.storage import registry
+from tkserver.operations.database import connected
+from tkserver.operations.export import Selection, chunks, estimate, query, reading
+from tkserver.operations.export_formats import WRITERS
 from tkserver.storage.blocking import Connection
-from tkserver.storage.export import Selection, chunks, estimate, query, reading
 
 
 class Moment(click.ParamType[datetime]):

@@ -7,7 +7,7 @@ import click
 from tkserver import __version__
 from tkserver.cli.apps import apps
 from tkserver.cli.erase import erase
-from tkserver.cli.errors import OrderlyGroup
+from tkserver.cli.exit_codes import CommandGroup
 from tkserver.cli.export import export
 from tkserver.cli.maintenance import check, migrate
 from tkserver.cli.prune import prune
@@ -16,7 +16,7 @@ from tkserver.cli.tokens import tokens
 
 
 @click.group(
-    cls=OrderlyGroup,
+    cls=CommandGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
         "Settings are those of the server: variables that begin with TK__, or a .env file. The server itself is"

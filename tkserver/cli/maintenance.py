@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 import click
 
-from tkserver.cli.database import reachable
-from tkserver.cli.errors import Failed
+from tkserver.cli.exit_codes import Failed
 from tkserver.cli.output import json_option, print_records
 from tkserver.config import Settings, load
-from tkserver.database import embedded_by
+from tkserver.operations.database import embedded_by, reachable
 from tkserver.storage import migrations
 from tkserver.storage.blocking import BlockingConnections, Connection, rows, value
 from tkserver.storage.errors import DriverError, StorageError, translate

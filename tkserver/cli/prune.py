@@ -6,12 +6,12 @@ import time
 
 import click
 
-from tkserver.cli.database import connected
 from tkserver.cli.output import json_option, print_records, progress
 from tkserver.config import load
-from tkserver.storage import retention
+from tkserver.operations import retention
+from tkserver.operations.database import connected
+from tkserver.operations.retention import Limit
 from tkserver.storage.blocking import Connection
-from tkserver.storage.retention import Limit
 
 
 @click.command()

@@ -9,15 +9,15 @@ from typing import Any
 import click
 
 from tkserver import __version__
-from tkserver.cli.database import connected
-from tkserver.cli.errors import DatabaseUnavailable, Failed, NotFound
+from tkserver.cli.exit_codes import DatabaseUnavailable, Failed, NotFound
 from tkserver.cli.output import json_option, print_record
 from tkserver.cli.reactor import run
 from tkserver.client import Client, Event, EventBuilder, NotNow, Result, SendError, service
 from tkserver.config import Settings, load
-from tkserver.storage import demo, registry
+from tkserver.operations.apps import App, Token
+from tkserver.operations.database import connected
 from tkserver.storage.blocking import Connection
-from tkserver.storage.registry import App, Token
+from tkserver.storage.embedded import demo
 
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 -- where a server listens, and is reached
 _TRIES = 3

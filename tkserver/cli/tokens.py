@@ -10,11 +10,10 @@ from typing import Any
 import click
 
 from tkserver.cli.apps import credentials_of
-from tkserver.cli.database import connected
 from tkserver.cli.output import Record, json_option, print_record, print_records
-from tkserver.storage import registry
+from tkserver.operations.apps import TIERS, Token
+from tkserver.operations.database import connected
 from tkserver.storage.blocking import transaction
-from tkserver.storage.registry import TIERS, Token
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 

@@ -19,9 +19,9 @@
 An event that was not accepted may be sent again at any time: each is stored once, by its id.
 """
 
-from tkserver.client.answers import EventError, NotNow, Refused, Result, SendError
 from tkserver.client.client import Client
 from tkserver.client.events import Event, EventBuilder, environment_here, service
+from tkserver.client.responses import EventError, NotNow, Refused, Result, SendError
 from tkserver.wire.event import Environment, Service
 
 __all__ = [

@@ -22,8 +22,8 @@ from twisted.web.client import Agent, HTTPConnectionPool, RequestTransmissionFai
 from twisted.web.http_headers import Headers
 
 from tkserver import __version__
-from tkserver.client.answers import NotNow, Result, SendError, result_of, unreachable, with_result
 from tkserver.client.batches import MAX_BYTES, Batch, Sendable, batches
+from tkserver.client.responses import NotNow, Result, SendError, result_of, unreachable, with_result
 from tkserver.wire.signature import sign, signed_message
 
 FIRST_WAIT = 0.5

@@ -1,1 +1,1 @@
-"""What happens to one request, from its headers to its answer. Knows no sockets and no SQL."""
+"""Ingestion of a request, from its headers to the outcome of its events. Contains no sockets and no SQL."""

@@ -1,53 +1,54 @@
-"""Many requests, one commit.
+"""Group commit: many requests, one transaction.
 
-Submissions that arrive while commits are under way are written together in the next one. No timer is involved: a lone
-submission is written at once, and the more of them wait, the more are written at a time.
+Submissions that arrive while commits are in progress are written together by the next commit. There is no timer: a
+single submission is written immediately, and commits grow with the load.
 
-Those of an application that has a quota wait in a lane of its own: its commits follow one another, for they would wait
-for each other in the database, and keep those of all others waiting for a writer.
+Each application that has a quota has its own queue (a lane). Its commits run one after another, because they would wait
+for each other in the database and keep writers from all other applications.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Sequence, Sized
+from collections.abc import Awaitable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, ensureDeferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from tkserver import log
 from tkserver.ingest.ledger import GIVEN_UP, Ledger
-from tkserver.ingest.patience import Patience
-from tkserver.storage.errors import Collision, DataRefused, Inseparable
+from tkserver.storage.errors import DataRefused, Unavailable
+from tkserver.storage.event_store import is_divisible
 from tkserver.storage.events import Outcome, Submission
-from tkserver.wire.refusal import Overloaded
+from tkserver.wire.api_errors import Overloaded
 
 _log = log.logger(__name__)
 
 WRITERS = 3
-"""Commits that are under way at once: while one waits for the disk, the others have the processor."""
+"""Concurrent commits: while one waits for the disk, the others use the processor."""
 
-METERED_WRITERS = 2
-"""The same, for applications that have a quota: more of them would leave the others without a connection."""
+QUOTA_WRITERS = 2
+"""Concurrent commits of applications that have a quota. More would leave no connections for the others."""
 
 MAX_COMMIT_EVENTS = 4000
 MAX_COMMIT_BYTES = 4_194_304
 
 LANE_SHARE = 0.25
-"""The share of a bound that one application that has a quota may take: its lane may be stuck, and others are not."""
+"""The share of the queue that one application with a quota may fill: its lane may be blocked by a lock."""
 
 LOW_WATER = 0.5
-"""The share of a bound below which submissions are taken again after it was reached."""
+"""After the queue was full, submissions are accepted again when it is filled to this share."""
 
 
 @dataclass(frozen=True)
-class Bounds:
-    """What may wait to be committed, what is just being committed included.
+class QueueLimits:
+    """Limits of the queue. Submissions that are being committed count, too.
 
-    :ivar events: and ``bytes``: how much of them.
-    :ivar timeout: seconds after which a submission is given up.
+    :ivar timeout: seconds after which a submission fails.
     """
 
     events: int = 100_000
@@ -56,30 +57,39 @@ class Bounds:
 
 
 @dataclass(eq=False, slots=True)
-class Load:
-    """What waits to be committed, what is just being committed included."""
+class QueueLoad:
+    """The submissions in a queue, including those that are being committed."""
 
     events: int = 0
     bytes: int = 0
 
-    def add(self, other: _Pending) -> None:
-        self.events += other.events
-        self.bytes += other.bytes
+    def add(self, pending: _Pending) -> None:
+        self.events += pending.events
+        self.bytes += pending.bytes
 
-    def take_off(self, other: _Pending) -> None:
-        self.events -= other.events
-        self.bytes -= other.bytes
+    def remove(self, pending: _Pending) -> None:
+        self.events -= pending.events
+        self.bytes -= pending.bytes
 
-    def share_of(self, bounds: Bounds) -> float:
-        return max(self.events / bounds.events, self.bytes / bounds.bytes)
+    def share_of(self, limits: QueueLimits) -> float:
+        """Return how full the queue is, from 0 to 1."""
+        return max(self.events / limits.events, self.bytes / limits.bytes)
+
+
+class Store(Protocol):
+    """Stores submissions: see :class:`tkserver.storage.event_store.EventStore`."""
+
+    def store(
+        self, submissions: Sequence[Submission], *, skip_unstorable: bool = False
+    ) -> Awaitable[list[Outcome]]: ...
 
 
 @dataclass(eq=False, slots=True)
 class _Lane:
-    """What waits of one application that has a quota."""
+    """The queue of one application that has a quota."""
 
     queue: deque[_Pending] = field(default_factory=deque)
-    load: Load = field(default_factory=Load)
+    load: QueueLoad = field(default_factory=QueueLoad)
 
 
 @dataclass(eq=False, slots=True)
@@ -92,123 +102,111 @@ class _Pending:
 
     @property
     def nonce(self) -> tuple[int, int, str] | None:
-        """What no two submissions of one commit may share."""
+        """The nonce, which must be unique within a commit."""
         submission = self.submission
         return None if submission.nonce is None else (*submission.application, submission.nonce)
 
 
-class Store(Protocol):
-    """Where submissions go: see :class:`tkserver.storage.events.EventStore`."""
-
-    def store(self, submissions: Sequence[Submission]) -> Awaitable[list[Outcome]]: ...
-
-    def store_sound_part(self, submission: Submission) -> Awaitable[Outcome]: ...
-
-
 class Committer:
-    """Takes submissions and has them written, several at a time.
+    """Accepts submissions and commits them in groups.
 
-    :param metered: stores those of applications that have a quota; is given those of one application at a time.
-    :param ledger: is told what becomes of every event that is submitted.
-    :ivar load: what waits.
+    :param ledger: counts the outcome of every submitted event.
+    :ivar load: the load of all queues together.
     """
 
     def __init__(
         self,
         store: Store,
         reactor: Any,
-        bounds: Bounds,
-        metered: Store | None = None,
-        *,
-        ledger: Ledger | None = None,
+        limits: QueueLimits,
+        ledger: Ledger,
     ) -> None:
         self._store = store
-        self._metered = metered or store
-        self._bounds = bounds
-        self._ledger = ledger or Ledger()
-        self._patience = Patience[Outcome](bounds.timeout, reactor, "not committed")
+        self._limits = limits
+        self._ledger = ledger
+        self._timeouts = _Timeouts(limits.timeout, reactor)
         self._queue: deque[_Pending] = deque()
         self._writers = 0
         self._lanes: dict[tuple[int, int], _Lane] = {}
-        self._metered_writers = DeferredSemaphore(METERED_WRITERS)
-        self.load = Load()
+        self._quota_writers = DeferredSemaphore(QUOTA_WRITERS)
+        self.load = QueueLoad()
         self._full = False
-        self._complaints = log.Throttle(reactor.seconds)
+        self._throttle = log.Throttle(reactor.seconds)
 
     def check_load(self) -> None:
         """
-        :raise Overloaded: from when a bound is reached until no more than half of it is left.
+        :raise Overloaded: if the queue is full, or was full and has not been emptied to ``LOW_WATER`` since.
         """
-        fill = self.load.share_of(self._bounds)
-        self._full = fill > LOW_WATER if self._full else fill >= 1
+        share = self.load.share_of(self._limits)
+        self._full = share > LOW_WATER if self._full else share >= 1
         if self._full:
-            raise Overloaded("more events are arriving than can be stored: try again")
+            raise Overloaded("events arrive faster than they can be stored: try again later")
 
     def submit(self, submission: Submission) -> Deferred[Outcome]:
-        """Have a submission written.
+        """Add a submission to the queue, and return a Deferred that fires when it is committed.
 
-        Cancelling what this gives back drops a submission that still waits; one that is being written is written.
+        If the Deferred is cancelled, the submission is not written unless its commit has begun.
 
-        :raise Overloaded: when too much is waiting already.
-        :raise StorageError: when it could not be stored, or not in time. What its commit does later is settled when
-            it is sent again.
+        :raise Overloaded: if the queue is full.
+        :raise StorageError: if the submission could not be stored in time. Its commit may still succeed: the client
+            learns the result when it sends the events again.
         """
         pending = _Pending(submission, len(submission.rows), submission.bytes)
         try:
             self.check_load()
-            self._enter(pending)
-        except Overloaded as refusal:
-            self._ledger.refuse(pending.events, refusal.code)
+            self._enqueue(pending)
+        except Overloaded as error:
+            self._ledger.refuse(pending.events, error.code)
             raise
-        self._patience.wait_for(pending.outcome)
+        self._timeouts.add(pending.outcome)
         return pending.outcome
 
-    def _enter(self, pending: _Pending) -> None:
-        if pending.submission.metered:
-            self._enter_lane(pending)
+    def _enqueue(self, pending: _Pending) -> None:
+        if pending.submission.has_quota:
+            self._enqueue_in_lane(pending)
             return
         self.load.add(pending)
         self._queue.append(pending)
         if self._writers < WRITERS:
-            log.outside_requests(ensureDeferred, self._write())
+            _start(self._write())
 
     async def _write(self) -> None:
-        """Write what there is, until nothing is left."""
+        """Commit until the queue is empty."""
         self._writers += 1
         while group := self._next_group(self._queue):
-            await self._commit(group, self._store)
+            await self._commit(group)
         self._writers -= 1
 
-    def _enter_lane(self, pending: _Pending) -> None:
+    def _enqueue_in_lane(self, pending: _Pending) -> None:
         application = pending.submission.application
-        known = self._lanes.get(application)
-        lane = pending.lane = known or _Lane()
-        if lane.load.share_of(self._bounds) >= LANE_SHARE:
-            raise Overloaded("more events of this application are arriving than can be stored: try again")
+        existing = self._lanes.get(application)
+        lane = pending.lane = existing or _Lane()
+        if lane.load.share_of(self._limits) >= LANE_SHARE:
+            raise Overloaded("events of this application arrive faster than they can be stored: try again later")
         self.load.add(pending)
         lane.load.add(pending)
         lane.queue.append(pending)
-        if known is None:
+        if existing is None:
             self._lanes[application] = lane
-            log.outside_requests(ensureDeferred, self._write_lane(application, lane))
+            _start(self._write_lane(application, lane))
 
     async def _write_lane(self, application: tuple[int, int], lane: _Lane) -> None:
-        """Write what there is of an application, one commit after the other, in turn with other applications."""
+        """Commit until a lane is empty, one commit at a time, taking turns with other lanes."""
         while lane.queue:
-            async with self._metered_writers:
+            async with self._quota_writers:
                 if group := self._next_group(lane.queue):
-                    await self._commit(group, self._metered)
+                    await self._commit(group)
         del self._lanes[application]
 
     def _next_group(self, queue: deque[_Pending]) -> list[_Pending]:
-        """The oldest submissions of a queue, as many as go into one commit."""
+        """Remove the oldest submissions from a queue, as many as fit into one commit."""
         group: list[_Pending] = []
         events = size = 0
         nonces: set[object] = set()
         while queue:
             pending = queue[0]
-            if pending.outcome.called:  # nobody waits for it any more
-                self._settle(queue.popleft(), None)
+            if pending.outcome.called:  # timed out or cancelled
+                self._finish(queue.popleft(), None)
                 continue
             events, size = events + pending.events, size + pending.bytes
             nonce = pending.nonce
@@ -219,41 +217,43 @@ class Committer:
             group.append(queue.popleft())
         return group
 
-    async def _commit(self, group: list[_Pending], store: Store) -> None:
-        """Write a group in one commit; in halves, where one of it is in the way of the others."""
+    async def _commit(self, group: list[_Pending]) -> None:
+        """Commit a group; if some of its submissions prevent that, commit its halves."""
         try:
-            outcomes: Sequence[Outcome | Failure] = await self._write_group(group, store)
+            outcomes: Sequence[Outcome | Failure] = await self._store_group([pending.submission for pending in group])
         except Exception as error:
-            if len(group) > 1 and divides(error, group):
+            if len(group) > 1 and is_divisible(error, group):
                 half = len(group) // 2
-                await self._commit(group[:half], store)
-                await self._commit(group[half:], store)
+                await self._commit(group[:half])
+                await self._commit(group[half:])
                 return
             outcomes = [Failure()] * len(group)
         for pending, outcome in zip(group, outcomes, strict=True):
-            self._settle(pending, outcome)
-        self._patience.forget_fired()
+            self._finish(pending, outcome)
+        self._timeouts.discard_fired()
 
-    async def _write_group(self, group: list[_Pending], store: Store) -> list[Outcome]:
-        """
-        :raise StorageError: one that :func:`divides`, where there are several submissions and only some to blame.
-        """
+    async def _store_group(self, submissions: list[Submission]) -> list[Outcome]:
         try:
-            return await store.store([pending.submission for pending in group])
+            return await self._store.store(submissions)
         except DataRefused as error:
-            if len(group) > 1:
+            if len(submissions) > 1:
                 raise
             problem = str(error)
-            if self._complaints.lets_pass(problem):
+            if self._throttle.allows(problem):
                 _log.warn(
-                    "the database refuses events that we do not: {problem}", problem=problem, event="data_refused"
+                    "the database rejects events that passed validation: {problem}",
+                    problem=problem,
+                    event="data_refused",
                 )
-            return [await store.store_sound_part(group[0].submission)]
+            return await self._store.store(submissions, skip_unstorable=True)
 
-    def _settle(self, pending: _Pending, outcome: Outcome | Failure | None) -> None:
-        self.load.take_off(pending)
+    def _finish(self, pending: _Pending, outcome: Outcome | Failure | None) -> None:
+        """
+        :param outcome: ``None`` if the submission was not written because nothing waits for it anymore.
+        """
+        self.load.remove(pending)
         if pending.lane is not None:
-            pending.lane.load.take_off(pending)
+            pending.lane.load.remove(pending)
         if isinstance(outcome, Outcome):
             self._ledger.settle(pending.events, outcome)
         elif outcome is None:
@@ -264,6 +264,38 @@ class Committer:
             pending.outcome.callback(outcome)
 
 
-def divides(error: Exception, group: Sized) -> bool:
-    """Whether what could not be committed is tried again in parts: a group by submissions, a lone one by events."""
-    return isinstance(error, DataRefused) or (len(group) > 1 and isinstance(error, (Collision, Inseparable)))
+class _Timeouts:
+    """Fails Deferreds that have not fired in time, all with the same timeout and therefore with a single timer.
+
+    :param seconds: after which a Deferred fails with :exc:`Unavailable`.
+    """
+
+    def __init__(self, seconds: float, reactor: Any) -> None:
+        self._seconds = seconds
+        self._reactor = reactor
+        self._waiting: deque[tuple[float, Deferred[Outcome]]] = deque()
+        self._timer: IDelayedCall | None = None
+
+    def add(self, deferred: Deferred[Outcome]) -> None:
+        self._waiting.append((self._reactor.seconds() + self._seconds, deferred))
+        if self._timer is None:
+            self._timer = self._reactor.callLater(self._seconds, self._expire)
+
+    def discard_fired(self) -> None:
+        """Remove the oldest Deferreds that have fired, so that their results are freed."""
+        while self._waiting and self._waiting[0][1].called:
+            self._waiting.popleft()
+
+    def _expire(self) -> None:
+        self._timer = None
+        self.discard_fired()
+        while self._waiting and self._waiting[0][0] <= self._reactor.seconds():
+            self._waiting.popleft()[1].errback(Unavailable(f"not committed within {self._seconds:g} s"))
+            self.discard_fired()
+        if self._waiting:
+            self._timer = self._reactor.callLater(self._waiting[0][0] - self._reactor.seconds(), self._expire)
+
+
+def _start(writer: Any) -> None:
+    """Start a writer outside the context of the request that happens to need it: it commits for many requests."""
+    Context().run(ensureDeferred, writer)

@@ -1,68 +1,87 @@
-"""One request, told top to bottom: verify it, read its events, store them, answer."""
+"""Ingestion of one request: verify it, read its events, and store them."""
 
 from __future__ import annotations
 
-from tkserver.exchange import Exchange
+from collections.abc import Iterable
+
+from msgspec import Struct
+
 from tkserver.ingest.committer import Committer
-from tkserver.ingest.credentials import Usage
 from tkserver.ingest.ledger import Ledger
 from tkserver.ingest.verification import IngestRequest, Verifier
+from tkserver.storage.caches import LastUsedTimes
 from tkserver.storage.events import Outcome, Submission
 from tkserver.storage.quota import Allowance
-from tkserver.wire import answer
-from tkserver.wire.answer import Answer
-from tkserver.wire.batch import Batch, count_events, read_batch
-from tkserver.wire.media import decode_body
-from tkserver.wire.refusal import (
+from tkserver.wire.api_errors import (
     EVENT_ID_CONFLICT,
     INVALID_SCHEMA,
     AllEventsRejected,
+    ApiError,
     DoNotTrack,
-    EventRefusal,
+    EventError,
     NonceReused,
     QuotaExceeded,
-    Refusal,
 )
+from tkserver.wire.batch import Batch, count_events, decode_body, read_batch
+
+
+class IngestResult(Struct, frozen=True):
+    """The result for a batch of which at least one event was accepted.
+
+    :ivar accepted: the number of events that are stored now, including ``duplicates``.
+    :ivar duplicates: the number of events that were stored before.
+    :ivar errors: the errors of all other events, by their index.
+    """
+
+    accepted: int
+    duplicates: int
+    errors: tuple[EventError, ...] = ()
 
 
 class Ingestion:
-    """Takes requests in.
+    """Handles ingest requests.
 
-    :param ledger: where events are entered when they are received; what the committer takes, it settles.
-    :param max_body_bytes: the most that a compressed body may inflate to.
+    :param ledger: counts events when they are received; the committer counts the outcomes of those that are submitted.
+    :param max_body_bytes: the maximum size of a body after decompression.
     """
 
     def __init__(
-        self, verifier: Verifier, committer: Committer, usage: Usage, ledger: Ledger, max_body_bytes: int
+        self, verifier: Verifier, committer: Committer, last_used: LastUsedTimes, ledger: Ledger, max_body_bytes: int
     ) -> None:
         self._verifier = verifier
         self._committer = committer
-        self._usage = usage
+        self._last_used = last_used
         self._ledger = ledger
         self._max_body_bytes = max_body_bytes
 
-    async def take(self, request: IngestRequest) -> Answer:
+    async def ingest(self, request: IngestRequest) -> IngestResult:
         """
-        :raise Refusal: when the request is refused as a whole.
-        :raise DoNotTrack: when the client asked for that: its events were counted, and nothing is stored.
-        :raise StorageError: when its events could not be stored this time.
+        :raise ApiError: if the whole request is rejected.
+        :raise DoNotTrack: if the client sent a do-not-track header: its events are counted, and nothing is stored.
+        :raise StorageError: if its events could not be stored this time.
         """
         try:
             verified = await self._verifier.verify(request)
         except DoNotTrack:
-            self._ledger.leave(self._count(request))
+            self._ledger.skip(self._count(request))
             raise
-        self._usage.note(verified.credential)
+        credential = verified.credential
+        self._last_used.record(credential)
         batch = read_batch(self._decode(request), declared_size=request.headers.get("x-batch-size"))
         self._ledger.receive(batch)
-        exchange = request.exchange
-        exchange.received = len(batch.events) + len(batch.refusals)
+        record = request.record
+        record.received = batch.size
         if not batch.events:
-            exchange.rejected = len(batch.refusals)
-            raise _all_rejected(batch.refusals)
-        metered = verified.credential.metered
-        submission = Submission.of(verified.org_id, verified.app_id, verified.nonce, batch.events, metered=metered)
-        return _answer(batch, await self._committer.submit(submission), exchange)
+            record.rejected = batch.size
+            raise _all_rejected(batch.errors)
+        submission = Submission.from_events(
+            verified.org_id, verified.app_id, verified.nonce, batch.events, has_quota=credential.has_quota
+        )
+        result = _result(batch, await self._committer.submit(submission))
+        record.accepted, record.duplicates, record.rejected = result.accepted, result.duplicates, len(result.errors)
+        if not result.accepted:
+            raise _all_rejected(result.errors)
+        return result
 
     def _decode(self, request: IngestRequest) -> bytes:
         return decode_body(
@@ -73,45 +92,44 @@ class Ingestion:
         )
 
     def _count(self, request: IngestRequest) -> int:
-        """How many events a request has, as far as that can be known without a look at them."""
+        """Return the number of events in the body, or 0 if the body cannot be decoded."""
         try:
             return count_events(self._decode(request))
-        except Refusal:
+        except ApiError:
             return 0
 
 
-def _answer(batch: Batch, outcome: Outcome, exchange: Exchange) -> Answer:
+def _result(batch: Batch, outcome: Outcome) -> IngestResult:
     if outcome.problem is not None:
         raise outcome.problem
     if outcome.nonce_reused:
-        raise NonceReused("this X-Nonce was used before: sign each request with a new one")
+        raise NonceReused("this X-Nonce was used before: sign each request with a new nonce")
     if outcome.over_quota is not None:
-        raise _over(outcome.over_quota)
-    refusals = (
-        *batch.refusals,
-        *_refusals(batch, outcome.conflicts, EVENT_ID_CONFLICT, "event_id: belongs to another application"),
-        *_refusals(batch, outcome.unstorable, INVALID_SCHEMA, "event.data: cannot be stored"),
+        raise _quota_exceeded(outcome.over_quota)
+    errors = (
+        *batch.errors,
+        *_errors(batch, outcome.conflicts, EVENT_ID_CONFLICT, "event_id: belongs to another application"),
+        *_errors(batch, outcome.unstorable, INVALID_SCHEMA, "event.data: cannot be stored"),
     )
     accepted = len(batch.events) - len(outcome.conflicts) - len(outcome.unstorable)
-    duplicates = len(outcome.duplicates)
-    exchange.accepted, exchange.duplicates, exchange.rejected = accepted, duplicates, len(refusals)
-    if not accepted:
-        raise _all_rejected(refusals)
-    return answer.stored(accepted=accepted, duplicates=duplicates, refusals=refusals)
+    return IngestResult(accepted, len(outcome.duplicates), _sorted(errors))
 
 
-def _over(allowance: Allowance) -> QuotaExceeded:
+def _errors(batch: Batch, indexes: Iterable[int], code: str, message: str) -> list[EventError]:
+    return [EventError(index, batch.events[index].event_id, code, message) for index in indexes]
+
+
+def _sorted(errors: tuple[EventError, ...]) -> tuple[EventError, ...]:
+    return tuple(sorted(errors, key=lambda error: error.index)) if len(errors) > 1 else errors
+
+
+def _quota_exceeded(allowance: Allowance) -> QuotaExceeded:
     return QuotaExceeded(
-        f"{allowance.left} of the {allowance.quota} events that this application may store in a month are left, and"
-        f" this batch has more new ones: the next month begins at {allowance.resets_at:%Y-%m-%dT%H:%M:%SZ}",
+        f"the monthly quota of this application is {allowance.quota} events, of which {allowance.left} are left, and"
+        f" this batch has more new events; the next month begins at {allowance.resets_at:%Y-%m-%dT%H:%M:%SZ}",
         retry_after=allowance.retry_after,
     )
 
 
-def _refusals(batch: Batch, places: frozenset[int], code: str, message: str) -> list[EventRefusal]:
-    return [EventRefusal(place, batch.events[place].event_id, code, message) for place in places]
-
-
-def _all_rejected(refusals: tuple[EventRefusal, ...]) -> AllEventsRejected:
-    first = min(refusals, key=lambda refusal: refusal.index)
-    return AllEventsRejected(f"every event was refused, the first for: {first.message}", refusals)
+def _all_rejected(errors: tuple[EventError, ...]) -> AllEventsRejected:
+    return AllEventsRejected(f"all events were rejected; the first error is: {errors[0].message}", errors)

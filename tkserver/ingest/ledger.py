@@ -1,4 +1,4 @@
-"""The books: what became of each event that was received, to the event."""
+"""Event accounting: the outcome of every event that was received."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections import Counter
 
 from tkserver.storage.errors import StorageError
 from tkserver.storage.events import Outcome
-from tkserver.wire.batch import Batch
-from tkserver.wire.refusal import (
+from tkserver.wire.api_errors import (
     EVENT_CODES,
     EVENT_ID_CONFLICT,
     INVALID_SCHEMA,
@@ -17,9 +16,10 @@ from tkserver.wire.refusal import (
     QuotaExceeded,
     StorageUnavailable,
 )
+from tkserver.wire.batch import Batch
 
 Entry = tuple[str, str]
-"""An outcome, and where there are several reasons for it, the code of one: the same that clients are told."""
+"""An outcome, and the error code if there are several reasons for the outcome. Clients receive the same code."""
 
 STORED: Entry = ("stored", "")
 DUPLICATE: Entry = ("duplicate", "")
@@ -27,17 +27,17 @@ NOT_TRACKED: Entry = ("not_tracked", "")
 ERASED: Entry = ("erased", "")
 
 REJECTED = "rejected"
-"""For ever: the event breaks a rule."""
+"""Permanently: the event violates a rule."""
 
 REFUSED = "refused"
-"""For now: the client is to send it again, and then it is received once more."""
+"""Temporarily: the client sends the event again, and then it is received once more."""
 
 GIVEN_UP = "given_up"
-"""Nobody waited any more when its turn to be written came: the client was gone, or had been told that it took too
-long."""
+"""The code of events that were not written because nothing waited for them anymore: the client had disconnected, or
+the request had timed out."""
 
-_FOR_NOW = (
-    *(refusal.code for refusal in (Overloaded, StorageUnavailable, NonceReused, QuotaExceeded, InternalError)),
+_TEMPORARY = (
+    *(error.code for error in (Overloaded, StorageUnavailable, NonceReused, QuotaExceeded, InternalError)),
     GIVEN_UP,
 )
 
@@ -47,20 +47,19 @@ ENTRIES: tuple[Entry, ...] = (
     *((REJECTED, code) for code in EVENT_CODES),
     NOT_TRACKED,
     ERASED,
-    *((REFUSED, code) for code in _FOR_NOW),
+    *((REFUSED, code) for code in _TEMPORARY),
 )
-"""All that there are."""
+"""All possible entries."""
 
 
 class Ledger:
-    """Counts events when they are received, and each of them once more when it is settled.
+    """Counts each event when it is received and again when its outcome is known.
 
-    At any time, ``received`` is the sum of ``settled`` and of what waits to be committed. The books are kept where it
-    is known what became of an event, and not where it is answered: a client may be gone by then, or have been told
-    something else because it took too long.
+    At any time, ``received`` equals the sum of ``settled`` and of the events in the queue. Outcomes are counted where
+    they are decided, not where the response is sent: the client may have disconnected, or the request timed out.
 
-    :ivar received: events of batches that were read, or counted where they are not to be tracked.
-    :ivar settled: events by what became of them.
+    :ivar received: events of all batches that were read; of do-not-track requests, the events that were counted.
+    :ivar settled: events by outcome.
     """
 
     def __init__(self) -> None:
@@ -68,38 +67,41 @@ class Ledger:
         self.settled: Counter[Entry] = Counter(dict.fromkeys(ENTRIES, 0))
 
     def receive(self, batch: Batch) -> None:
-        """A batch was read. What breaks a rule is rejected with that, whatever becomes of the rest."""
-        self.received += len(batch.events) + len(batch.refusals)
-        for refusal in batch.refusals:
-            self.settled[REJECTED, refusal.code] += 1
+        """Count the events of a batch, and settle those that are invalid."""
+        self.received += batch.size
+        for error in batch.errors:
+            self.settled[REJECTED, error.code] += 1
 
-    def leave(self, events: int) -> None:
-        """So many events are not to be tracked."""
+    def skip(self, events: int) -> None:
+        """Count the events of a do-not-track request."""
         self.received += events
         self.settled[NOT_TRACKED] += events
 
     def refuse(self, events: int, code: str) -> None:
-        """So many events are not stored for now."""
+        """Settle events that were not stored for a temporary reason."""
         self.settled[REFUSED, code] += events
 
     def fail(self, events: int, error: BaseException | None) -> None:
-        """So many events could not be stored."""
+        """Settle events that could not be stored because of an exception."""
         self.refuse(events, StorageUnavailable.code if isinstance(error, StorageError) else InternalError.code)
 
     def settle(self, events: int, outcome: Outcome) -> None:
-        """A submission of so many events was committed."""
+        """Settle the events of a committed submission.
+
+        :param events: the number of events in the submission.
+        """
         if outcome.nonce_reused:
             self.refuse(events, NonceReused.code)
         elif outcome.over_quota is not None:
             self.refuse(events, QuotaExceeded.code)
         elif outcome.duplicates or outcome.conflicts or outcome.unstorable or outcome.erased:
-            self._enter(events, outcome)
+            self._settle_each(events, outcome)
         else:
             self.settled[STORED] += events
 
-    def _enter(self, events: int, outcome: Outcome) -> None:
+    def _settle_each(self, events: int, outcome: Outcome) -> None:
         conflicts, unstorable = outcome.conflicts, outcome.unstorable
-        erased = outcome.erased - conflicts - unstorable  # which are not there, whoever they are of
+        erased = outcome.erased - conflicts - unstorable  # those are not stored in any case
         duplicates = outcome.duplicates - erased
         settled = self.settled
         settled[STORED] += events - len(duplicates) - len(erased) - len(conflicts) - len(unstorable)

@@ -1,46 +1,50 @@
-"""Whether the database stores events, found out a few times a second however many want to know."""
+"""Readiness of the database, queried at most a few times a second, however many probes ask for it."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from contextvars import Context
+from typing import Any, NoReturn
 
 from twisted.internet.defer import Deferred, ensureDeferred
 
-from tkserver import log
-from tkserver.ingest.patience import in_time
-from tkserver.ingest.shield import Shared
+from tkserver.deferreds import SharedDeferred
+from tkserver.storage.errors import StorageError, Unavailable
 
-FRESH = 0.25
-"""Seconds for which an answer holds. Anybody may ask, and finding out costs a write."""
+LIFETIME = 0.25
+"""Seconds for which a result is reused: anyone may ask, and each check is a write."""
 
-PATIENCE = 2.0
-"""Seconds after which a database that does not answer is not ready: probes are not patient themselves."""
+TIMEOUT = 2.0
+"""Seconds after which a database that does not respond counts as not ready: probes have short timeouts themselves."""
 
 
 class Readiness:
-    """Asks, and remembers the answer for a moment.
+    """Checks whether the database accepts writes.
 
-    :param probe: returns when the database accepts writes, and raises a ``StorageError`` where it does not.
+    :param probe: returns if the database accepts writes, otherwise raises a ``StorageError``.
     """
 
     def __init__(self, probe: Callable[[], Awaitable[None]], reactor: Any) -> None:
         self._probe = probe
         self._reactor = reactor
-        self._stale_from = float("-inf")
-        self._answer: Shared[None] | None = None
+        self._valid_until = float("-inf")
+        self._check: SharedDeferred[None] | None = None
 
     def check(self) -> Deferred[None]:
         """
-        :raise StorageError: when the database accepts no writes.
+        :raise StorageError: if the database does not accept writes.
         """
-        if self._answer is None or self._reactor.seconds() >= self._stale_from:
-            self._stale_from = float("inf")  # while it is being found out, everyone waits for the same answer
-            self._answer = Shared(log.outside_requests(ensureDeferred, self._ask()))
-        return in_time(self._answer.wait(), PATIENCE, self._reactor, "the database has not answered")
+        if self._check is None or self._reactor.seconds() >= self._valid_until:
+            self._valid_until = float("inf")  # until the result is known, all callers wait for the same check
+            self._check = SharedDeferred(Context().run(ensureDeferred, self._run_probe()), expected=StorageError)
+        return self._check.wait().addTimeout(TIMEOUT, self._reactor, _timed_out)
 
-    async def _ask(self) -> None:
+    async def _run_probe(self) -> None:
         try:
             await self._probe()
         finally:
-            self._stale_from = self._reactor.seconds() + FRESH
+            self._valid_until = self._reactor.seconds() + LIFETIME
+
+
+def _timed_out(_: object, seconds: float) -> NoReturn:
+    raise Unavailable(f"the database did not respond within {seconds:g} s")

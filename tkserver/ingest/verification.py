@@ -1,8 +1,8 @@
-"""Who sent this, and may they: the chain of checks between the headers of a request and its events.
+"""Verification of a request: the chain of checks between its headers and its events.
 
-Each check is a small step that takes a :class:`Claim` and gives it back, possibly knowing more, or raises a
-:class:`~tkserver.wire.refusal.Refusal`. :class:`Verifier` strings them on a Deferred in the contract's order, those
-that wait for nothing several on one link.
+Each check is a small function that takes a :class:`VerificationState` and returns it, possibly with more information,
+or raises an :class:`~tkserver.wire.api_errors.ApiError`. :class:`Verifier` chains them on a Deferred in the order of
+the contract. Consecutive checks that do not wait for anything share a callback.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from msgspec import Struct
 from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
-from tkserver.exchange import Exchange
-from tkserver.failures import drop_frames
-from tkserver.ingest.credentials import CredentialCache
-from tkserver.limits.bucket import Verdict
-from tkserver.limits.requests import RequestLimit
-from tkserver.storage.tokens import Credential
+from tkserver.deferreds import clear_traceback
+from tkserver.limits.request_rate import RequestRateLimit
+from tkserver.limits.token_bucket import Decision
+from tkserver.log.access import RequestRecord
+from tkserver.storage.caches import CredentialCache
+from tkserver.storage.credentials import Credential
 from tkserver.wire import signature
-from tkserver.wire.refusal import (
+from tkserver.wire.api_errors import (
+    ApiError,
     DoNotTrack,
     InvalidId,
     InvalidNonce,
@@ -37,41 +38,42 @@ from tkserver.wire.refusal import (
     MissingSignature,
     MissingTimestamp,
     RateLimited,
-    Refusal,
     TimestampOutOfWindow,
     TokenMismatch,
 )
 
 _NO_SECRET = "0" * 64
-"""Signed with where there is no credential, so that this takes as long as where there is one."""
+"""The key for requests without a credential, so that they take as long as requests with one."""
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,128}")
 _MAX_TIMESTAMP_DIGITS = 20
-_LONGEST_TOKEN = 255
+_MAX_TOKEN_LENGTH = 255
 
 
 class IngestRequest(Struct, frozen=True):
-    """A request as it came in.
+    """A request as received.
 
-    :ivar headers: by lower-case name. Values as sent, ISO 8859-1.
-    :ivar body: as sent, still compressed where it is.
-    :ivar exchange: where the chain says what it finds out, and which headers the answer carries besides.
+    :ivar headers: by lower-case name. Values are decoded from ISO 8859-1.
+    :ivar body: as received, still compressed if it was sent so.
+    :ivar record: checks add what they find out.
+    :ivar response_headers: checks add the headers that every response to this request has.
     """
 
     org_id: str
     app_id: str
     headers: Mapping[str, str]
     body: bytes
-    exchange: Exchange
+    record: RequestRecord
+    response_headers: dict[str, str]
 
 
 @dataclass(slots=True)
-class Claim:
-    """A request and what is known of it so far, to which each step may add.
+class VerificationState:
+    """A request and what the checks have found out so far.
 
-    :ivar candidates: the credentials that it may have been signed with.
-    :ivar credential: the one that it was signed with.
+    :ivar candidates: the credentials with which the request may have been signed.
+    :ivar credential: the one with which it was signed.
     """
 
     request: IngestRequest
@@ -84,8 +86,8 @@ class Claim:
         return self.request.headers.get(name)
 
 
-class Verified(Struct, frozen=True):
-    """A request that may be taken in."""
+class VerifiedRequest(Struct, frozen=True):
+    """A request that has passed all checks."""
 
     request: IngestRequest
     org_id: UUID
@@ -96,27 +98,27 @@ class Verified(Struct, frozen=True):
 
 T = TypeVar("T")
 
-Check = Callable[[Claim], Claim]
-Step = Callable[[Claim], "Claim | Deferred[Claim]"]
+Check = Callable[[VerificationState], VerificationState]
+Step = Callable[[VerificationState], "VerificationState | Deferred[VerificationState]"]
 
 
-def in_turn(*checks: Check) -> Check:
-    """Checks that wait for nothing, as one step: a link of a Deferred costs more than most of them."""
+def run_checks(*checks: Check) -> Check:
+    """Combine checks that do not wait into one step: a callback of a Deferred costs more than most of them."""
 
-    def check_all(claim: Claim) -> Claim:
+    def run_all(state: VerificationState) -> VerificationState:
         for check in checks:
-            claim = check(claim)
-        return claim
+            state = check(state)
+        return state
 
-    return check_all
+    return run_all
 
 
 class Verifier:
-    """Runs a request through the chain.
+    """Runs a request through all checks.
 
-    :param now: gives seconds since 1970.
-    :param tolerance: seconds by which the clocks of client and server may differ, either way.
-    :param limit: how many requests an application may send; ``None`` where no tier has a limit.
+    :param now: returns Unix time.
+    :param tolerance: the maximum difference between the clocks of client and server, in seconds.
+    :param limit: the rate limit of applications; ``None`` if no tier has one.
     """
 
     def __init__(
@@ -124,173 +126,173 @@ class Verifier:
         credentials: CredentialCache,
         now: Callable[[], float],
         tolerance: int,
-        limit: RequestLimit | None = None,
+        limit: RequestRateLimit | None = None,
     ) -> None:
         self._credentials = credentials
         self._now = now
         self._tolerance = tolerance
-        identify = in_turn(identify_application, require_headers)
-        authenticate = in_turn(require_candidates, check_signature, self.check_timestamp, check_nonce, check_scope)
+        identify = run_checks(identify_application, require_headers)
+        authenticate = run_checks(require_candidates, check_signature, self.check_timestamp, check_nonce, check_scope)
         self.steps: tuple[Step, ...] = (
-            (identify, self.find_candidates, in_turn(authenticate, honour_do_not_track))
+            (identify, self.find_candidates, run_checks(authenticate, check_do_not_track))
             if limit is None
-            else (identify, self.find_candidates, authenticate, partial(check_rate, limit), honour_do_not_track)
+            else (identify, self.find_candidates, authenticate, partial(check_rate, limit), check_do_not_track)
         )
 
-    def verify(self, request: IngestRequest) -> Deferred[Verified]:
+    def verify(self, request: IngestRequest) -> Deferred[VerifiedRequest]:
         """
-        :raise Refusal: by the first step that fails.
-        :raise DoNotTrack: when the client asked for that.
+        :raise ApiError: by the first check that fails.
+        :raise DoNotTrack: if the client sent a do-not-track header.
         """
-        claim: Deferred[Claim] = succeed(Claim(request))
+        state: Deferred[VerificationState] = succeed(VerificationState(request))
         for step in self.steps:
-            claim.addCallback(step)
-        return claim.addCallbacks(_verified, _refused)
+            state.addCallback(step)
+        return state.addCallbacks(_verified, _failed)
 
-    def find_candidates(self, claim: Claim) -> Claim | Deferred[Claim]:
-        """By the bearer token where there is one, and else by the application."""
-        authorization = claim.header("authorization")
+    def find_candidates(self, state: VerificationState) -> VerificationState | Deferred[VerificationState]:
+        """Look up credentials by the bearer token if there is one, otherwise by the application."""
+        authorization = state.header("authorization")
         if authorization is None:
-            found = self._credentials.by_app(_known(claim.org_id), _known(claim.app_id))
+            found = self._credentials.by_app(_known(state.org_id), _known(state.app_id))
         else:
             token = _bearer_token(authorization)
             found = () if token is None else self._credentials.by_token(token)
 
-        def learn(candidates: tuple[Credential, ...]) -> Claim:
+        def add_candidates(candidates: tuple[Credential, ...]) -> VerificationState:
             now = self._now()
-            claim.candidates = tuple([one for one in candidates if one.expires_at > now])
-            return claim
+            state.candidates = tuple([candidate for candidate in candidates if candidate.expires_at > now])
+            return state
 
-        return found.addCallback(learn) if isinstance(found, Deferred) else learn(found)
+        return found.addCallback(add_candidates) if isinstance(found, Deferred) else add_candidates(found)
 
-    def check_timestamp(self, claim: Claim) -> Claim:
-        text = claim.header("x-timestamp") or ""
+    def check_timestamp(self, state: VerificationState) -> VerificationState:
+        text = state.header("x-timestamp") or ""
         if not _INTEGER.fullmatch(text):
-            raise InvalidTimestamp("X-Timestamp must be Unix seconds, in decimal")
-        sent = int(text[:_MAX_TIMESTAMP_DIGITS])
-        if abs(int(self._now()) - sent) > self._tolerance:
+            raise InvalidTimestamp("X-Timestamp must be Unix time in seconds, in decimal")
+        timestamp = int(text[:_MAX_TIMESTAMP_DIGITS])
+        if abs(int(self._now()) - timestamp) > self._tolerance:
             raise TimestampOutOfWindow(
-                f"X-Timestamp differs from this server's clock by more than {self._tolerance} seconds:"
+                f"X-Timestamp differs from the clock of the server by more than {self._tolerance} seconds:"
                 " check the clock of the client"
             )
-        return claim
+        return state
 
 
-def identify_application(claim: Claim) -> Claim:
-    exchange = claim.request.exchange
-    claim.org_id = _uuid(claim.request.org_id, "organisation")
-    claim.app_id = _uuid(claim.request.app_id, "application")
-    exchange.org_id, exchange.app_id = claim.request.org_id, claim.request.app_id
-    return claim
+def identify_application(state: VerificationState) -> VerificationState:
+    request, record = state.request, state.request.record
+    state.org_id = _uuid(request.org_id, "organization")
+    state.app_id = _uuid(request.app_id, "application")
+    record.org_id, record.app_id = request.org_id, request.app_id
+    return state
 
 
-def require_headers(claim: Claim) -> Claim:
-    headers = claim.request.headers
+def require_headers(state: VerificationState) -> VerificationState:
+    headers = state.request.headers
     if "x-signature" not in headers:
         raise MissingSignature("the X-Signature header is missing")
     if "x-timestamp" not in headers:
         raise MissingTimestamp("the X-Timestamp header is missing")
     if "authorization" not in headers and "x-nonce" not in headers:
-        raise MissingAuthorization("send Authorization: Bearer <token>, or sign with an X-Nonce")
-    return claim
+        raise MissingAuthorization("send Authorization: Bearer <token>, or include an X-Nonce in the signature")
+    return state
 
 
-def require_candidates(claim: Claim) -> Claim:
-    if not claim.candidates:
-        _signed_by(claim, _NO_SECRET)
-        raise InvalidToken("no active credential fits this request")
-    return claim
+def require_candidates(state: VerificationState) -> VerificationState:
+    if not state.candidates:
+        _is_signed_with(state, _NO_SECRET)
+        raise InvalidToken("no active credential matches this request")
+    return state
 
 
-def check_signature(claim: Claim) -> Claim:
-    for candidate in claim.candidates:
-        if _signed_by(claim, candidate.secret):
-            claim.credential = candidate
-            return claim
-    raise InvalidSignature("the signature does not fit: check the secret and what is signed")
+def check_signature(state: VerificationState) -> VerificationState:
+    for candidate in state.candidates:
+        if _is_signed_with(state, candidate.secret):
+            state.credential = candidate
+            return state
+    raise InvalidSignature("the signature is wrong: check the secret and the signed message")
 
 
-def check_nonce(claim: Claim) -> Claim:
-    nonce = claim.header("x-nonce")
+def check_nonce(state: VerificationState) -> VerificationState:
+    nonce = state.header("x-nonce")
     if nonce is not None and not _VISIBLE_ASCII.fullmatch(nonce):
         raise InvalidNonce("X-Nonce must be 1 to 128 visible ASCII characters")
-    return claim
+    return state
 
 
-def check_scope(claim: Claim) -> Claim:
-    credential = _known(claim.credential)
-    if (credential.org_id, credential.app_id) != (claim.org_id, claim.app_id):
-        raise TokenMismatch("the token belongs to another organisation or application")
-    return claim
+def check_scope(state: VerificationState) -> VerificationState:
+    credential = _known(state.credential)
+    if (credential.org_id, credential.app_id) != (state.org_id, state.app_id):
+        raise TokenMismatch("the token belongs to another organization or application")
+    return state
 
 
-def check_rate(limit: RequestLimit, claim: Claim) -> Claim | Deferred[Claim]:
-    credential = _known(claim.credential)
-    verdict = limit.take(credential.tier, credential.org_id, credential.app_id)
-    if isinstance(verdict, Deferred):
-        return verdict.addCallback(partial(keep_to_rate, claim))
-    return claim if verdict is None else keep_to_rate(claim, verdict)
+def check_rate(limit: RequestRateLimit, state: VerificationState) -> VerificationState | Deferred[VerificationState]:
+    credential = _known(state.credential)
+    decision = limit.take(credential.tier, credential.org_id, credential.app_id)
+    if isinstance(decision, Deferred):
+        return decision.addCallback(partial(apply_rate_limit, state))
+    return state if decision is None else apply_rate_limit(state, decision)
 
 
-def keep_to_rate(claim: Claim, verdict: Verdict) -> Claim:
-    """Tell the client where it stands, whatever the answer will be, and go on only where it is within its limit."""
-    claim.request.exchange.answer_headers.update(
+def apply_rate_limit(state: VerificationState, decision: Decision) -> VerificationState:
+    """Add the state of the limit to the response, and reject the request if it exceeds the limit."""
+    state.request.response_headers.update(
         {
-            "X-RateLimit-Limit": str(verdict.rate.limit),
-            "X-RateLimit-Remaining": str(verdict.remaining),
-            "X-RateLimit-Reset": str(verdict.reset),
+            "X-RateLimit-Limit": str(decision.rate.limit),
+            "X-RateLimit-Remaining": str(decision.remaining),
+            "X-RateLimit-Reset": str(decision.reset),
         }
     )
-    if not verdict.allowed:
+    if not decision.allowed:
         raise RateLimited(
-            f"more than {verdict.rate.limit} requests a minute: send more events in fewer batches",
-            retry_after=verdict.retry_after,
+            f"more than {decision.rate.limit} requests per minute: send more events in fewer batches",
+            retry_after=decision.retry_after,
         )
-    return claim
+    return state
 
 
-def honour_do_not_track(claim: Claim) -> Claim:
-    if "1" in (claim.header("dnt"), claim.header("sec-gpc")):
+def check_do_not_track(state: VerificationState) -> VerificationState:
+    if "1" in (state.header("dnt"), state.header("sec-gpc")):
         raise DoNotTrack
-    return claim
+    return state
 
 
-def _verified(claim: Claim) -> Verified:
-    org_id, app_id, credential = _known(claim.org_id), _known(claim.app_id), _known(claim.credential)
-    return Verified(claim.request, org_id, app_id, credential, claim.header("x-nonce"))
+def _verified(state: VerificationState) -> VerifiedRequest:
+    org_id, app_id, credential = _known(state.org_id), _known(state.app_id), _known(state.credential)
+    return VerifiedRequest(state.request, org_id, app_id, credential, state.header("x-nonce"))
 
 
-def _refused(failure: Failure) -> Failure:
-    if isinstance(failure.value, (Refusal, DoNotTrack)):  # which say all there is to say
-        drop_frames(failure)
+def _failed(failure: Failure) -> Failure:
+    if isinstance(failure.value, (ApiError, DoNotTrack)):  # their tracebacks are of no use
+        clear_traceback(failure)
     return failure
 
 
 def _known(value: T | None) -> T:
-    """What an earlier step has found out."""
-    assert value is not None, "the steps are in the wrong order"
+    """Return what an earlier check has found out."""
+    assert value is not None, "the checks are in the wrong order"
     return value
 
 
-def _uuid(text: str, whose: str) -> UUID:
+def _uuid(text: str, owner: str) -> UUID:
     try:
         return msgspec.convert(text, UUID)
     except msgspec.ValidationError:
-        raise InvalidId(f"the {whose} id in the path is not a UUID") from None
+        raise InvalidId(f"the {owner} id in the path is not a UUID") from None
 
 
 def _bearer_token(authorization: str) -> str | None:
     scheme, _, token = authorization.partition(" ")
     token = token.strip()
-    fits = 0 < len(token) <= _LONGEST_TOKEN and "\0" not in token
-    return token if scheme.lower() == "bearer" and fits else None
+    valid = 0 < len(token) <= _MAX_TOKEN_LENGTH and "\0" not in token
+    return token if scheme.lower() == "bearer" and valid else None
 
 
-def _signed_by(claim: Claim, secret: str) -> bool:
-    nonce = claim.header("x-nonce")
+def _is_signed_with(state: VerificationState, secret: str) -> bool:
+    nonce = state.header("x-nonce")
     message = signature.signed_message(
-        (claim.header("x-timestamp") or "").encode("latin-1"),
+        (state.header("x-timestamp") or "").encode("latin-1"),
         None if nonce is None else nonce.encode("latin-1"),
-        claim.request.body,
+        state.request.body,
     )
-    return signature.matches(secret, message, (claim.header("x-signature") or "").encode("latin-1"))
+    return signature.matches(secret, message, (state.header("x-signature") or "").encode("latin-1"))

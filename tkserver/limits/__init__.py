@@ -1,1 +1,1 @@
-"""How often an application may send, and how often an address may fail to say who it is."""
+"""Rate limits of applications, and limits on failed authentications."""

@@ -1,82 +1,179 @@
-"""One line for each request that was answered."""
+"""The record of a finished request, and the access log that is made of these records."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 
+from msgspec import Struct
 from twisted.logger import LogEvent, LogLevel
 
-from tkserver.exchange import Exchange
-from tkserver.log import passes
+from tkserver.log import severity
+
+NO_ROUTE = "none"
+"""The route of a request whose path does not exist, and of input that is not a request."""
+
+OTHER_METHOD = "other"
+
+CLIENT_CLOSED_REQUEST = 499
+"""The status of a request whose client disconnected before the response, as in nginx. It is never sent."""
 
 NAMESPACE = "tkserver.access"
 EVENT = "request"
 
-Write = Callable[[Exchange, str], None]
-
 PROBES = frozenset(("/health", "/health/ready"))
-"""Routes that are asked every few seconds, for ever: said at level debug, whether the server is ready or not."""
+"""Routes that are requested every few seconds. They are logged at level debug, whether the server is ready or not."""
 
-_PROBED = (200, 503)
+_PROBE_STATUSES = (200, 503)
+
+_METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")}
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,64}")
+
+_OPTIONAL = ("code", "received", "accepted", "duplicates", "rejected", "org_id", "app_id")
 
 _LEVELS = {level.name: level for level in LogLevel.iterconstants()}
 
 
+class RequestRecord(Struct, eq=False, gc=False):
+    """A request and its result, for logs and metrics.
+
+    Created when the request has been received, and complete when the response has been sent. Contains nothing that must
+    not be logged. ``request_id``, ``org_id`` and ``app_id`` are chosen by the client and must not become labels of
+    metrics; ``method``, ``route``, ``status`` and ``code`` have few values.
+
+    :ivar request_id: 1 to 64 visible ASCII characters.
+    :ivar began: when the complete request had been received, by the clock of the reactor.
+    :ivar seconds: from then to the response.
+    :ivar route: the path with names of its variable parts, such as ``/v1/ingest/{org_id}/{app_id}``.
+    :ivar org_id: as in the path, if it is a UUID; the same applies to ``app_id``.
+    :ivar code: of the error, if there is one.
+    :ivar received: the number of events, if known; of these, ``accepted`` (including ``duplicates``) and ``rejected``.
+    """
+
+    request_id: str = "-"
+    began: float = 0.0
+    method: str = OTHER_METHOD
+    route: str = NO_ROUTE
+    org_id: str | None = None
+    app_id: str | None = None
+    received: int | None = None
+    accepted: int | None = None
+    duplicates: int | None = None
+    rejected: int | None = None
+    status: int = 0
+    code: str | None = None
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """Return a summary such as ``POST /v1/ingest/{org_id}/{app_id} 200 3.1ms received=1 accepted=1``."""
+        text = f"{self.method} {self.route} {self.status} {self.seconds * 1000:.1f}ms"
+        if self.code is not None:
+            text = f"{text} {self.code}"
+        if self.received:
+            text = f"{text} received={self.received}"
+        if self.accepted:
+            text = f"{text} accepted={self.accepted}"
+        if self.duplicates:
+            text = f"{text} duplicates={self.duplicates}"
+        if self.rejected:
+            text = f"{text} rejected={self.rejected}"
+        return text
+
+    def fields(self) -> dict[str, str | int | float]:
+        """Return what is known, by name."""
+        known: dict[str, str | int | float] = {
+            "request_id": self.request_id,
+            "method": self.method,
+            "route": self.route,
+            "status": self.status,
+            "seconds": round(self.seconds, 6),
+        }
+        for name in _OPTIONAL:
+            value = getattr(self, name)
+            if value is not None:
+                known[name] = value
+        return known
+
+    @property
+    def level(self) -> str:
+        """The log level. Errors of clients are not errors of the server."""
+        if self.route in PROBES and self.status in _PROBE_STATUSES:
+            return "debug"
+        if self.status < 500:
+            return "info"
+        return "warn" if self.status == 503 else "error"
+
+
+RequestObserver = Callable[[RequestRecord], None]
+"""Called with the record of each finished request."""
+
+Write = Callable[[RequestRecord, str], None]
+"""Writes a record at a log level."""
+
+
+def known_method(command: bytes) -> str:
+    """Return the method if it is a standard one, otherwise ``OTHER_METHOD``: clients can send any method."""
+    return _METHODS.get(command, OTHER_METHOD)
+
+
+def valid_request_id(values: Sequence[bytes]) -> str | None:
+    """Return the id that a client or proxy sent, if it can be used in headers, logs and responses.
+
+    :param values: of the header ``X-Request-ID``. The last one counts: proxies add theirs at the end.
+    """
+    return values[-1].decode("ascii") if values and _REQUEST_ID.fullmatch(values[-1]) else None
+
+
 class AccessLog:
-    """Logs exchanges. What is refused or fails is always logged; of what succeeds perhaps only a sample.
+    """Logs requests: all errors, and a sample of the successful requests.
 
-    They are events as all others are, but for whom :meth:`write_to` names: a server that writes its own lines need not
-    make an event of each request first, which costs more than the line.
+    Records are published as log events, unless :meth:`write_to` was called: to make an event of each request costs more
+    than to write its line.
 
-    :param publish: takes the events. Of each request the exchange is one value, to be put into words by who needs them.
-    :param sample: the share of the successes that is logged, from 0 to 1.
-    :param random_fraction: a number from 0 to 1, anew with each call.
-    :param now: gives seconds since 1970.
+    :param publish: takes a log event, whose value ``record`` is the record.
+    :param level: records of less severe levels are not logged.
+    :param sample: the share of successful requests that is logged, from 0 to 1.
+    :param random_fraction: returns a random number from 0 to 1.
+    :param now: returns Unix time.
     """
 
     def __init__(
         self,
         publish: Callable[[LogEvent], None],
+        level: str,
         sample: float,
         random_fraction: Callable[[], float],
         now: Callable[[], float],
     ) -> None:
         self._publish = publish
+        self._levels = frozenset(name for name in _LEVELS if severity(name) >= severity(level))
         self._sample = sample
         self._random_fraction = random_fraction
         self._now = now
         self._write: Write = self._publish_event
 
     def write_to(self, write: Write) -> None:
-        """Have exchanges written by this from now on, which is given the level too, and publish no events of them."""
+        """Call ``write`` with each record from now on instead of publishing an event."""
         self._write = write
 
-    def __call__(self, exchange: Exchange) -> None:
-        level = level_of(exchange)
-        if passes(level) and (self._sample >= 1 or exchange.status >= 300 or self._is_chosen()):
-            self._write(exchange, level)
+    def __call__(self, record: RequestRecord) -> None:
+        level = record.level
+        if level in self._levels and (self._sample >= 1 or record.status >= 300 or self._is_sampled()):
+            self._write(record, level)
 
-    def _publish_event(self, exchange: Exchange, level: str) -> None:
+    def _publish_event(self, record: RequestRecord, level: str) -> None:
         self._publish(
             {
                 "log_level": _LEVELS[level],
                 "log_namespace": NAMESPACE,
                 "log_time": self._now(),
-                "log_format": "{exchange}",
+                "log_format": "{record}",
                 "event": EVENT,
-                "request_id": exchange.request_id,
-                "exchange": exchange,
+                "request_id": record.request_id,
+                "record": record,
             }
         )
 
-    def _is_chosen(self) -> bool:
+    def _is_sampled(self) -> bool:
         return self._random_fraction() < self._sample
-
-
-def level_of(exchange: Exchange) -> str:
-    """How severe what became of a request is: a client's mistake is none of the server's."""
-    if exchange.route in PROBES and exchange.status in _PROBED:
-        return "debug"
-    if exchange.status < 500:
-        return "info"
-    return "warn" if exchange.status == 503 else "error"

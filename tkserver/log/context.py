@@ -1,50 +1,42 @@
-"""Which request the code that is running works for."""
+"""The request on whose behalf the current code runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import Context, ContextVar
 from traceback import walk_tb
-from typing import ParamSpec, TypeVar
 
 from twisted.python.failure import Failure
 
-from tkserver.exchange import Exchange
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
-"""The id of the request that is being handled; ``None`` outside of any, and in what is done for several at once.
+"""The id of the request that is being handled; ``None`` outside of requests.
 
-A coroutine keeps, for as long as it runs, what this was when it was started.
+A coroutine keeps the value from when it was started. Work on behalf of several requests is started in a new, empty
+``Context``.
 """
 
 
-def outside_requests(work: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-    """Call what is not done for one request alone, so that it does not pass for a part of the one that began it."""
-    return Context().run(work, *arguments, **named)
+def request_id_of(failure: Failure) -> str | None:
+    """Return the id of the request that caused a failure, if the frames of its traceback contain it.
 
-
-def request_of(failure: Failure) -> str | None:
-    """The id of the request that failed so, as far as the frames tell that it went through, the outermost first.
-
-    Wanted where a failure is found too late, when a Deferred is thrown away that nobody has looked at: what is running
-    then may be of another request. Twisted runs each coroutine in a context that is a local variable of the frame
-    below it; a callback in plain code often holds the request itself.
+    A failure that nobody has handled is logged when its Deferred is garbage-collected, possibly while another request
+    is being handled. Twisted runs each coroutine in a context that is a local variable of the frame below it. A plain
+    callback often has the request itself as a local variable. The outermost frame has priority.
     """
-    ids = (_id_in(value) for value in _locals_of(failure))
+    ids = (_id_in(value) for value in _local_variables(failure))
     return next((found for found in ids if found is not None), None)
 
 
-def _locals_of(failure: Failure) -> Iterator[object]:
+def _local_variables(failure: Failure) -> Iterator[object]:
     for frame, _ in walk_tb(failure.tb):
         yield from frame.f_locals.values()
 
 
 def _id_in(value: object) -> str | None:
+    """Return the id in a context, in a request record, or in one of our objects that has a request record."""
     if isinstance(value, Context):
         return value.get(request_id)
     if type(value).__module__.startswith("tkserver."):
-        value = getattr(value, "exchange", value)
-    return value.request_id if isinstance(value, Exchange) else None
+        found = getattr(getattr(value, "record", value), "request_id", None)
+        return found if isinstance(found, str) else None
+    return None

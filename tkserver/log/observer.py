@@ -1,136 +1,242 @@
-"""What is told of every event, and writes those that are severe enough."""
+"""The log observer: writes a line for each event to standard output, a file, or syslog."""
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
+import syslog
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from threading import RLock
-from typing import Any
+from typing import Any, BinaryIO, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import ILogObserver, LogEvent
 from twisted.python.failure import Failure
+from twisted.python.logfile import LogFile
 from twisted.python.threadable import isInIOThread
 from zope.interface import implementer
 
-from tkserver.exchange import Exchange
-from tkserver.log import logger, passes, request_id
-from tkserver.log.context import request_of
-from tkserver.log.entries import Entry, is_headline, is_unhandled, level_of
-from tkserver.log.lines import Render
-from tkserver.log.output import Output
+from tkserver.log import logger, request_id
+from tkserver.log.access import RequestRecord
+from tkserver.log.context import request_id_of
+from tkserver.log.formatters import Formatter, LogRecord, is_announcement, is_unhandled_error, level_of
 
 _log = logger(__name__)
 
-GATHER = 0.1
-"""Seconds for which the line of a request may wait for others. To put each into words between two requests would cost
-three times as much, for nothing of it would be in the processor's caches."""
+MAX_DELAY = 0.1
+"""Seconds for which the line of a request may be delayed.
 
-MAY_WAIT = frozenset(("debug", "info"))
-"""Levels that may. A process that is killed takes with it what waits."""
+To format lines one by one, between requests, costs three times as much, because the code is not in the caches of the
+processor."""
+
+DELAYED_LEVELS = frozenset(("debug", "info"))
+"""Levels of requests whose lines may be delayed. A process that is killed loses delayed lines."""
+
+MAX_FILE_SIZE = 100_000_000
+"""Bytes."""
+
+ROTATED_FILES = 10
+"""The number of rotated files that are kept."""
+
+Line = tuple[str, bytes]
+"""A log level, and a line without the line break at its end."""
+
+
+class Sink(Protocol):
+    """Writes lines. Never fails, because there is nowhere to report an error."""
+
+    def write(self, lines: Sequence[Line]) -> None: ...
 
 
 @implementer(ILogObserver)
 class LineObserver:
-    """Writes a line for each event, Twisted's own included.
+    """Writes a line for each event, including events of Twisted.
 
-    At once, but for requests: as long as the reactor runs, these may wait for others, until there is something else
-    to write or :data:`GATHER` is over. Lines are written in the order of their events.
+    Lines are written immediately. Only while the reactor runs, lines of requests are delayed until another event is
+    logged, or by ``MAX_DELAY`` at most. Lines are in the order of their events.
 
-    A line that cannot be made is replaced by one that says so; one that cannot be written is lost, and the server
-    goes on.
+    If an event cannot be formatted, a line about that replaces its line. If a line cannot be written, it is lost.
     """
 
-    def __init__(self, render: Render, output: Output, reactor: Any) -> None:
-        self._render = render
-        self._output = output
+    def __init__(self, format_line: Formatter, sink: Sink, reactor: Any) -> None:
+        self._format = format_line
+        self._sink = sink
         self._reactor = reactor
-        self._waiting: list[tuple[Exchange | LogEvent, str]] = []
+        self._pending: list[tuple[RequestRecord | LogEvent, str]] = []
         self._timer: IDelayedCall | None = None
-        self._gathering = False
-        self._lock = RLock()  # events come from threads, and from the garbage collector amid another one
+        self._may_delay = False
+        self._lock = RLock()  # events come from threads, and from a garbage collection while another one is logged
         self._collecting_garbage = False
-        gc.callbacks.append(self._note_collection)
-        reactor.callWhenRunning(self._gather)
-        reactor.addSystemEventTrigger("after", "shutdown", self._stop_gathering)
+        gc.callbacks.append(self._on_garbage_collection)
+        reactor.callWhenRunning(self._start_delaying)
+        reactor.addSystemEventTrigger("after", "shutdown", self._stop_delaying)
 
     def __call__(self, event: LogEvent) -> None:
-        level = level_of(event)
-        if not passes(level) or is_headline(event):
+        if is_announcement(event):
             return
         if "request_id" not in event:
-            event = {**event, "request_id": self._request_of(event)}
+            event = {**event, "request_id": self._request_id(event)}
         with self._lock:
-            self._waiting.append((event, level))
-            self._write()
+            self._pending.append((event, level_of(event)))
+            self._flush()
 
-    def write_request(self, exchange: Exchange, level: str) -> None:
-        """Write the line of a request that was answered, soon."""
+    def write_request(self, record: RequestRecord, level: str) -> None:
+        """Write the line of a finished request."""
         with self._lock:
-            self._waiting.append((exchange, level))
-            if not self._gathering or level not in MAY_WAIT:
-                self._write()
+            self._pending.append((record, level))
+            if not self._may_delay or level not in DELAYED_LEVELS:
+                self._flush()
             elif self._timer is None:
-                self._timer = self._reactor.callLater(GATHER, self._write)
+                self._timer = self._reactor.callLater(MAX_DELAY, self._flush)
 
-    def _write(self) -> None:
-        """Write all that waits."""
+    def _flush(self) -> None:
+        """Write all pending lines."""
         with self._lock:
             if self._timer is not None and isInIOThread():
                 if self._timer.active():
                     self._timer.cancel()
                 self._timer = None
-            waiting, self._waiting = self._waiting, []
-            if waiting:
-                self._output.write([(level, self._line(what, level)) for what, level in waiting])
+            pending, self._pending = self._pending, []
+            if pending:
+                self._sink.write([(level, self._line(entry, level)) for entry, level in pending])
 
-    def _gather(self) -> None:
-        self._gathering = True
+    def _start_delaying(self) -> None:
+        self._may_delay = True
 
-    def _stop_gathering(self) -> None:
-        self._gathering = False
-        self._write()
+    def _stop_delaying(self) -> None:
+        self._may_delay = False
+        self._flush()
 
-    def _line(self, what: Exchange | LogEvent, level: str) -> bytes:
-        if isinstance(what, Exchange):
-            return self._render(Entry.of_exchange(what, level))
-        return self._line_of_event(what, level)
-
-    def _line_of_event(self, event: LogEvent, level: str) -> bytes:
+    def _line(self, entry: RequestRecord | LogEvent, level: str) -> bytes:
+        if isinstance(entry, RequestRecord):
+            return self._format(LogRecord.from_request(entry, level))
         try:
-            return self._render(Entry.of_event(event, level))
+            return self._format(LogRecord.from_event(entry, level))
         except Exception as error:
-            unknown = {
-                "log_time": event.get("log_time"),
+            replacement = {
+                "log_time": entry.get("log_time"),
                 "log_namespace": __name__,
-                "log_format": "an event of {source} cannot be put into a line: {error}",
+                "log_format": "cannot format an event of {source}: {error}",
                 "event": "unformattable",
-                "source": str(event.get("log_namespace")),
+                "source": str(entry.get("log_namespace")),
                 "error": error,
             }
-            return self._render(Entry.of_event(unknown, level))
+            return self._format(LogRecord.from_event(replacement, level))
 
-    def _request_of(self, event: LogEvent) -> str | None:
-        """Which request an event tells of that does not say so itself."""
-        if is_unhandled(event):
-            found = request_of(event["log_failure"])
-            if found is not None or self._collecting_garbage:  # which comes at any time, amid any request
+    def _request_id(self, event: LogEvent) -> str | None:
+        """Return the id of the request that caused an event which does not contain it."""
+        if is_unhandled_error(event):
+            found = request_id_of(event["log_failure"])
+            if found is not None or self._collecting_garbage:  # a collection may happen during any request
                 return found
         return request_id.get()
 
-    def _note_collection(self, phase: str, _: Mapping[str, Any]) -> None:
+    def _on_garbage_collection(self, phase: str, _: Mapping[str, Any]) -> None:
         self._collecting_garbage = phase == "start"
 
 
-def log_uncaught() -> None:
-    """Log what Python would print, texts of exceptions included: that of threads, and of what is thrown away."""
+def log_uncaught_exceptions() -> None:
+    """Log exceptions in threads and finalizers, which Python would print with their texts."""
 
-    def log(caught: Any) -> None:
-        if caught.exc_value is not None:
-            failure = Failure(caught.exc_value, caught.exc_type, caught.exc_traceback)
-            _log.failure("an exception that nobody could catch", failure, event="unhandled_error")
+    def log(uncaught: Any) -> None:
+        if uncaught.exc_value is not None:
+            failure = Failure(uncaught.exc_value, uncaught.exc_type, uncaught.exc_traceback)
+            _log.failure("uncaught exception", failure, event="unhandled_error")
 
     sys.unraisablehook = log
     threading.excepthook = log
+
+
+class StreamSink:
+    """Writes to a stream, such as standard output."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, lines: Sequence[Line]) -> None:
+        try:
+            self._stream.write(_join(lines))
+            self._stream.flush()
+        except (OSError, ValueError):
+            return
+
+
+class _LogFile(LogFile):
+    """A log file that notices when its path leads to another file."""
+
+    def __init__(self, path: str, max_size: int, rotated_files: int) -> None:
+        file = Path(path).absolute()
+        super().__init__(file.name, str(file.parent), rotateLength=max_size, maxRotatedFiles=rotated_files)
+        self._opened = Path(self.path).stat()
+
+    def rotate(self) -> None:
+        super().rotate()
+        self._opened = Path(self.path).stat()
+
+    def reopen(self) -> None:
+        super().reopen()
+        self._opened = Path(self.path).stat()
+
+    def is_in_place(self) -> bool:
+        """Return true if the path still leads to the open file: logrotate may have moved it, and created another."""
+        try:
+            return os.path.samestat(Path(self.path).stat(), self._opened)
+        except FileNotFoundError:
+            return False
+
+
+class FileSink:
+    """Writes to a file, which is rotated when it is large or when :meth:`rotate` is called.
+
+    :raise OSError: if the file cannot be opened.
+    """
+
+    def __init__(self, path: str, *, max_size: int = MAX_FILE_SIZE, rotated_files: int = ROTATED_FILES) -> None:
+        self._file = _LogFile(path, max_size, rotated_files)
+
+    def write(self, lines: Sequence[Line]) -> None:
+        try:
+            self._file.write(_join(lines))
+        except (OSError, ValueError):
+            return
+
+    def close(self) -> None:
+        self._file.close()
+
+    def rotate(self) -> None:
+        """Start a new file. If another program has moved the file, open the path again instead."""
+        if self._file.is_in_place():
+            self._file.rotate()
+        else:
+            self._file.reopen()
+
+
+class SyslogSink:
+    """Writes to syslog: an entry for each line of a text, with the priority of its level.
+
+    :param send: takes a priority and a text.
+    """
+
+    _PRIORITIES = {
+        "debug": syslog.LOG_DEBUG,
+        "info": syslog.LOG_INFO,
+        "warn": syslog.LOG_WARNING,
+        "error": syslog.LOG_ERR,
+        "critical": syslog.LOG_CRIT,
+    }
+
+    def __init__(self, prefix: str, send: Callable[[int, str], None] = syslog.syslog) -> None:
+        syslog.openlog(prefix, 0, syslog.LOG_USER)
+        self._send = send
+
+    def write(self, lines: Sequence[Line]) -> None:
+        for level, line in lines:
+            for part in line.decode().split("\n"):
+                self._send(self._PRIORITIES[level], part)
+
+
+def _join(lines: Sequence[Line]) -> bytes:
+    return b"".join([line + b"\n" for _, line in lines])

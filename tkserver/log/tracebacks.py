@@ -1,7 +1,7 @@
-"""What may be said of an exception.
+"""Formatting of exceptions for the log.
 
-Its type, and where it came from, always: these are parts of the code. Its text only where it is known to hold no
-values, for it may be made of what a client has sent: PostgreSQL quotes rows, decoders quote bodies.
+The type of an exception and its traceback are part of the code, and are always logged. Its text is logged only if it is
+known to contain no values, because it may quote what a client has sent: PostgreSQL quotes rows, decoders quote bodies.
 """
 
 from __future__ import annotations
@@ -16,57 +16,59 @@ from twisted.python.failure import Failure
 
 MAX_CAUSES = 5
 
-WITHHELD = "its text is not logged: it may hold what a client has sent"
+OMITTED = "text omitted: it may contain what a client has sent"
 
-_OF_THE_CODE = (
+_TEXT_IS_CODE = (
     *(NameError, AttributeError, ImportError, ZeroDivisionError, RecursionError),
     *(RuntimeWarning, DeprecationWarning, FutureWarning),
 )
-"""Exceptions whose texts name what is written in the code."""
+"""Exceptions whose texts contain only names from the code."""
 
-_OF_THE_CONNECTION = ("twisted.internet.error", "twisted.internet.defer")
-"""Modules whose exceptions tell of connections and Deferreds, never of what went over or through them."""
+_TEXT_IS_ABOUT_CONNECTIONS = ("twisted.internet.error", "twisted.internet.defer")
+"""Modules whose exceptions describe connections and Deferreds, never the data."""
 
 
-def name_of(error: object) -> str:
-    """The type of an exception, such as ``psycopg2.errors.DiskFull``."""
+def type_name(error: object) -> str:
+    """Return the type of an exception, such as ``psycopg2.errors.DiskFull``."""
     kind = type(error)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def text_of(error: object) -> str | None:
-    """What an exception says, where that may be logged.
+def safe_text(error: object) -> str | None:
+    """Return the text of an exception if it may be logged, otherwise ``None``.
 
-    Classes say so of themselves by an attribute ``holds_no_values``.
+    A class declares that its text contains no values with an attribute ``holds_no_values``.
     """
-    if getattr(error, "holds_no_values", False) or isinstance(error, _OF_THE_CODE):
+    if getattr(error, "holds_no_values", False) or isinstance(error, _TEXT_IS_CODE):
         return str(error)
-    if type(error).__module__ in _OF_THE_CONNECTION:
+    if type(error).__module__ in _TEXT_IS_ABOUT_CONNECTIONS:
         return str(error)
     if isinstance(error, OSError) and isinstance(error.errno, int):
         return os.strerror(error.errno)  # without the names of files
     return None
 
 
-def summary_of(error: object) -> str:
-    """An exception or a ``Failure`` as a part of a sentence."""
-    value = error.value if isinstance(error, Failure) else error
-    text = text_of(value)
-    return f"{name_of(value)} ({WITHHELD})" if text is None else text or name_of(value)
+def redacted(value: object) -> object:
+    """Return a value of a log event; of an exception or a ``Failure``, only what may be logged."""
+    if not isinstance(value, BaseException):
+        return value
+    error = value.value if isinstance(value, Failure) else value
+    text = safe_text(error)
+    return f"{type_name(error)} ({OMITTED})" if text is None else text or type_name(error)
 
 
-def traceback_of(failure: Failure) -> str:
-    """A failure in the form that Python prints, and then what led to it."""
-    lines = _lines("Traceback (most recent call last):", failure.value, failure.getTracebackObject())
+def format_failure(failure: Failure) -> str:
+    """Format a failure and its causes like Python's own tracebacks, the last error first."""
+    lines = _format("Traceback (most recent call last):", failure.value, failure.getTracebackObject())
     for cause in islice(_causes(failure.value), MAX_CAUSES):
-        lines += _lines("Because of:", cause, cause.__traceback__)
+        lines += _format("Caused by:", cause, cause.__traceback__)
     return "\n".join(lines)
 
 
-def _lines(headline: str, error: object, frames: TracebackType | None) -> list[str]:
-    text = text_of(error)
-    said = f" ({WITHHELD})" if text is None else f": {text}" if text else ""
-    return [headline, *(frame.rstrip("\n") for frame in format_list(extract_tb(frames))), name_of(error) + said]
+def _format(heading: str, error: object, frames: TracebackType | None) -> list[str]:
+    text = safe_text(error)
+    suffix = f" ({OMITTED})" if text is None else f": {text}" if text else ""
+    return [heading, *(frame.rstrip("\n") for frame in format_list(extract_tb(frames))), type_name(error) + suffix]
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""How ``twistd`` is told who writes its log."""
+"""Integration with ``twistd``: makes it use our log observer."""
 
 from __future__ import annotations
 
@@ -8,44 +8,46 @@ from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from twisted.application.service import IService, MultiService
-from twisted.logger import ILogObserver
+from twisted.logger import FilteringLogObserver, ILogFilterPredicate, ILogObserver, LogEvent, PredicateResult
 from twisted.python.components import Componentized
 from twisted.scripts.twistd import ServerOptions  # type: ignore[attr-defined]
+from zope.interface import implementer
 
-from tkserver.log import lines
+from tkserver.log import severity
 from tkserver.log.access import AccessLog
-from tkserver.log.lines import Render
-from tkserver.log.observer import LineObserver, log_uncaught
-from tkserver.log.output import FileOutput, Output, StreamOutput, SyslogOutput
+from tkserver.log.formatters import Formatter, format_json, format_text, format_text_without_time, level_of
+from tkserver.log.observer import FileSink, LineObserver, Sink, StreamSink, SyslogSink, log_uncaught_exceptions
 
 DEFAULT_FILE = "twistd.log"
 
 
 class _RunningTwistd(ServerOptions):
     def opt_reactor(self, _: str) -> None:
-        """There is one already."""
+        """Ignore the option: the reactor is installed already."""
 
 
 def running_twistd() -> Any:
-    """The options of the ``twistd`` that runs this, read once more: a ``.tac`` file is not told them."""
+    """Parse the options of the running ``twistd`` again: a ``.tac`` file does not receive them."""
     options = _RunningTwistd()
     options.parseOptions()
     return options
 
 
 class Logged(MultiService):
-    """A service that has the application's log written our way: by a component, which ``twistd`` looks for.
+    """A service that makes ``twistd`` use our log observer, which it looks up as a component of the application.
 
-    :param twistd: its options. Where they name an observer (``--logger``), that one is left alone.
+    :param twistd: the options of ``twistd``. If they name an observer (``--logger``), ours is not used.
+    :param level: less severe events are not written.
     :param log_format: ``text`` or ``json``.
-    :param fail: ends the process with a line, where the log cannot be written.
-    :param access_log: of the service; is told who writes its lines.
+    :param fail: ends the process with a message if the log cannot be opened.
+    :param access_log: the access log of the service.
     """
 
     def __init__(
         self,
         service: IService,
         twistd: Mapping[str, Any],
+        level: str,
         log_format: str,
         reactor: Any,
         fail: Callable[[str], NoReturn],
@@ -53,6 +55,7 @@ class Logged(MultiService):
     ) -> None:
         super().__init__()
         self._twistd = twistd
+        self._level = level
         self._log_format = log_format
         self._reactor = reactor
         self._fail = fail
@@ -66,34 +69,48 @@ class Logged(MultiService):
 
     def _observer(self) -> ILogObserver:
         try:
-            output = output_for(self._twistd)
+            sink = open_sink(self._twistd)
         except OSError as error:
             self._fail(f"cannot write the log: {error}")
-        # As twistd does, unless somebody has another use for the signal.
-        if isinstance(output, FileOutput) and not signal.getsignal(signal.SIGUSR1):
-            signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(output.rotate))
-        log_uncaught()
-        observer = LineObserver(_rendering(self._log_format, output), output, self._reactor)
+        # As twistd does, unless the signal is in use.
+        if isinstance(sink, FileSink) and not signal.getsignal(signal.SIGUSR1):
+            signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(sink.rotate))
+        log_uncaught_exceptions()
+        observer = LineObserver(_formatter(self._log_format, sink), sink, self._reactor)
         self._access_log.write_to(observer.write_request)
-        return observer
+        return FilteringLogObserver(observer, [MinimumLevel(self._level)])
 
 
-def output_for(twistd: Mapping[str, Any]) -> Output:
-    """Where its options say that lines go, opened as it opens it.
+@implementer(ILogFilterPredicate)
+class MinimumLevel:
+    """Accepts events of a level or more severe ones.
 
-    :raise OSError: when it cannot be opened.
+    Twisted's ``LogLevelFilterPredicate`` drops events without a level, such as those of the legacy ``log.msg``.
+    """
+
+    def __init__(self, level: str) -> None:
+        self._minimum = severity(level)
+
+    def __call__(self, event: LogEvent) -> Any:
+        return PredicateResult.maybe if severity(level_of(event)) >= self._minimum else PredicateResult.no
+
+
+def open_sink(twistd: Mapping[str, Any]) -> Sink:
+    """Open the log where the options of ``twistd`` say, in the same way as ``twistd`` does.
+
+    :raise OSError: if it cannot be opened.
     """
     if twistd.get("syslog"):
-        return SyslogOutput(twistd["prefix"])
+        return SyslogSink(twistd["prefix"])
     name, foreground = twistd.get("logfile"), bool(twistd.get("nodaemon"))
     if name == "-" and not foreground:
         sys.exit("Daemons cannot log to stdout, exiting!")
     if name == "-" or (foreground and not name):
-        return StreamOutput(sys.stdout.buffer)
-    return FileOutput(name or DEFAULT_FILE)
+        return StreamSink(sys.stdout.buffer)
+    return FileSink(name or DEFAULT_FILE)
 
 
-def _rendering(log_format: str, output: Output) -> Render:
+def _formatter(log_format: str, sink: Sink) -> Formatter:
     if log_format == "json":
-        return lines.json
-    return lines.text_without_time if isinstance(output, SyslogOutput) else lines.text
+        return format_json
+    return format_text_without_time if isinstance(sink, SyslogSink) else format_text

@@ -1,1 +1,1 @@
-"""Everything that speaks SQL. Driver exceptions end here."""
+"""The database: connections, statements, and the translation of the driver's exceptions."""

@@ -1,41 +1,42 @@
-"""What can go wrong with the database, in our own words, and the one translation from the driver's."""
+"""Errors of the database, and the translation of the driver's exceptions into them."""
 
 from __future__ import annotations
 
 import psycopg2
 from psycopg2 import errorcodes
 
-DriverError = psycopg2.Error
-"""What blocking connections raise, and :func:`translate` understands."""
-
 
 class StorageError(Exception):
     """The database did not do what it was asked to.
 
-    The text is for the log: it names the condition, and never a value, a statement or a password.
+    The text is written to the log: it names the condition, and never contains a value, a statement or a password.
     """
 
     holds_no_values = True
 
 
 class Unavailable(StorageError):
-    """It may work next time: the database is away, busy, full, read-only, or did not answer in time."""
+    """A later attempt may succeed: the database is not running, busy, full, read-only, or did not respond in time."""
 
 
 class ConnectionLost(Unavailable):
-    """The connection is of no more use. What was under way may have been committed or not."""
+    """The connection is unusable. A statement that was in progress may have been committed or not."""
 
 
 class Collision(Unavailable):
-    """Another transaction got in between (serialization failure or deadlock): to be tried again at once."""
+    """Another transaction interfered (serialization failure or deadlock). An immediate retry may succeed."""
 
 
 class DataRefused(StorageError):
-    """The database will never take these values."""
+    """The database does not accept these values."""
+
+
+class DuplicateKey(DataRefused):
+    """A row with this key exists."""
 
 
 class Inseparable(StorageError):
-    """What was asked for at once is to be asked for in parts."""
+    """The operation cannot be done for several submissions at once."""
 
 
 _COLLISIONS = {errorcodes.SERIALIZATION_FAILURE, errorcodes.DEADLOCK_DETECTED}
@@ -44,7 +45,7 @@ _DATA_CLASSES = {"22", "23", "54"}  # data exception; integrity constraint viola
 
 
 def translate(error: BaseException) -> StorageError | None:
-    """The driver's exception as one of ours; ``None`` when it is no fault of the database.
+    """Return the :exc:`StorageError` for an exception of the driver; ``None`` if the database did not cause it.
 
     SQLSTATE classes: PostgreSQL manual, appendix A.
     """
@@ -54,11 +55,13 @@ def translate(error: BaseException) -> StorageError | None:
         return None
     state = error.pgcode
     if state is None:
-        # The driver speaks for itself: of a mistake in our use of it, or of the connection, and then without values.
+        # From the driver itself: wrong use of it, or a broken connection. The text of the latter contains no values.
         return None if isinstance(error, psycopg2.ProgrammingError) else ConnectionLost(_first_line(error))
     condition = f"{_name(state)} ({state})"
     if state in _COLLISIONS:
         return Collision(condition)
+    if state == errorcodes.UNIQUE_VIOLATION:
+        return DuplicateKey(condition)
     if state[:2] in _DATA_CLASSES:
         return DataRefused(condition)
     if state[:2] in _CONNECTION_CLASSES or state[:3] in _CONNECTION_CLASSES:

@@ -12,13 +12,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import psycopg2
 from yoyo import read_migrations
 from yoyo.backends.core.postgresql import PostgresqlBackend
 
 from tkserver import log
-from tkserver.storage.blocking import BlockingConnections, Connection, value
-from tkserver.storage.errors import Unavailable, translate
+from tkserver.storage.blocking import BlockingConnections, Connection, rows, translated, value
+from tkserver.storage.errors import Unavailable
 
 _log = log.logger(__name__)
 
@@ -44,16 +43,14 @@ def migrate(dsn: str, connections: BlockingConnections) -> None:
     :raise IncompatibleDatabase: when the database is too old, too new, or of the wrong encoding.
     :raise StorageError: when it did not work this time.
     """
-    try:
-        with closing(connections.connect(dsn)) as connection, _alone(connection, connections.sleep):
-            _check_server(connection)
-            known = read_migrations(str(directory()))
-            applied = _applied(connection)
-            _check_not_newer(applied, {migration.id for migration in known})
-            if any(migration.id not in applied for migration in known):
+    with closing(connections.connect(dsn)) as connection, _alone(connection, connections.sleep):
+        _check_server(connection)
+        known = read_migrations(str(directory()))
+        applied = _applied(connection)
+        _check_not_newer(applied, {migration.id for migration in known})
+        if any(migration.id not in applied for migration in known):
+            with translated():
                 _apply(dsn, known, connections)
-    except psycopg2.Error as error:
-        raise translate(error) or error from None
 
 
 def state(connection: Connection) -> tuple[set[str], set[str]]:
@@ -97,9 +94,7 @@ def _check_server(connection: Connection) -> None:
 def _applied(connection: Connection) -> set[str]:
     if value(connection, "SELECT to_regclass(%s)", _TABLE) is None:
         return set()
-    with connection.cursor() as cursor:
-        cursor.execute(f"SELECT migration_id FROM {_TABLE}")
-        return {str(row[0]) for row in cursor.fetchall()}
+    return {str(migration_id) for (migration_id,) in rows(connection, f"SELECT migration_id FROM {_TABLE}")}
 
 
 def _check_not_newer(applied: set[str], known: set[str]) -> None:

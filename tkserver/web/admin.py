@@ -1,4 +1,4 @@
-"""The private door: what operators may see and strangers must not."""
+"""The admin port: what operators may see and strangers must not."""
 
 from __future__ import annotations
 
@@ -10,30 +10,28 @@ from klein import Klein
 from twisted.web.resource import IResource
 
 from tkserver import __version__
-from tkserver.web.errors import ErrorAnswers
-from tkserver.web.headers import CorsPolicy
-from tkserver.web.listening import Listener, tcp_endpoint
-from tkserver.web.request import ApiRequest
-from tkserver.web.routing import Routes
-from tkserver.web.site import ApiSite, Limits
-from tkserver.wire import answer
-from tkserver.wire.answer import Answer
+from tkserver.web.error_responses import ErrorResponses
+from tkserver.web.http.connections import ApiSite, HttpLimits
+from tkserver.web.http.request import ApiRequest
+from tkserver.web.http.response import CorsPolicy, Response, json_response
+from tkserver.web.http.routing import Routes
+from tkserver.web.listen.listener import Listener, tcp_endpoint
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 Exposition = Callable[["str | None"], tuple[bytes, str]]
-"""The metrics as text, and its content type, given what the client accepts."""
+"""Takes the ``Accept`` header, and returns the metrics as text and their content type."""
 
-LIMITS = Limits(max_body_bytes=65_536, max_body_memory=1_048_576, max_connections=64)
+LIMITS = HttpLimits(max_body_bytes=65_536, max_body_memory=1_048_576, max_connections=64)
 
-DRAIN = 1.0
-"""Seconds for requests in flight to finish when the server stops."""
+DRAIN_TIMEOUT = 1.0
+"""Seconds for requests in progress when the server stops."""
 
 
 class AdminApi:
-    """The private HTTP interface.
+    """The HTTP interface of the admin port.
 
-    :param clock: gives seconds, on any scale.
+    :param clock: returns seconds, on any scale.
     """
 
     _router = Klein()
@@ -42,40 +40,36 @@ class AdminApi:
 
     def __init__(self, exposition: Exposition, clock: Callable[[], float]) -> None:
         self._exposition = exposition
-        self._answer_to = ErrorAnswers(clock, "GET / lists what is")
+        self._error_responses = ErrorResponses(clock, "GET / lists all paths")
 
     def resource(self) -> IResource:
-        return Routes(self._router, self._answer_to)
+        return Routes(self._router, self._error_responses)
 
     @_route("/", methods=["GET"])
-    def index(self, _: ApiRequest) -> Answer:
-        """What there is."""
-        return answer.json_answer(200, {"version": __version__, "metrics": "/metrics"})
+    def index(self, _: ApiRequest) -> Response:
+        """List all paths."""
+        return json_response(200, {"version": __version__, "metrics": "/metrics"})
 
     @_route("/metrics", methods=["GET"])
-    def metrics(self, request: ApiRequest) -> Answer:
-        """For Prometheus."""
+    def metrics(self, request: ApiRequest) -> Response:
+        """Metrics for Prometheus."""
         text, content_type = self._exposition(request.header("accept"))
-        return Answer(200, text, content_type=content_type)
+        return Response(200, text, content_type=content_type)
 
 
 class AdminListener(Listener):
-    """Serves it on a port of its own, until the very end of the server."""
+    """Serves the admin API on its own port. It is the last part of the server to stop."""
 
     def __init__(self, api: AdminApi, reactor: Any, host: str, port: int) -> None:
-        self._site = ApiSite(api.resource(), LIMITS, CorsPolicy(()), _always, reactor)
+        self._site = ApiSite(api.resource(), LIMITS, CorsPolicy(()), reactor)
         super().__init__(reactor, tcp_endpoint(host, port), self._site, self._site.is_full)
 
     @property
     def exposed(self) -> bool:
-        """Whether other machines may reach it."""
+        """True if other machines can reach the port."""
         return not ip_address(self.address.host).is_loopback
 
     async def close(self) -> None:
-        """Accept no more, and finish the requests under way."""
+        """Close the port, and finish the requests in progress."""
         await super().close()
-        await self._site.drain(DRAIN)
-
-
-def _always() -> None:
-    """Nothing is so busy that nobody may look."""
+        await self._site.drain(DRAIN_TIMEOUT)

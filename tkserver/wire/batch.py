@@ -1,73 +1,121 @@
-"""A body, from the bytes that came over the wire to its events and refusals."""
+"""From the body of a request to its events: content type, compression, JSON, and the checks of the whole batch."""
 
 from __future__ import annotations
 
+import gzip
+import zlib
+from io import BytesIO
 from itertools import islice
 
 import msgspec
 from msgspec import Raw, Struct
 
-from tkserver.wire.event import Event, InvalidEvent, event_id_of, read_event
-from tkserver.wire.refusal import (
+from tkserver.wire.api_errors import (
+    ApiError,
     BatchSizeMismatch,
     BatchTooLarge,
     EmptyBatch,
-    EventRefusal,
+    EventError,
     InvalidEncoding,
     InvalidJson,
-    Refusal,
+    PayloadTooLarge,
+    UnsupportedEncoding,
+    UnsupportedMediaType,
 )
+from tkserver.wire.event import Event
+from tkserver.wire.event_validation import InvalidEvent, event_id_of, read_event
 from tkserver.wire.scanner import Scanner
 
 MAX_EVENTS = 1000
-"""The most events that one batch may hold."""
+"""The maximum number of events in a batch."""
 
 
 class Batch(Struct, frozen=True):
-    """The events of a body by their place in it, and the refusals of those that break a rule."""
+    """The events of a body.
+
+    :ivar events: valid events by their index in the batch.
+    :ivar errors: the errors of all other events.
+    """
 
     events: dict[int, Event]
-    refusals: tuple[EventRefusal, ...]
+    errors: tuple[EventError, ...]
+
+    @property
+    def size(self) -> int:
+        """The number of events, valid or not."""
+        return len(self.events) + len(self.errors)
+
+
+def decode_body(body: bytes, *, content_type: str | None, content_encoding: str | None, max_bytes: int) -> bytes:
+    """Return the JSON text of a body, decompressed.
+
+    :param body: as received.
+    :param content_type: the value of the header, if sent; the same applies to ``content_encoding``.
+    :param max_bytes: the maximum size after decompression.
+    :raise ApiError: if the body is not JSON, not complete, too large, or compressed by other means than gzip.
+    """
+    if (content_type or "").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType("send Content-Type: application/json")
+    encoding = (content_encoding or "identity").strip().lower()
+    if encoding == "gzip":
+        return _decompress(body, max_bytes)
+    if encoding != "identity":
+        raise UnsupportedEncoding("unsupported Content-Encoding: only gzip is supported")
+    return body
+
+
+def _decompress(body: bytes, max_bytes: int) -> bytes:
+    """Decompress a gzip body (RFC 1952) of one or more members, but at most ``max_bytes`` of it."""
+    try:
+        text = gzip.GzipFile(fileobj=BytesIO(body)).read(max_bytes + 1)
+    except EOFError:
+        raise InvalidEncoding("the gzip body is truncated") from None
+    except (OSError, zlib.error):
+        raise InvalidEncoding("the body is not valid gzip") from None
+    if not body:
+        raise InvalidEncoding("the body is empty, which is not valid gzip")
+    if len(text) > max_bytes:
+        raise PayloadTooLarge(f"the decompressed body is longer than {max_bytes} bytes: send fewer events at once")
+    return text
 
 
 def read_batch(body: bytes, *, declared_size: str | None = None) -> Batch:
-    """Decode a body and check each of its events by itself.
+    """Decode a body and validate each of its events separately.
 
-    :param body: JSON, no longer compressed.
-    :param declared_size: the ``X-Batch-Size`` header, where it was sent.
-    :raise Refusal: when the body as a whole cannot be taken.
+    :param body: JSON, not compressed.
+    :param declared_size: the value of the header ``X-Batch-Size``, if sent.
+    :raise ApiError: if the whole body is invalid.
     """
-    raw_events = _raw_events(body, declared_size)
     events: dict[int, Event] = {}
-    refusals: list[EventRefusal] = []
-    for index, raw in enumerate(raw_events):
+    errors: list[EventError] = []
+    for index, raw in enumerate(_raw_events(body, declared_size)):
         try:
             events[index] = read_event(raw)
         except InvalidEvent as error:
-            refusals.append(EventRefusal(index, event_id_of(raw), error.code, error.message))
-    return Batch(events, tuple(refusals))
+            errors.append(EventError(index, event_id_of(raw), error.code, error.message))
+    return Batch(events, tuple(errors))
 
 
 def count_events(body: bytes) -> int:
-    """How many events a body has, none of which is looked at; 0 for one that :func:`read_batch` would not take.
+    """Return the number of events in a body without validating them; 0 if :func:`read_batch` would reject the body.
 
-    :param body: JSON, no longer compressed.
+    :param body: JSON, not compressed.
     """
     try:
         return len(_raw_events(body, None))
-    except Refusal:
+    except ApiError:
         return 0
 
 
 def _raw_events(body: bytes, declared_size: str | None) -> list[bytes] | list[Raw]:
-    """The JSON texts of a body's events, not looked at.
+    """Return the JSON texts of the events.
 
-    :raise Refusal: when the body as a whole cannot be taken.
+    :raise ApiError: if the whole body is invalid.
     """
     try:
         body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InvalidEncoding(f"the body is not UTF-8: byte {error.start} does not fit") from None
+        raise InvalidEncoding(f"the body is not valid UTF-8 at byte {error.start}") from None
     raw_events = _split(body)
     _check_size(len(raw_events), declared_size)
     return raw_events
@@ -75,14 +123,14 @@ def _raw_events(body: bytes, declared_size: str | None) -> list[bytes] | list[Ra
 
 def _check_size(size: int, declared: str | None) -> None:
     if size == 0:
-        raise EmptyBatch("the batch has no events: send 1 to 1000")
+        raise EmptyBatch(f"the batch has no events: send 1 to {MAX_EVENTS}")
     if size > MAX_EVENTS:
-        raise BatchTooLarge(f"the batch has more than {MAX_EVENTS} events: send it in parts")
+        raise BatchTooLarge(f"the batch has more than {MAX_EVENTS} events: send several batches")
     if declared is not None and declared.strip() != str(size):
-        raise BatchSizeMismatch(f"X-Batch-Size says {declared[:20]} but the batch has {size}")
+        raise BatchSizeMismatch(f"X-Batch-Size is {declared[:20]}, but the batch has {size} events")
 
 
-# --- splitting a body into its events
+# --- splitting a body into events
 
 
 class _Envelope(Struct):
@@ -93,9 +141,9 @@ _envelope_decoder = msgspec.json.Decoder(_Envelope)
 
 
 def _split(body: bytes) -> list[bytes] | list[Raw]:
-    """The JSON texts of a body's events.
+    """Return the JSON texts of the events.
 
-    :raise InvalidJson: when the body is not a JSON object with an ``events`` array.
+    :raise InvalidJson: if the body is not a JSON object with an ``events`` array.
     """
     try:
         return _envelope_decoder.decode(body).events
@@ -105,13 +153,13 @@ def _split(body: bytes) -> list[bytes] | list[Raw]:
         try:
             return _scan(body)
         except ValueError:
-            raise InvalidJson(f"the body is not JSON: {error}") from None
+            raise InvalidJson(f"the body is not valid JSON: {error}") from None
 
 
 def _scan(body: bytes) -> list[bytes]:
-    """What :func:`_split` does, for a body that the decoder did not take; stops where there are too many events.
+    """Do the same as :func:`_split` for a body that the decoder rejects; stop after ``MAX_EVENTS`` + 1 events.
 
-    :raise ValueError: when it is not what it should be.
+    :raise ValueError: if the body is not a JSON object with an ``events`` array.
     """
     scanner = Scanner(body.decode())
     events: list[bytes] | None = None

@@ -1,0 +1,1 @@
+"""The server process: supervisor, worker, and how they are wired together."""

@@ -1,0 +1,229 @@
+"""The supervisor: owns what exists once per installation, and starts and stops the worker.
+
+That is the embedded database, migrations, the sweeper and the admin port. At present, both run in one process.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, TypeVar
+
+from twisted.application.internet import backoffPolicy
+from twisted.application.service import Service
+from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
+from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.threads import deferToThreadPool
+
+import tkserver
+from tkserver import __version__, log
+from tkserver.config import Settings, variable
+from tkserver.operations.database import ConfiguredDatabase
+from tkserver.server.sweeper import Sweeper
+from tkserver.server.wiring import create_admin_listener, create_worker
+from tkserver.server.worker import stop_all
+from tkserver.storage import migrations
+from tkserver.storage.blocking import BlockingConnections
+from tkserver.storage.embedded import demo
+from tkserver.storage.embedded.postgres import EmbeddedError
+from tkserver.storage.errors import StorageError
+from tkserver.storage.migrations import IncompatibleDatabase
+from tkserver.web.listen.listener import CannotListen
+
+_log = log.logger(__name__)
+
+T = TypeVar("T")
+
+EMBEDDED_CHECK_INTERVAL = 5.0
+"""Seconds between two checks that the embedded database is running."""
+
+GC_THRESHOLD = 20_000
+"""New objects between two garbage collections. A request creates some hundred, and hardly ever a reference cycle."""
+
+FIRST_EVENT = Path(tkserver.__file__).parent / "examples" / "first_event.sh"
+
+
+class _Stopping(Exception):
+    """The server is stopped before it has started."""
+
+
+class Supervisor(Service):
+    """The server as a Twisted service.
+
+    :param fail: called with a message if the server cannot continue; ends the process.
+    :ivar worker: serves requests.
+    """
+
+    name = "tkserver"
+
+    def __init__(self, settings: Settings, reactor: Any, fail: Callable[[str], None]) -> None:
+        self._settings = settings
+        self._reactor = reactor
+        self._fail = fail
+        database = ConfiguredDatabase.from_settings(settings)
+        self._dsn, self._embedded = database.dsn, database.embedded
+        self.worker = create_worker(settings, reactor, self._dsn)
+        self._admin = create_admin_listener(settings, reactor, self.worker.components.metrics)
+        self._sweeper = Sweeper(reactor, self._dsn, settings.retention.days)
+        self._embedded_check = LoopingCall(lambda: ensureDeferred(self._restart_embedded()))
+        self._embedded_check.clock = reactor
+        self._embedded_check_ended: Deferred[LoopingCall]
+        self._connections = BlockingConnections()
+        self._startup: Deferred[None] | None = None
+        self._retry_delay: Deferred[None] | None = None
+        self._bound = False
+        self._stopping = False
+
+    @property
+    def port(self) -> int:
+        """The public TCP port."""
+        return self.worker.port
+
+    @property
+    def admin_port(self) -> int:
+        """The TCP port of the admin interface."""
+        assert self._admin is not None
+        return self._admin.port
+
+    # --- starting
+
+    def privilegedStartService(self) -> None:
+        """Bind the ports, while the process still has root privileges."""
+        try:
+            self.worker.bind()
+        except CannotListen as error:
+            self._fail(f"cannot listen on {error}")
+            return
+        try:
+            if self._admin is not None:
+                self._admin.open()
+        except CannotListen as error:
+            self._fail(
+                f"cannot listen on {error}: this is the admin port for /metrics, see {variable('admin', 'host')} and"
+                f" {variable('admin', 'port')}; an empty port disables it"
+            )
+            return
+        self._bound = True
+
+    def startService(self) -> None:
+        super().startService()
+        _tune_garbage_collector()
+        if self._bound:
+            url = self.worker.url
+            _log.info("tkserver {version} listens on {url}", version=__version__, url=url, event="listening")
+            self._log_admin_address()
+            self.worker.start()
+            self._startup = ensureDeferred(self._start())
+
+    def _log_admin_address(self) -> None:
+        if self._admin is None:
+            return
+        _log.info("metrics on {url}/metrics", url=self._admin.url, event="metrics_listening")
+        if self._admin.exposed:
+            _log.warn(
+                "other machines can reach the admin port at {host}: make sure that strangers cannot",
+                host=self._settings.admin.host,
+                event="metrics_exposed",
+            )
+
+    async def _start(self) -> None:
+        try:
+            await self._prepare_database()
+        except _Stopping:
+            return
+        except (EmbeddedError, IncompatibleDatabase) as error:
+            self._fail(str(error))
+            return
+        except Exception:
+            _log.failure("the server could not be started", event="start_failed")
+            self._fail("cannot start: see the log above")
+            return
+        self.worker.connect()
+        self._sweeper.start()
+        if self._embedded is not None:
+            self._embedded_check_ended = self._embedded_check.start(EMBEDDED_CHECK_INTERVAL, now=False)
+            script, url = str(FIRST_EVENT), self.worker.url
+            _log.info("to send a first event, run: sh {script} {url}", script=script, url=url, event="first_event")
+
+    async def _prepare_database(self) -> None:
+        if self._embedded is not None:
+            await self._in_thread(self._embedded.start)
+            data_dir = str(self._embedded.data_dir)
+            _log.info("embedded PostgreSQL, data in {data_dir}", data_dir=data_dir, event="embedded_database")
+        await self._when_available(migrations.migrate)
+        if self._embedded is not None:
+            await self._when_available(demo.install)
+
+    async def _when_available(self, work: Callable[[str, BlockingConnections], None]) -> None:
+        """Run a function that needs the database, and retry until the database is available.
+
+        :raise _Stopping: if the server is stopped before that.
+        """
+        backoff = backoffPolicy(initialDelay=0.2, maxDelay=2.0, factor=1.5)
+        for failures in count():
+            try:
+                if not self._stopping:
+                    await self._in_thread(work, self._dsn, self._connections)
+                    return
+            except StorageError as error:
+                if failures == 0 and not self._stopping:
+                    _log.warn("the database is not available, retrying: {error}", error=error, event="database_awaited")
+                    self.worker.resume_accepting()
+            if self._stopping:
+                raise _Stopping
+            self._retry_delay = deferLater(self._reactor, backoff(failures))
+            with suppress(CancelledError):
+                await self._retry_delay
+
+    async def _restart_embedded(self) -> None:
+        """Start the embedded database again if it has died."""
+        if self._embedded is not None and not self.worker.database_connected:
+            try:
+                await self._in_thread(self._embedded.start)
+            except EmbeddedError as error:
+                _log.error(
+                    "the embedded database cannot be restarted: {error}", error=error, event="embedded_database_lost"
+                )
+
+    # --- stopping
+
+    def stopService(self) -> Deferred[None]:
+        """Stop everything, in the order of dependencies; each part after the previous one has stopped."""
+        super().stopService()
+        return ensureDeferred(self._stop())
+
+    async def _stop(self) -> None:
+        self._stopping = True
+        await stop_all(self.worker.drain, self._end_startup, self._end_embedded_check)
+        await stop_all(self._sweeper.stop, self.worker.stop)
+        if self._embedded is not None:
+            await stop_all(partial(self._in_thread, self._embedded.stop))
+        if self._admin is not None:  # last, so that it shows the metrics of the stop
+            await stop_all(self._admin.close)
+        gc.collect()  # logs the unhandled errors of Deferreds
+        _log.info("stopped", event="stopped")
+
+    async def _end_startup(self) -> None:
+        self._connections.stop()
+        if self._retry_delay is not None:
+            self._retry_delay.cancel()
+        if self._startup is not None:
+            await self._startup
+
+    async def _end_embedded_check(self) -> None:
+        if self._embedded_check.running:
+            self._embedded_check.stop()
+            await self._embedded_check_ended  # it must not start the database again after that was stopped
+
+    def _in_thread(self, work: Callable[..., T], *arguments: object) -> Deferred[T]:
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work, *arguments)
+
+
+def _tune_garbage_collector() -> None:
+    """Collect less often, and never look at objects that stay for the lifetime of the process, such as modules."""
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])

@@ -1,0 +1,126 @@
+"""The sweeper: deletes old events and old nonces in the background."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import LoopingCall
+from twisted.internet.threads import deferToThreadPool
+
+from tkserver import log
+from tkserver.operations import retention
+from tkserver.storage.blocking import BlockingConnections, Connection, rows, value
+from tkserver.storage.errors import StorageError
+from tkserver.storage.store_statement import DELETE_OLD_NONCES
+
+_log = log.logger(__name__)
+
+EVENTS_INTERVAL = 3600.0
+"""Seconds between two deletions of old events, whose age limits are in days."""
+
+NONCES_INTERVAL = 60.0
+"""Seconds between two deletions of old nonces."""
+
+STATEMENT_TIMEOUT = 60.0
+"""Seconds."""
+
+_LOCK_KEY = 0x746B72657461696E  # "tkretain" in ASCII
+
+
+class Sweeper:
+    """Deletes old events when the server starts and every hour, and old nonces every minute.
+
+    The work is done in threads, on connections of its own.
+
+    :param default_days: retention of applications that have none of their own; ``None`` keeps events forever.
+    """
+
+    def __init__(self, reactor: Any, dsn: str, default_days: int | None) -> None:
+        self._reactor = reactor
+        self._dsn = dsn
+        self._default_days = default_days
+        self._connections = BlockingConnections()
+        self._loops = {
+            self._loop(self._sweep_events): EVENTS_INTERVAL,
+            self._loop(self._sweep_nonces): NONCES_INTERVAL,
+        }
+        self._ended: list[Deferred[LoopingCall]] = []
+
+    def start(self) -> None:
+        self._ended = [loop.start(interval) for loop, interval in self._loops.items()]
+
+    async def stop(self) -> None:
+        """Stop, also during a deletion: the next server continues it."""
+        self._connections.stop()
+        for loop in self._loops:
+            if loop.running:
+                loop.stop()
+        for ended in self._ended:
+            await ended
+
+    def _loop(self, work: Callable[[], Any]) -> LoopingCall:
+        loop = LoopingCall(lambda: ensureDeferred(work()))
+        loop.clock = self._reactor
+        return loop
+
+    async def _sweep_events(self) -> None:
+        try:
+            deleted = await self._in_thread(partial(delete_old_events, default_days=self._default_days))
+        except StorageError as error:
+            if not self._connections.stopped:
+                _log.warn(
+                    "old events could not be deleted, next attempt in an hour: {error}",
+                    error=error,
+                    event="retention_failed",
+                )
+        except Exception:
+            _log.failure("old events could not be deleted", event="retention_failed")
+        else:
+            if deleted:
+                _log.info("deleted {events} old events", events=deleted, event="retention")
+
+    async def _sweep_nonces(self) -> None:
+        try:
+            await self._in_thread(delete_old_nonces)
+        except StorageError as error:
+            _log.debug("old nonces could not be deleted, next attempt soon: {error}", error=error, event="put_off")
+
+    def _in_thread(self, work: Callable[[str, BlockingConnections], Any]) -> Deferred[Any]:
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work, self._dsn, self._connections)
+
+
+def delete_old_events(dsn: str, connections: BlockingConnections, default_days: int | None) -> int:
+    """Delete old events unless another server does so now. Blocks.
+
+    :param default_days: see :class:`Sweeper`.
+    :return: the number of deleted events.
+    :raise StorageError: if the database is not available, or ``connections`` was stopped.
+    """
+    with closing(_connect(dsn, connections)) as connection:
+        # The lock lasts as long as the connection: if this server dies, another one continues.
+        if not value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK_KEY):
+            return 0
+        return sum(
+            retention.prune(connection, limit, time.monotonic, connections.sleep, lambda _: None)
+            for limit in retention.limits(connection, default_days)
+        )
+
+
+def delete_old_nonces(dsn: str, connections: BlockingConnections) -> None:
+    """Delete nonces that can be reused. Blocks.
+
+    :raise StorageError: if the database is not available, or ``connections`` was stopped.
+    """
+    with closing(_connect(dsn, connections)) as connection:
+        rows(connection, DELETE_OLD_NONCES)
+
+
+def _connect(dsn: str, connections: BlockingConnections) -> Connection:
+    connection = connections.connect(dsn)
+    rows(connection, f"SET statement_timeout = {int(STATEMENT_TIMEOUT * 1000)}")
+    return connection

@@ -1,0 +1,149 @@
+"""The composition root: creates all components from the settings. Nothing is started here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from twisted.logger import globalLogPublisher
+
+from tkserver.config import InvalidSettings, Settings, variable
+from tkserver.ingest.committer import Committer, QueueLimits
+from tkserver.ingest.ingestion import Ingestion
+from tkserver.ingest.ledger import Ledger
+from tkserver.ingest.readiness import Readiness
+from tkserver.ingest.verification import Verifier
+from tkserver.limits.auth_failures import AuthFailureLimit
+from tkserver.limits.client_address import TrustedProxies
+from tkserver.limits.redis import MissingExtra, RedisServer, RedisTokenBuckets
+from tkserver.limits.request_rate import RequestRateLimit
+from tkserver.limits.token_bucket import Rate
+from tkserver.log.access import AccessLog
+from tkserver.server.metrics import Metrics
+from tkserver.server.reactor_lag import ReactorLagMeter
+from tkserver.server.worker import Components, Worker
+from tkserver.storage.caches import CredentialCache, ErasedUserCache, LastUsedTimes
+from tkserver.storage.changes import ChangeListener
+from tkserver.storage.credentials import CredentialStore
+from tkserver.storage.erasures import ErasureStore
+from tkserver.storage.event_store import EventStore
+from tkserver.storage.pool import Pool
+from tkserver.storage.store_statement import PREPARE_STORE
+from tkserver.web.admin import AdminApi, AdminListener
+from tkserver.web.admission import IngestAdmission
+from tkserver.web.api import Api
+from tkserver.web.http.connections import ApiSite, HttpLimits
+from tkserver.web.http.response import CorsPolicy
+from tkserver.web.listen.listener import InvalidEndpoint, Listener, tcp_endpoint
+
+
+def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
+    """Return a worker that serves requests with these settings.
+
+    :param dsn: of the database.
+    :raise InvalidSettings: if a component cannot be created from them.
+    """
+    clock = reactor.seconds
+    metrics = Metrics(CollectorRegistry(), clock)
+    access_log = _access_log(settings, clock)
+
+    pool = Pool(reactor, dsn, settings.database.max_connections, prepare=PREPARE_STORE)
+    changes = ChangeListener(reactor, dsn)
+    credential_store, erasure_store = CredentialStore(pool), ErasureStore(pool)
+    credentials = CredentialCache(credential_store, changes, clock)
+    erased_users = ErasedUserCache(erasure_store, changes, clock)
+    last_used = LastUsedTimes(credential_store, reactor)
+    events = EventStore(pool, erasure_store, erased_users, clock, metrics.observe_commit)
+    redis = _redis(settings, reactor)
+
+    ledger, queue_limits = Ledger(), _queue_limits(settings)
+    committer = Committer(events, reactor, queue_limits, ledger)
+    verifier = Verifier(credentials, clock, settings.ingest.timestamp_tolerance, _rate_limit(settings, redis, clock))
+    ingestion = Ingestion(verifier, committer, last_used, ledger, settings.ingest.max_body_bytes)
+    admission = IngestAdmission(
+        committer.check_load, _auth_failures(settings, clock), TrustedProxies.of(settings.server.trusted_proxies)
+    )
+    api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock)
+    site = ApiSite(
+        api.resource(),
+        _http_limits(settings),
+        CorsPolicy(settings.server.cors_origins),
+        reactor,
+        admission=admission,
+        observers=[metrics.observe_request, access_log],
+    )
+    listener = _public_listener(settings, reactor, site)
+
+    metrics.watch_events(ledger, committer.load, queue_limits)
+    metrics.watch_database(pool)
+    metrics.watch_clients(site, listener)
+    metrics.watch_redis(redis)
+    lag_meter = ReactorLagMeter(reactor, metrics.observe_lag)
+    components = Components(listener, site, pool, changes, last_used, redis, lag_meter, metrics, access_log)
+    return Worker(components, settings.server.shutdown_timeout)
+
+
+def create_admin_listener(settings: Settings, reactor: Any, metrics: Metrics) -> AdminListener | None:
+    """Return the listener of the admin port, or ``None`` if the port is disabled."""
+    host, port = settings.admin.host, settings.admin.port
+    return None if port is None else AdminListener(AdminApi(metrics.exposition, reactor.seconds), reactor, host, port)
+
+
+def _access_log(settings: Settings, clock: Callable[[], float]) -> AccessLog:
+    server = settings.server
+    return AccessLog(globalLogPublisher, server.log_level, server.log_sample, random.random, clock)
+
+
+def _queue_limits(settings: Settings) -> QueueLimits:
+    ingest = settings.ingest
+    return QueueLimits(events=ingest.max_queue_events, bytes=ingest.max_queue_bytes, timeout=ingest.commit_timeout)
+
+
+def _http_limits(settings: Settings) -> HttpLimits:
+    return HttpLimits(
+        max_body_bytes=settings.ingest.max_body_bytes,
+        max_body_memory=settings.ingest.max_body_memory,
+        max_connections=settings.server.max_connections,
+        header_timeout=settings.server.header_timeout,
+        body_timeout=settings.server.body_timeout,
+        idle_timeout=settings.server.idle_timeout,
+    )
+
+
+def _public_listener(settings: Settings, reactor: Any, site: ApiSite) -> Listener:
+    """
+    :raise InvalidSettings: if the endpoint is invalid.
+    """
+    server = settings.server
+    endpoint = server.endpoint or tcp_endpoint(server.host, server.port)
+    try:
+        return Listener(reactor, endpoint, site, site.is_full)
+    except InvalidEndpoint as error:
+        raise InvalidSettings(f"{variable('server', 'endpoint')}: {endpoint}: {error}") from None
+
+
+def _redis(settings: Settings, reactor: Any) -> RedisTokenBuckets | None:
+    """Return ``None`` if no Redis is configured, or if there is no rate limit to share.
+
+    :raise InvalidSettings: if the client library is not installed.
+    """
+    if settings.redis.url is None or not settings.rate_limit.per_minute():
+        return None
+    try:
+        return RedisTokenBuckets(RedisServer.of(settings.redis.url.get_secret_value()), reactor)
+    except MissingExtra as error:
+        raise InvalidSettings(f"{variable('redis', 'url')}: {error}") from None
+
+
+def _rate_limit(
+    settings: Settings, redis: RedisTokenBuckets | None, clock: Callable[[], float]
+) -> RequestRateLimit | None:
+    per_minute = settings.rate_limit.per_minute()
+    return RequestRateLimit(per_minute, redis, clock) if per_minute else None
+
+
+def _auth_failures(settings: Settings, clock: Callable[[], float]) -> AuthFailureLimit | None:
+    failures, burst = settings.rate_limit.auth_failures_per_minute, settings.rate_limit.auth_failures_burst
+    return AuthFailureLimit(Rate.per_minute(failures, burst=burst), clock) if failures else None

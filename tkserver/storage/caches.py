@@ -1,0 +1,178 @@
+"""What a server caches of the database, so that a request normally needs no query before its events are stored.
+
+Caches are used only while the :class:`~tkserver.storage.changes.ChangeListener` would notice a change. Each
+invalidation begins a new generation: a result that was queried in an earlier generation is not cached.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
+from contextvars import Context
+from datetime import datetime, timezone
+from typing import Any
+from uuid import UUID
+
+from cachetools import TTLCache
+from twisted.internet import defer
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import LoopingCall
+
+from tkserver import log
+from tkserver.deferreds import SharedDeferred
+from tkserver.storage import credentials, erasures
+from tkserver.storage.changes import ChangeListener
+from tkserver.storage.credentials import Credential, CredentialStore
+from tkserver.storage.erasures import ErasedUsers, ErasureStore
+from tkserver.storage.errors import StorageError
+
+_log = log.logger(__name__)
+
+MAX_LOOKUPS = 10_000
+"""The number of credential lookups that are cached, including those that found nothing."""
+
+LIFETIME = 60.0
+"""Seconds for which an entry is valid. Changes invalidate it immediately; this limit is a safety net."""
+
+LAST_USED_INTERVAL = 30.0
+"""Seconds between two updates of ``last_used_at``."""
+
+LAST_FLUSH_TIMEOUT = 2.0
+"""Seconds for the update when the server stops."""
+
+Credentials = tuple[Credential, ...]
+
+Lookup = Credentials | Deferred[Credentials]
+"""A cached result, or a Deferred that fires when the database has responded."""
+
+
+class CredentialCache:
+    """Looks up credentials, each at most once until something changes.
+
+    A change of any credential clears the whole cache. Changes are rare, and a credential is found by token, by
+    application, or not at all: to clear only the affected entries would be complicated.
+
+    :param clock: returns seconds, on any scale.
+    """
+
+    def __init__(self, store: CredentialStore, changes: ChangeListener, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._changes = changes
+        self._generation = 0
+        self._cached: TTLCache[Hashable, Credentials] = TTLCache(MAX_LOOKUPS, LIFETIME, clock)
+        self._pending: dict[Hashable, SharedDeferred[Credentials]] = {}
+        changes.subscribe(credentials.CHANNEL, self.invalidate)
+
+    def invalidate(self) -> None:
+        """Clear the cache, and do not cache the results of lookups that are in progress."""
+        self._generation += 1
+        self._cached.clear()
+        self._pending.clear()
+
+    def by_token(self, token: str) -> Lookup:
+        """Return the active credential with this bearer token, if there is one."""
+        return self._look_up(token, lambda: self._store.by_token(token))
+
+    def by_app(self, org_id: UUID, app_id: UUID) -> Lookup:
+        """Return all active credentials of an application."""
+        return self._look_up((org_id.int, app_id.int), lambda: self._store.by_app(org_id, app_id))
+
+    def _look_up(self, key: Hashable, query: Callable[[], Awaitable[Credentials]]) -> Lookup:
+        if self._changes.listening:
+            with suppress(KeyError):
+                return self._cached[key]
+        pending = self._pending.get(key)
+        if pending is None:
+            # Several requests wait for this query, so it does not run in the context of the first one.
+            pending = SharedDeferred(Context().run(ensureDeferred, self._query(key, query)), expected=StorageError)
+            if not pending.done:  # without a connection, it has failed already
+                self._pending[key] = pending
+        return pending.wait()
+
+    async def _query(self, key: Hashable, query: Callable[[], Awaitable[Credentials]]) -> Credentials:
+        generation = self._generation
+        try:
+            found = await query()
+        finally:
+            if generation == self._generation:
+                self._pending.pop(key, None)
+        if generation == self._generation:
+            self._cached[key] = found
+        return found
+
+
+class ErasedUserCache:
+    """The set of erased users.
+
+    :param clock: returns seconds, on any scale.
+    """
+
+    def __init__(self, store: ErasureStore, changes: ChangeListener, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._changes = changes
+        self._clock = clock
+        self._generation = 0
+        self._cached: ErasedUsers | None = None
+        self._valid_until = float("-inf")
+        changes.subscribe(erasures.CHANNEL, self.invalidate)
+
+    def invalidate(self) -> None:
+        """Discard the cached set."""
+        self._generation += 1
+        self._cached = None
+
+    async def current(self) -> tuple[ErasedUsers, int]:
+        """Return the set and its generation, the argument of :meth:`may_have_changed_since`.
+
+        :raise StorageError: if the set is not cached and cannot be loaded.
+        """
+        generation = self._generation
+        if self._changes.listening and self._cached is not None and self._clock() < self._valid_until:
+            return self._cached, generation
+        loaded = await self._store.load()
+        if generation == self._generation:
+            self._cached, self._valid_until = loaded, self._clock() + LIFETIME
+        return loaded, generation
+
+    def may_have_changed_since(self, generation: int) -> bool:
+        """Return true if a user may have been erased since :meth:`current` returned this generation."""
+        return not self._changes.listening or generation != self._generation
+
+
+class LastUsedTimes:
+    """Writes ``last_used_at`` of credentials now and then instead of with each request."""
+
+    def __init__(self, store: CredentialStore, reactor: Any) -> None:
+        self._store = store
+        self._reactor = reactor
+        self._times: dict[UUID, float] = {}
+        self._loop = LoopingCall(lambda: ensureDeferred(self._flush()))
+        self._loop.clock = reactor
+
+    def start(self) -> None:
+        self._loop.start(LAST_USED_INTERVAL, now=False)
+
+    async def stop(self) -> None:
+        """Write the times that are not written yet, if the database responds soon."""
+        if self._loop.running:
+            self._loop.stop()
+        with suppress(defer.TimeoutError):  # half a minute of inaccuracy is not worth a longer wait
+            await SharedDeferred(ensureDeferred(self._flush())).wait().addTimeout(LAST_FLUSH_TIMEOUT, self._reactor)
+
+    def record(self, credential: Credential) -> None:
+        """Record that a credential was used now."""
+        self._times[credential.id] = self._reactor.seconds()
+
+    async def _flush(self) -> None:
+        times, self._times = self._times, {}
+        if not times:
+            return
+        try:
+            await self._store.mark_used({key: datetime.fromtimestamp(at, timezone.utc) for key, at in times.items()})
+        except StorageError as error:
+            _log.warn(
+                "the times when tokens were last used could not be written: {error}",
+                error=error,
+                event="usage_not_written",
+            )
+            self._times = {**times, **self._times}

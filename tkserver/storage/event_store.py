@@ -1,0 +1,256 @@
+"""Storage of events: one statement and one commit for any number of submissions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence, Sized
+from dataclasses import dataclass
+from enum import Enum
+
+import msgspec
+from msgspec.structs import replace
+
+from tkserver.storage.caches import ErasedUserCache
+from tkserver.storage.erasures import ErasedUsers, ErasureStore
+from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, Inseparable, StorageError
+from tkserver.storage.events import ALL_STORED, Outcome, Row, Submission
+from tkserver.storage.pool import READ_COMMITTED, Execute, Pool
+from tkserver.storage.quota_store import insert_within_quota
+from tkserver.storage.store_statement import PROBE, STORE
+
+Insert = Callable[[Execute, Sequence[Submission]], Awaitable[list[Outcome]]]
+"""Inserts submissions in the current transaction."""
+
+
+class CommitResult(Enum):
+    """How a commit ended.
+
+    ``SPLIT``: some submissions prevented the commit, and it is retried in parts. ``UNKNOWN``: the connection was lost
+    before the database responded, so that the commit may have succeeded.
+    """
+
+    COMMITTED = "committed"
+    SPLIT = "split"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class CommitRecord:
+    """One attempt to commit.
+
+    :ivar seconds: includes the time spent waiting for a connection.
+    """
+
+    result: CommitResult
+    events: int
+    seconds: float
+
+
+class EventStore:
+    """The events of all applications.
+
+    Events of erased users are not stored. The set of erased users is checked before the commit, and again after it if
+    it may have changed in the meantime: an erasure deletes the events that were committed before it, and this class
+    deletes those that were committed after it. Skipped events are deleted as well, because they may be in the table:
+    a server that crashed before its second check sent no response, so the SDK sends the same events again.
+
+    :param pool: its connections have run ``PREPARE_STORE``.
+    :param clock: returns seconds, on any scale.
+    :param observe: called after each attempt to commit.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        erasures: ErasureStore,
+        erased_users: ErasedUserCache,
+        clock: Callable[[], float] = time.monotonic,
+        observe: Callable[[CommitRecord], None] = lambda _: None,
+    ) -> None:
+        self._pool = pool
+        self._erasures = erasures
+        self._erased_users = erased_users
+        self._clock = clock
+        self._observe = observe
+
+    async def store(self, submissions: Sequence[Submission], *, skip_unstorable: bool = False) -> list[Outcome]:
+        """Store all submissions in one commit, or none of them.
+
+        No two of them have the same nonce for the same application. If an application has a quota, all of them belong
+        to this application, and those for which the quota has no room are not stored.
+
+        :param skip_unstorable: skip the events that the database does not accept instead of raising ``DataRefused``.
+        :return: the outcome of each submission.
+        :raise DataRefused: if the database does not accept a value of an event.
+        :raise Inseparable: if the quota can be checked only for fewer submissions at once.
+        :raise StorageError: if a later attempt may succeed.
+        """
+        erased, generation = await self._erased_users.current()
+        skipped = [_rows_of(erased, submission) for submission in submissions]
+        remaining = [submission.without(rows) for submission, rows in zip(submissions, skipped, strict=True)]
+        stored = iter(await self._commit([submission for submission in remaining if submission.rows], skip_unstorable))
+        outcomes = [
+            _with_erased(next(stored) if submission.rows else ALL_STORED, rows)
+            for submission, rows in zip(remaining, skipped, strict=True)
+        ]
+        # The commit is done. A later error becomes part of the outcome, and cannot undo it.
+        try:
+            skipped = await self._check_again(submissions, skipped, generation)
+        except StorageError as error:
+            return [replace(outcome, problem=error) for outcome in outcomes]
+        return [
+            await self._delete(submission, rows, outcome) if rows else outcome
+            for submission, rows, outcome in zip(submissions, skipped, outcomes, strict=True)
+        ]
+
+    async def probe(self) -> None:
+        """Write a row.
+
+        :raise StorageError: if the database does not accept writes.
+        """
+        await self._pool.run(PROBE)
+
+    async def _commit(self, submissions: list[Submission], skip_unstorable: bool) -> list[Outcome]:
+        if not submissions:
+            return []
+        started = self._clock()
+        result = CommitResult.COMMITTED
+        try:
+            return await self._insert(submissions, skip_unstorable)
+        except Exception as error:
+            result = _result_of(error, submissions)
+            raise
+        finally:
+            events = sum(len(submission.rows) for submission in submissions)
+            self._observe(CommitRecord(result, events, self._clock() - started))
+
+    async def _insert(self, submissions: list[Submission], skip_unstorable: bool) -> list[Outcome]:
+        insert: Insert = insert_accepted if skip_unstorable else insert_all
+        if submissions[0].has_quota:
+            return await self._pool.transaction(
+                lambda execute: insert_within_quota(execute, submissions, insert), READ_COMMITTED
+            )
+        if skip_unstorable:
+            return await self._pool.transaction(lambda execute: insert(execute, submissions))
+        return await insert(self._pool.run, submissions)
+
+    async def _check_again(
+        self, submissions: Sequence[Submission], skipped: list[dict[int, Row]], generation: int
+    ) -> list[dict[int, Row]]:
+        """Return the rows that must not be stored, by the current set of erased users."""
+        if not self._erased_users.may_have_changed_since(generation):
+            return skipped
+        erased, _ = await self._erased_users.current()
+        return [_rows_of(erased, submission) | rows for submission, rows in zip(submissions, skipped, strict=True)]
+
+    async def _delete(self, submission: Submission, rows: dict[int, Row], outcome: Outcome) -> Outcome:
+        """Delete rows of erased users, and return the outcome without them."""
+        try:
+            event_ids = [row.event_id for row in rows.values()]
+            await self._erasures.delete(submission.org_id, submission.app_id, event_ids)
+        except StorageError as error:
+            return replace(outcome, problem=error)
+        return _with_erased(outcome, rows)
+
+
+def is_divisible(error: Exception, submissions: Sized) -> bool:
+    """Return true if a failed commit can be retried in parts: fewer submissions, or fewer events of a single one."""
+    return isinstance(error, DataRefused) or (len(submissions) > 1 and isinstance(error, (Collision, Inseparable)))
+
+
+def _result_of(error: Exception, submissions: Sized) -> CommitResult:
+    if is_divisible(error, submissions):
+        return CommitResult.SPLIT
+    return CommitResult.UNKNOWN if isinstance(error, ConnectionLost) else CommitResult.FAILED
+
+
+async def insert_all(execute: Execute, submissions: Sequence[Submission]) -> list[Outcome]:
+    """Insert all submissions, or none of them, in the transaction of ``execute`` or in one of their own."""
+    requests = b"[" + b",".join(map(_request, submissions)) + b"]"
+    exceptions: dict[int, dict[str | None, bool]] = {}
+    for request, event_id, is_own in await execute(STORE, (requests.decode(),)):
+        exceptions.setdefault(request, {})[event_id] = is_own
+    stored: dict[tuple[int, int], set[int]] = {}
+    return [
+        _outcome(submission.rows, exceptions.get(number, {}), stored.setdefault(submission.application, set()))
+        for number, submission in enumerate(submissions, start=1)
+    ]
+
+
+async def insert_accepted(execute: Execute, submissions: Sequence[Submission]) -> list[Outcome]:
+    """Insert the events that the database accepts, in the transaction of ``execute``."""
+    await execute("SET CONSTRAINTS ALL IMMEDIATE")  # a constraint that fails at COMMIT identifies no event
+    return [await _insert_halves(execute, submission) for submission in submissions]
+
+
+async def _insert_halves(execute: Execute, submission: Submission) -> Outcome:
+    """Insert a submission; if that fails, insert its halves, until each event that is not accepted is alone."""
+    await execute("SAVEPOINT halves")
+    try:
+        (outcome,) = await insert_all(execute, [submission])
+        return outcome
+    except DataRefused:
+        await execute("ROLLBACK TO SAVEPOINT halves")
+    indexes = sorted(submission.rows)
+    if len(indexes) == 1:
+        return Outcome(unstorable=frozenset(indexes))
+    middle = len(indexes) // 2
+    first, second = submission.without(set(indexes[middle:])), submission.without(set(indexes[:middle]))
+    outcome = await _insert_halves(execute, first)
+    if outcome.nonce_reused:
+        return outcome
+    if outcome.uses_nonce(first):
+        second = replace(second, nonce=None)  # the first half has used it
+    return outcome.merged_with(await _insert_halves(execute, second))
+
+
+def _rows_of(erased: ErasedUsers, submission: Submission) -> dict[int, Row]:
+    """Return the rows of erased users, by their index."""
+    if erased.empty:
+        return {}
+    users = erased.intersection(submission.application, {row.user_id for row in submission.rows.values()})
+    return {index: row for index, row in submission.rows.items() if row.user_id in users} if users else {}
+
+
+def _with_erased(outcome: Outcome, rows: dict[int, Row]) -> Outcome:
+    return replace(outcome, erased=frozenset(rows)) if rows else outcome
+
+
+def _request(submission: Submission) -> bytes:
+    """Encode a submission for the store statement. Of events with the same id, only the first is included."""
+    head = msgspec.json.encode((submission.org_id, submission.app_id, submission.nonce))
+    seen: set[int] = set()
+    origins: dict[bytes, list[bytes]] = {}
+    for row in submission.rows.values():
+        number = row.event_id.int
+        if number not in seen:
+            seen.add(number)
+            origins.setdefault(row.origin, []).append(row.values)
+    texts = [b"%s,[%s]]" % (origin, b",".join(values)) for origin, values in origins.items()]
+    return b"%s,[%s]]" % (head[:-1], b",".join(texts))
+
+
+def _outcome(rows: dict[int, Row], exceptions: dict[str | None, bool], stored: set[int]) -> Outcome:
+    """
+    :param exceptions: the ids that were not inserted, with true if this application owns them; or the single key
+        ``None`` if the nonce was used before.
+    :param stored: the ids that this application has stored in this commit so far; new ones are added.
+    """
+    if None in exceptions:
+        return Outcome(nonce_reused=True)
+    ids = {row.event_id.int for row in rows.values()}
+    if not exceptions and len(ids) == len(rows) and stored.isdisjoint(ids):
+        stored |= ids
+        return ALL_STORED
+    duplicates: list[int] = []
+    conflicts: list[int] = []
+    for index, row in rows.items():
+        is_own = exceptions.get(str(row.event_id))
+        if is_own is False:
+            conflicts.append(index)
+        elif is_own or row.event_id.int in stored:
+            duplicates.append(index)
+        else:
+            stored.add(row.event_id.int)
+    return Outcome(duplicates=frozenset(duplicates), conflicts=frozenset(conflicts))

@@ -1,0 +1,104 @@
+"""The SQL statements that store events.
+
+The store statement takes requests as one JSON array of arrays. Each request contains its origins as arrays, and each
+origin contains its events: PostgreSQL parses this about as fast as any other format that needs only one round trip.
+
+It returns only the exceptions: a row (request, null, null) for a request whose nonce was used before, and a row
+(request, event id, true if this application owns the event) for each event that was not inserted. Under REPEATABLE
+READ, every row with the same event id is visible to the statement; otherwise the statement fails and is retried.
+Usually there are no exceptions: if as many rows were inserted as were sent, rows are not compared one by one.
+"""
+
+from __future__ import annotations
+
+NONCE_LIFETIME = "20 minutes"
+"""The time for which a nonce cannot be reused: longer than both sides of the timestamp window together."""
+
+_STATEMENT = f"""
+PREPARE tkserver_store (jsonb) AS
+WITH request AS MATERIALIZED (
+    SELECT n AS request, (r->>0)::uuid AS org_id, (r->>1)::uuid AS app_id, r->>2 AS nonce, r->3 AS origins
+    FROM jsonb_array_elements($1) WITH ORDINALITY AS t (r, n)
+), accepted AS MATERIALIZED (
+    SELECT * FROM request AS r
+    WHERE r.nonce IS NULL OR (  -- NOT EXISTS would make PostgreSQL read and hash all nonces
+        SELECT true FROM nonces AS n
+        WHERE n.app_id = r.app_id AND n.org_id = r.org_id AND n.nonce = r.nonce
+          AND n.used_at > now() - interval '{NONCE_LIFETIME}'
+    ) IS NULL
+), origin AS MATERIALIZED (
+    SELECT
+        f.request, f.org_id, f.app_id, o->>0 AS schema_version,
+        o->>1 AS service_name, o->>2 AS service_version, o->>3 AS service_language, o->>4 AS service_language_version,
+        o->>5 AS user_id, o->>6 AS session_id,
+        o->>7 AS os, o->>8 AS os_version, o->>9 AS arch, (o->>10)::boolean AS ci, o->>11 AS shell,
+        o->>12 AS sdk_version, o->13 AS events
+    FROM accepted AS f, jsonb_array_elements(f.origins) AS o
+), incoming AS MATERIALIZED (
+    SELECT  -- o.* would repeat the whole events array in each row
+        request, org_id, app_id, schema_version,
+        service_name, service_version, service_language, service_language_version,
+        user_id, session_id, os, os_version, arch, ci, shell, sdk_version,
+        (e->>0)::uuid AS event_id, e
+    FROM origin AS o, jsonb_array_elements(o.events) AS e
+), stored AS (
+    INSERT INTO events (
+        org_id, app_id, event_id, schema_version, timestamp,
+        service_name, service_version, service_language, service_language_version,
+        user_id, session_id, os, os_version, arch, ci, shell,
+        event_type, event_category, event_data,
+        sdk_version, transmission_timestamp, batch_size, retry_count
+    )
+    SELECT
+        org_id, app_id, event_id, schema_version, (e->>1)::timestamptz,
+        service_name, service_version, service_language, service_language_version,
+        user_id, session_id, os, os_version, arch, ci, shell,
+        e->>2, e->>3, e->4,
+        sdk_version, (e->>5)::timestamptz, (e->>6)::int, (e->>7)::int
+    FROM incoming
+    ORDER BY event_id, request
+    ON CONFLICT (event_id) DO NOTHING
+    RETURNING event_id, org_id, app_id
+), totals AS MATERIALIZED (
+    SELECT (SELECT count(*) FROM stored) = (SELECT count(*) FROM incoming) AS all_stored
+), not_stored AS MATERIALIZED (
+    SELECT i.request, i.event_id, coalesce((
+        SELECT (o.org_id, o.app_id) = (i.org_id, i.app_id) FROM events AS o WHERE o.event_id = i.event_id
+    ), false) AS is_own
+    FROM incoming AS i
+    WHERE NOT (SELECT all_stored FROM totals) AND NOT EXISTS (
+        SELECT FROM stored AS s
+        WHERE s.event_id = i.event_id AND s.org_id = i.org_id AND s.app_id = i.app_id
+    )
+), used_nonces AS (
+    INSERT INTO nonces (org_id, app_id, nonce)
+    SELECT f.org_id, f.app_id, f.nonce FROM accepted AS f
+    WHERE f.nonce IS NOT NULL AND ((SELECT all_stored FROM totals) OR f.request IN (
+        SELECT i.request FROM incoming AS i LEFT JOIN not_stored AS m USING (request, event_id)
+        WHERE m.is_own IS DISTINCT FROM false
+    ))
+    ON CONFLICT (app_id, org_id, nonce) DO UPDATE SET used_at = excluded.used_at
+)
+SELECT r.request, NULL::text, NULL::boolean FROM request AS r
+WHERE r.request NOT IN (SELECT f.request FROM accepted AS f)
+UNION ALL
+SELECT m.request, m.event_id::text, m.is_own FROM not_stored AS m
+"""
+
+PREPARE_STORE = (
+    # Planning takes as long as storing a few events, so the statement is planned once for each connection, possibly
+    # while the tables are still empty. A plan with sequential scans would be right then, but not for long.
+    "SET plan_cache_mode = force_generic_plan",
+    "SET enable_seqscan = off",
+    _STATEMENT,
+)
+"""Prepares a connection for :class:`~tkserver.storage.event_store.EventStore`."""
+
+STORE = "EXECUTE tkserver_store (%s)"
+
+DELETE_OLD_NONCES = f"DELETE FROM nonces WHERE used_at < now() - interval '{NONCE_LIFETIME}'"
+
+PROBE = """
+INSERT INTO readiness (checked_at) VALUES (now()) ON CONFLICT (id) DO UPDATE SET checked_at = excluded.checked_at
+"""
+"""Write one row, to check that the database accepts writes."""

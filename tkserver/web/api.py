@@ -1,0 +1,97 @@
+"""The public routes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, cast
+
+from klein import Klein
+from twisted.web.resource import IResource
+
+from tkserver import __version__
+from tkserver.ingest.ingestion import Ingestion, IngestResult
+from tkserver.ingest.verification import IngestRequest
+from tkserver.storage.errors import StorageError
+from tkserver.web.admission import IngestAdmission
+from tkserver.web.error_responses import ErrorResponses
+from tkserver.web.http.request import ApiRequest
+from tkserver.web.http.response import CorsPolicy, Response, json_response, no_content
+from tkserver.web.http.routing import Routes
+from tkserver.wire.api_errors import RETRY_AFTER, ApiError
+
+_Handler = TypeVar("_Handler", bound=Callable[..., Any])
+
+Probe = Callable[[], Awaitable[None]]
+"""Returns if the database accepts writes, otherwise raises a :class:`StorageError`."""
+
+
+class Api:
+    """The public HTTP interface.
+
+    :param probe: checks whether the database accepts writes.
+    :param clock: returns seconds, on any scale.
+    """
+
+    _router = Klein()
+    _router.url_map.merge_slashes = False  # no redirects: a path that is not a route is a 404
+    _route = cast("Callable[..., Callable[[_Handler], _Handler]]", _router.route)
+
+    def __init__(
+        self, ingestion: Ingestion, admission: IngestAdmission, probe: Probe, clock: Callable[[], float]
+    ) -> None:
+        self._ingestion = ingestion
+        self._admission = admission
+        self._probe = probe
+        self._error_responses = ErrorResponses(clock, "send events to /v1/ingest/{org}/{app}")
+
+    def resource(self) -> IResource:
+        return Routes(self._router, self._error_responses)
+
+    @_route("/health", methods=["GET"])
+    def health(self, _: ApiRequest) -> Response:
+        """Liveness check. Never accesses the database."""
+        return json_response(200, {"status": "healthy", "version": __version__})
+
+    @_route("/health/ready", methods=["GET"])
+    async def ready(self, _: ApiRequest) -> Response:
+        """Readiness check: the database accepts writes."""
+        try:
+            await self._probe()
+        except StorageError:
+            return json_response(503, {"status": "unavailable"}, {"Retry-After": str(RETRY_AFTER)})
+        return json_response(200, {"status": "ready"})
+
+    @_route("/v1/ingest/<org_id>/<app_id>", methods=["POST"])
+    async def ingest(self, request: ApiRequest, org_id: str, app_id: str) -> Response:
+        if request.body_error is not None:
+            raise request.body_error
+        self._admission.check_address(request)  # again: other requests may have failed while the body arrived
+        received = IngestRequest(
+            org_id, app_id, request.headers_by_name(), request.body(), request.record, request.response_headers
+        )
+        try:
+            return ingest_response(await self._ingestion.ingest(received))
+        except ApiError as error:
+            if error.status in (401, 403):
+                self._admission.record_auth_failure(request)
+            raise
+
+    @_route("/health", methods=["OPTIONS"])
+    @_route("/health/ready", methods=["OPTIONS"])
+    @_route("/v1/ingest/<org_id>/<app_id>", methods=["OPTIONS"])
+    def preflight(self, request: ApiRequest, **_: str) -> Response:
+        """CORS preflight. Browsers need only the headers."""
+        requested = (request.header(f"access-control-request-{name}") for name in ("method", "headers"))
+        return no_content(CorsPolicy.preflight(*requested))
+
+
+def ingest_response(result: IngestResult) -> Response:
+    """Return the response to a batch of which at least one event was accepted."""
+    accepted, duplicates = result.accepted, result.duplicates
+    counts = {"accepted": accepted, "rejected": len(result.errors), "duplicates": duplicates}
+    if result.errors:
+        return json_response(207, {"status": "partial", **counts, "errors": result.errors})
+    message = f"{accepted} event{'s' if accepted > 1 else ''} accepted"
+    if duplicates:
+        message += f", {duplicates} of them already stored"
+    return json_response(200, {"status": "success", **counts, "message": message})

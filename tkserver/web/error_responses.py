@@ -1,0 +1,64 @@
+"""The mapping from exceptions to error responses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from twisted.internet.defer import CancelledError
+from twisted.python.failure import Failure
+from werkzeug import exceptions as werkzeug
+
+from tkserver import log
+from tkserver.storage.errors import StorageError
+from tkserver.web.http.request import ApiRequest
+from tkserver.web.http.response import Response, error_response, no_content
+from tkserver.wire.api_errors import (
+    ApiError,
+    DoNotTrack,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    StorageUnavailable,
+)
+
+_log = log.logger(__name__)
+
+
+class ErrorResponses:
+    """Returns the response to an exception of a request handler or of routing.
+
+    :param clock: returns seconds, on any scale.
+    :param hint: what to request instead of a path that does not exist.
+    """
+
+    def __init__(self, clock: Callable[[], float], hint: str) -> None:
+        self._throttle = log.Throttle(clock)
+        self._hint = hint
+
+    def __call__(self, failure: Failure, request: ApiRequest) -> Response:
+        if isinstance(failure.value, DoNotTrack):
+            return no_content()
+        request_id = request.record.request_id
+        return error_response(self._api_error(failure, request_id), request_id)
+
+    def _api_error(self, failure: Failure, request_id: str) -> ApiError:
+        error = failure.value
+        if isinstance(error, ApiError):
+            return error
+        if isinstance(error, StorageError):
+            self._log_storage_error(str(error), request_id)
+            return StorageUnavailable("the database cannot store events at the moment: try again later")
+        if isinstance(error, CancelledError):  # the client has disconnected, so nobody reads this
+            return StorageUnavailable("the request was cancelled: try again later")
+        if isinstance(error, werkzeug.MethodNotAllowed):
+            return MethodNotAllowed("use one of the allowed methods", sorted(error.valid_methods or ()))
+        if isinstance(error, werkzeug.HTTPException):
+            return NotFound(f"this path does not exist: {self._hint}")
+        _log.failure("a request failed", failure, request_id=request_id, event="request_failed")
+        return InternalError("the server failed to handle the request")
+
+    def _log_storage_error(self, problem: str, request_id: str) -> None:
+        if self._throttle.allows(problem):
+            _log.warn(
+                "requests get a 503: {problem}", problem=problem, request_id=request_id, event="storage_unavailable"
+            )

@@ -1,0 +1,1 @@
+"""HTTP on top of twisted.web. Knows nothing about ingestion."""

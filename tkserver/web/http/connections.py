@@ -1,0 +1,435 @@
+"""Connections of HTTP clients: a single one with its time limits, and all of them with their maximum number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from random import getrandbits
+from typing import Any
+
+from twisted.internet import tcp
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.protocol import connectionDone
+from twisted.protocols.policies import ProtocolWrapper
+from twisted.python.failure import Failure
+from twisted.web.http import HTTPChannel, Request
+from twisted.web.resource import IResource
+from twisted.web.server import Site
+
+from tkserver.log.access import OTHER_METHOD, RequestObserver, RequestRecord
+from tkserver.web.http.body_budget import BodyBudget
+from tkserver.web.http.request import Admission, ApiRequest
+from tkserver.web.http.response import CorsPolicy, Response, error_response, serialize_head
+from tkserver.wire.api_errors import ApiError, BadRequest, Overloaded, PayloadTooLarge, RequestTimeout
+
+LINGER = 5.0
+"""Seconds for which input is read and dropped after a response that precedes the end of its request, so that the client
+can read the response."""
+
+LAST_REQUEST = 0.5
+"""Seconds that an idle connection stays open when the server stops, for a request that is on its way."""
+
+READ_SIZE = 16_384
+"""Bytes. A body for which there is no memory yet takes at most this much."""
+
+READ_SIZE_OF_BODIES = 65_536
+
+_UNLIMITED = 86_400.0
+"""Seconds; stands for no time limit."""
+
+
+class Phase(Enum):
+    """What a connection is waiting for."""
+
+    IDLE = "idle"
+    HEADERS = "receiving headers"
+    WAITING = "waiting for memory for the body"
+    BODY = "receiving the body"
+    HANDLING = "handling a request"
+    CLOSING = "closing"
+
+
+@dataclass(frozen=True)
+class HttpLimits:
+    """Limits for each client. Times are in seconds.
+
+    :ivar max_body_memory: bytes of all bodies that are being received or handled.
+    :ivar memory_timeout: to wait for memory for a body.
+    :ivar header_timeout: from the first byte of a request, or from the start of the connection, to the last header.
+    :ivar body_timeout: from the end of the headers to the end of the body.
+    :ivar idle_timeout: from the end of a request to the first byte of the next one.
+    """
+
+    max_body_bytes: int = 5_242_880
+    max_connections: int = 4096
+    max_body_memory: int = 67_108_864
+    header_timeout: float = 10.0
+    body_timeout: float = 60.0
+    idle_timeout: float = 75.0
+    memory_timeout: float = 10.0
+
+    def by_phase(self) -> dict[Phase, float]:
+        """Return the time limit of each phase."""
+        return {
+            Phase.IDLE: self.idle_timeout,
+            Phase.HEADERS: self.header_timeout,
+            Phase.WAITING: self.memory_timeout,
+            Phase.BODY: self.body_timeout,
+            Phase.HANDLING: _UNLIMITED,  # the client has done its part
+            Phase.CLOSING: LINGER,
+        }
+
+
+class ApiChannel(HTTPChannel):
+    """A connection, with an absolute time limit for each phase.
+
+    twisted.web has only a timeout that restarts with every byte, so that a slow client could keep a connection forever.
+    """
+
+    maxHeaders = 100
+    totalHeadersSize = 16_384
+    """Bytes of the request line and the headers together."""
+
+    site: ApiSite
+    transport: Any
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = Phase.HEADERS
+        self._ignores_input = False
+        self._has_received = False
+        self._write_paused = False
+        self._timer: IDelayedCall
+        self._socket: Any
+        self._host: IAddress | None = None
+        self._peer: IAddress | None = None
+
+    # --- receiving
+
+    def connectionMade(self) -> None:
+        super().connectionMade()
+        self._socket = _innermost(self.transport)
+        self._socket.logstr = "http"  # Twisted's own contains the address of the peer, and appears in log lines
+        self.site.add(self)
+        self._writes_directly = isinstance(self.transport, tcp.Connection) and not self.transport.TLS
+        self._timer = self.site.reactor.callLater(self.site.timeouts[Phase.HEADERS], self._timed_out)
+        self._enter(Phase.HEADERS)
+
+    def getHost(self) -> IAddress:
+        """Return the local address. It is cached, because each query is a system call."""
+        if self._host is None:
+            self._host = self.transport.getHost()
+        return self._host
+
+    def getPeer(self) -> IAddress:
+        """Return the address of the client.
+
+        It is cached when the first request has been received: a PROXY header may change it before that.
+        """
+        if self._peer is None:
+            self._peer = self.transport.getPeer()
+        return self._peer
+
+    def dataReceived(self, data: bytes) -> None:
+        if data:
+            self._has_received = True
+        if self.phase is Phase.IDLE and (data or self._buffer):
+            self._enter(Phase.HEADERS)
+        if self.phase is not Phase.CLOSING:
+            super().dataReceived(data)
+
+    def headerReceived(self, line: bytes) -> bool:
+        try:
+            return bool(super().headerReceived(line))
+        except ValueError:  # a Content-Length that has more digits than Python converts
+            self._respondToBadRequestAndDisconnect()
+            return False
+
+    def allHeadersReceived(self) -> None:
+        self._enter(Phase.BODY)
+        super().allHeadersReceived()  # may call pause_reading
+
+    def rawDataReceived(self, data: bytes) -> None:
+        if self.phase is Phase.CLOSING:
+            return
+        try:
+            super().rawDataReceived(data)
+        except PayloadTooLarge as error:
+            self.requests[-1].skip_body(error)
+            self.allContentReceived()
+
+    def pause_reading(self) -> None:
+        """Stop reading until there is memory for the body."""
+        self._enter(Phase.WAITING)
+        self.paused = True
+        self.transport.pauseProducing()
+
+    def resume_reading(self) -> None:
+        """Continue to read: there is memory for the body."""
+        if self.phase is Phase.WAITING:
+            self._enter(Phase.BODY)
+            self.paused = False
+            self.transport.resumeProducing()
+            self.dataReceived(b"")
+
+    def pauseProducing(self) -> None:
+        """Stop reading because the client does not read its responses. Called by the transport."""
+        self._write_paused = True
+        super().pauseProducing()
+        self.transport.pauseProducing()  # twisted.web would continue to read while a request is handled
+
+    def resumeProducing(self) -> None:
+        """Continue to read, unless there is no memory for the body. Called by the transport when it can write again."""
+        self._write_paused = False
+        super().resumeProducing()
+        if self.phase is Phase.WAITING:
+            self.transport.pauseProducing()
+        elif self.paused:
+            self.paused = False
+            self.dataReceived(b"")
+
+    def allContentReceived(self) -> None:
+        self._enter(Phase.HANDLING)
+        super().allContentReceived()
+
+    def requestDone(self, request: Any) -> None:
+        """Continue with the next request. If the client does not read its responses, wait until it does."""
+        self._enter(Phase.IDLE)
+        self.paused = self._write_paused
+        super().requestDone(request)
+
+    def checkPersistence(self, request: Any, version: bytes) -> bool:
+        """Return true if the connection stays open after this request (RFC 9112, section 9.3)."""
+        values = request.requestHeaders.getRawHeaders(b"Connection")
+        if values and b"close" in [option.strip().lower() for value in values for option in value.split(b",")]:
+            return False
+        return version == b"HTTP/1.1" and not self.site.draining
+
+    # --- sending
+
+    def send(self, response: Response, request_id: str, *, origin: str | None = None, with_body: bool = True) -> None:
+        """Send a response.
+
+        :param origin: the ``Origin`` header of the request, if sent.
+        :param with_body: false for ``HEAD``.
+        """
+        head = self.site.serialize_head(response, request_id, origin, closes=not self.persistent)
+        self._write(head + response.body if response.body and with_body else head)
+
+    def _send100Continue(self) -> None:
+        """Ask the client to send the body. Called by twisted.web."""
+        self._write(b"HTTP/1.1 100 Continue\r\n\r\n")  # in order with responses that are written directly
+
+    def _write(self, data: bytes) -> None:
+        """Write immediately if possible: the reactor would need two system calls and another iteration."""
+        if self._writes_directly:
+            sent = self.transport.writeSomeData(data)
+            if sent == len(data):
+                return
+            self._writes_directly = False
+            if isinstance(sent, int):
+                data = data[sent:]
+        self.transport.write(data)
+
+    # --- closing
+
+    def ignore_input(self) -> None:
+        """Read no further, and close the connection after the response."""
+        self._ignores_input = True
+        self.paused = False
+        self.persistent = False
+
+    def close_when_idle(self) -> None:
+        """Close the connection after the current request, or after one that arrives within a moment."""
+        if self.phase is Phase.IDLE or not self._has_received:
+            self._enter(Phase.IDLE)
+            self._set_timer(LAST_REQUEST)
+        elif self.phase is not Phase.HEADERS:  # twisted.web would drop a request whose first line is incomplete
+            self.persistent = False
+
+    def abort(self) -> None:
+        """Close the connection immediately."""
+        self.transport.abortConnection()
+
+    def loseConnection(self) -> None:
+        self._enter(Phase.CLOSING)
+        if self._ignores_input:
+            # Closing a socket that has unread input resets the connection, and the client may never see the response.
+            self.transport.unregisterProducer()
+            self.transport.resumeProducing()
+            # TLS sends its own end of data, and continues to read until the client sends one, too.
+            (self.transport.loseConnection if self.isSecure() else self.transport.loseWriteConnection)()
+        else:
+            super().loseConnection()
+            self._socket.loseConnection()  # TLS would wait for the client
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._timer.active():
+            self._timer.cancel()
+        self.phase = Phase.CLOSING
+        super().connectionLost(reason)
+        self.site.remove(self)
+
+    def _respondToBadRequestAndDisconnect(self) -> None:
+        """Reject what is not HTTP, or has too many headers. Called by twisted.web."""
+        if self._receivedHeaderSize > self.totalHeadersSize:
+            self._reject(BadRequest(f"the headers are longer than {self.totalHeadersSize} bytes"))
+        elif self._receivedHeaderCount > self.maxHeaders:
+            self._reject(BadRequest(f"there are more than {self.maxHeaders} headers"))
+        else:
+            self._reject(BadRequest("the request is not well-formed HTTP/1.1"))
+
+    def lineLengthExceeded(self, _: bytes) -> None:
+        self._reject(BadRequest(f"a header line is longer than {self.MAX_LENGTH} bytes"))
+
+    def _reject(self, error: ApiError) -> None:
+        """Respond to a request that has not been received completely, and close the connection."""
+        self.ignore_input()
+        self.clearLineBuffer()
+        for request in self.requests:
+            request.release_body()
+        record = self.site.begin_request(self.requests[-1].sent_request_id() if self.requests else None)
+        response = error_response(error, record.request_id)
+        record.status, record.code = response.status, response.code
+        self.send(response, record.request_id)
+        self.loseConnection()
+        self.site.finish_request(record)
+
+    # --- time limits
+
+    def _enter(self, phase: Phase) -> None:
+        if self.phase is not Phase.CLOSING:
+            self.phase = phase
+            self._socket.bufferSize = READ_SIZE_OF_BODIES if phase is Phase.BODY else READ_SIZE
+            self._set_timer(self.site.timeouts[phase])
+
+    def _set_timer(self, seconds: float) -> None:
+        """Restart the timer. To postpone it is cheap: the reactor moves it only when its former time is reached."""
+        if self._timer.active():
+            self._timer.reset(seconds)
+        else:
+            self._timer = self.site.reactor.callLater(seconds, self._timed_out)
+
+    def _timed_out(self) -> None:
+        if self.phase is Phase.CLOSING:
+            self.abort()
+        elif self.phase is Phase.HANDLING:
+            self._set_timer(_UNLIMITED)
+        elif self.phase is Phase.IDLE or not self._has_received:
+            self.loseConnection()
+        else:
+            message = f"the request did not arrive in time: timeout while {self.phase.value}"
+            self._reject(Overloaded(message) if self.phase is Phase.WAITING else RequestTimeout(message))
+
+
+class ApiSite(Site):
+    """Serves a resource over HTTP/1.1.
+
+    :param admission: decides from the headers of a request whether its body is read; ``None`` reads all.
+    :param observers: called after each request.
+    :param new_request_id: returns an id for a request that was sent without one.
+    :ivar bodies: the memory for bodies.
+    :ivar draining: true if connections are closed after their current request.
+    """
+
+    protocol = ApiChannel  # type: ignore[assignment]  # not HTTP/2
+    requestFactory = ApiRequest  # type: ignore[assignment]  # without sessions
+    noisy = False
+    resource: IResource
+
+    def __init__(
+        self,
+        resource: IResource,
+        limits: HttpLimits,
+        cors: CorsPolicy,
+        reactor: Any,
+        *,
+        admission: Admission | None = None,
+        observers: Sequence[RequestObserver] = (),
+        new_request_id: Callable[[], str] = lambda: f"{getrandbits(128):032x}",  # like a W3C trace id
+    ) -> None:
+        super().__init__(resource, reactor=reactor, timeout=None)
+        self.admission: Admission | None = admission
+        self.bodies = BodyBudget(limits.max_body_memory, reactor)
+        self.limits = limits
+        self.timeouts = limits.by_phase()
+        self.draining = False
+        self._cors = cors
+        self._observers = observers
+        self._new_request_id = new_request_id
+        self._channels: set[ApiChannel] = set()
+        self._drained: Deferred[None] | None = None
+
+    @property
+    def max_body_bytes(self) -> int:
+        return self.limits.max_body_bytes
+
+    @property
+    def connections(self) -> int:
+        """The number of open connections."""
+        return len(self._channels)
+
+    def is_full(self) -> bool:
+        """Return true if the maximum number of connections is reached."""
+        return self.connections >= self.limits.max_connections
+
+    def begin_request(self, request_id: str | None = None, method: str = OTHER_METHOD) -> RequestRecord:
+        """Return the record of a request that has just been received.
+
+        :param request_id: the valid id that the client sent, if any.
+        """
+        return RequestRecord(request_id or self._new_request_id(), self.reactor.seconds(), method)
+
+    def finish_request(self, record: RequestRecord) -> None:
+        """Pass the record of a finished request to the observers."""
+        record.seconds = max(0.0, self.reactor.seconds() - record.began)  # the clock may have been set back
+        for observe in self._observers:
+            observe(record)
+
+    def serialize_head(self, response: Response, request_id: str, origin: str | None, *, closes: bool) -> bytes:
+        """See :func:`tkserver.web.http.response.serialize_head`."""
+        now = self.reactor.seconds()
+        return serialize_head(response, request_id, now=now, cors=self._cors, origin=origin, closes=closes)
+
+    def add(self, channel: ApiChannel) -> None:
+        """Register an open connection."""
+        self._channels.add(channel)
+
+    def remove(self, channel: ApiChannel) -> None:
+        """Unregister a closed connection."""
+        self._channels.discard(channel)
+        if self._drained is not None and not self._channels:
+            if self._abort_call.active():
+                self._abort_call.cancel()
+            drained, self._drained = self._drained, None
+            drained.callback(None)
+
+    def drain(self, timeout: float) -> Deferred[None]:
+        """Finish the current requests and close all connections.
+
+        :param timeout: seconds after which the remaining connections are aborted.
+        """
+        self.draining = True
+        for channel in list(self._channels):
+            channel.close_when_idle()
+        if not self._channels:
+            return succeed(None)
+        self._drained = Deferred()
+        self._abort_call = self.reactor.callLater(timeout, self._abort_all)
+        return self._drained
+
+    def _abort_all(self) -> None:
+        for channel in list(self._channels):
+            channel.abort()
+
+    def log(self, request: Request) -> None:
+        """Do nothing: Twisted's access log contains the addresses of clients."""
+
+
+def _innermost(transport: Any) -> Any:
+    """Return the transport that reads and writes the socket, inside TLS and other wrappers."""
+    while isinstance(transport, ProtocolWrapper):
+        transport = transport.transport
+    return transport

@@ -1,0 +1,96 @@
+"""Routing: from a request to its handler, and from the handler's result to the response."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+from urllib.parse import unquote_to_bytes
+
+from klein import Klein
+from klein.resource import KleinResource
+from twisted.internet.defer import maybeDeferred
+from twisted.python.failure import Failure
+from twisted.web.server import NOT_DONE_YET
+
+from tkserver import log
+from tkserver.deferreds import clear_traceback
+from tkserver.web.http.request import ApiRequest
+from tkserver.web.http.response import Response
+
+CACHED_PATHS = 1024
+"""SDKs send to the same few paths."""
+
+LONGEST_CACHED_PATH = 256
+"""Bytes. A path with two UUIDs has 84."""
+
+_ARGUMENT = re.compile("<([^>]+)>")
+_ABSOLUTE = re.compile(rb"https?://[^/]+", re.IGNORECASE)
+
+
+class Routes(KleinResource):
+    """Runs the routes of a Klein application. Each route returns a :class:`Response`.
+
+    Klein's own ``render`` matches the path of every request again, and supports many types of results. This method
+    caches where a path leads and expects a ``Response``, which saves a large part of the cost of a small request.
+
+    :param error_response: returns the response to an error, including errors of routing.
+    """
+
+    def __init__(self, app: Klein, error_response: Callable[[Failure, ApiRequest], Response]) -> None:
+        super().__init__(app)
+        self._app = app
+        self._error_response = error_response
+        self._map = app.url_map.bind("")  # no route depends on the host name
+        self._cached_match = lru_cache(CACHED_PATHS)(self._match)
+
+    def render(self, request: ApiRequest) -> int:  # type: ignore[override]
+        previous = log.request_id.set(request.record.request_id)
+        try:
+            request.handling = maybeDeferred(self._run, request)
+            request.handling.addErrback(self._failed, request).addCallback(request.respond).addErrback(request.abort)
+        finally:
+            log.request_id.reset(previous)
+        return NOT_DONE_YET
+
+    def _run(self, request: ApiRequest) -> Any:
+        match = self._cached_match if len(request.path) <= LONGEST_CACHED_PATH else self._match
+        request.record.route, endpoint, arguments = match(request.method, request.path)
+        return self._app.execute_endpoint(endpoint, request, **arguments)  # type: ignore[arg-type]
+
+    def _failed(self, failure: Failure, request: ApiRequest) -> Response:
+        response = self._error_response(failure, request)
+        clear_traceback(failure)
+        return response
+
+    def _match(self, method: bytes, path: bytes) -> tuple[str, str, dict[str, Any]]:
+        """Return the route in the syntax of OpenAPI, its Klein endpoint, and the arguments of the endpoint.
+
+        :raise werkzeug.exceptions.HTTPException: if there is no such route.
+        """
+        if method != method.upper():  # methods are case-sensitive, but not in werkzeug
+            self._map.match(_text(path), _NO_METHOD)
+        rule, arguments = self._map.match(_text(path), method.decode("latin-1"), return_rule=True)
+        return _ARGUMENT.sub(r"{\1}", rule.rule), rule.endpoint, dict(arguments)
+
+
+_NO_METHOD = "-"
+"""A method that no route has."""
+
+_NO_PATH = "//"
+"""A path that no route has."""
+
+
+def _text(path: bytes) -> str:
+    """Return the path of a request target, unquoted. Invalid UTF-8 is replaced, and then matches no route.
+
+    Servers must also accept a target with scheme and host (RFC 9112, section 3.2.2); only its path is used.
+    """
+    absolute = _ABSOLUTE.match(path)
+    if absolute:
+        path = path[absolute.end() :] or b"/"
+    segments = [unquote_to_bytes(part).decode("utf-8", "replace") for part in path.split(b"/")]
+    if not path.startswith(b"/") or path.startswith(b"//") or any("/" in part for part in segments):
+        return _NO_PATH
+    return "/".join(segments)

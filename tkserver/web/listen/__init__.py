@@ -1,0 +1,1 @@
+"""Listening sockets, from endpoint strings to TLS certificates."""

@@ -1,0 +1,193 @@
+"""Every way in which a request is refused, as typed errors.
+
+Handlers raise these; :mod:`tkserver.web.http.response` alone turns them into answers. The message of a refusal goes to
+the client, so it says what to do and never holds what a stranger should not learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+from uuid import UUID
+
+import msgspec
+from msgspec import Struct
+
+RETRY_AFTER = 5
+"""Seconds after which a client may retry if the server has no better estimate."""
+
+
+class ApiError(Exception):
+    """A request that fails with an HTTP ``status`` and a stable, machine-readable ``code``."""
+
+    status: ClassVar[int]
+    code: ClassVar[str]
+
+    def __init__(self, message: str, *, retry_after: int | None = None) -> None:
+        """
+        :param message: for a person who reads the log of the client.
+        :param retry_after: in whole seconds. Every 429 and 503 has one; the default is :data:`RETRY_AFTER`.
+        """
+        super().__init__(message)
+        self.message = message
+        if retry_after is None and self.status in (429, 503):
+            retry_after = RETRY_AFTER
+        self.retry_after = retry_after
+
+
+class NotFound(ApiError):
+    status, code = 404, "not_found"
+
+
+class MethodNotAllowed(ApiError):
+    status, code = 405, "method_not_allowed"
+
+    def __init__(self, message: str, allowed: Sequence[str]) -> None:
+        super().__init__(message)
+        self.allowed = tuple(allowed)
+
+
+class BadRequest(ApiError):
+    status, code = 400, "bad_request"
+
+
+class RequestTimeout(ApiError):
+    status, code = 408, "request_timeout"
+
+
+class PayloadTooLarge(ApiError):
+    status, code = 413, "payload_too_large"
+
+
+class InvalidId(ApiError):
+    status, code = 400, "invalid_id"
+
+
+class Unauthorized(ApiError):
+    """Any 401: the client is not authenticated."""
+
+    status = 401
+
+
+class MissingSignature(Unauthorized):
+    code = "missing_signature"
+
+
+class MissingTimestamp(Unauthorized):
+    code = "missing_timestamp"
+
+
+class MissingAuthorization(Unauthorized):
+    code = "missing_authorization"
+
+
+class InvalidToken(Unauthorized):
+    code = "invalid_token"
+
+
+class InvalidSignature(Unauthorized):
+    code = "invalid_signature"
+
+
+class InvalidTimestamp(ApiError):
+    status, code = 400, "invalid_timestamp"
+
+
+class TimestampOutOfWindow(ApiError):
+    status, code = 403, "timestamp_out_of_window"
+
+
+class InvalidNonce(ApiError):
+    status, code = 400, "invalid_nonce"
+
+
+class TokenMismatch(ApiError):
+    status, code = 403, "token_mismatch"
+
+
+class UnsupportedMediaType(ApiError):
+    status, code = 415, "unsupported_media_type"
+
+
+class UnsupportedEncoding(ApiError):
+    status, code = 415, "unsupported_encoding"
+
+
+class InvalidEncoding(ApiError):
+    status, code = 400, "invalid_encoding"
+
+
+class InvalidJson(ApiError):
+    status, code = 400, "invalid_json"
+
+
+class EmptyBatch(ApiError):
+    status, code = 400, "empty_batch"
+
+
+class BatchTooLarge(ApiError):
+    status, code = 400, "batch_too_large"
+
+
+class BatchSizeMismatch(ApiError):
+    status, code = 400, "batch_size_mismatch"
+
+
+INVALID_SCHEMA = "invalid_schema"
+UNSUPPORTED_SCHEMA = "unsupported_schema"
+EVENT_TOO_LARGE = "event_too_large"
+EVENT_ID_CONFLICT = "event_id_conflict"
+
+EVENT_CODES = (INVALID_SCHEMA, UNSUPPORTED_SCHEMA, EVENT_TOO_LARGE, EVENT_ID_CONFLICT)
+"""The codes of events that are rejected permanently."""
+
+
+class EventError(Struct, frozen=True):
+    """An event that is rejected permanently.
+
+    :ivar index: position of the event in its batch, from 0.
+    :ivar event_id: the nil UUID if the event has no id that can be parsed.
+    :ivar code: one of :data:`EVENT_CODES`; ``error`` in JSON.
+    :ivar message: begins with the path of the invalid field, if there is one.
+    """
+
+    index: int
+    event_id: UUID
+    code: str = msgspec.field(name="error")
+    message: str = ""
+
+
+class AllEventsRejected(ApiError):
+    status, code = 400, "all_events_rejected"
+
+    def __init__(self, message: str, errors: Sequence[EventError]) -> None:
+        super().__init__(message)
+        self.errors = tuple(errors)
+
+
+class RateLimited(ApiError):
+    status, code = 429, "rate_limited"
+
+
+class Overloaded(ApiError):
+    status, code = 503, "overloaded"
+
+
+class StorageUnavailable(ApiError):
+    status, code = 503, "storage_unavailable"
+
+
+class QuotaExceeded(ApiError):
+    status, code = 429, "quota_exceeded"
+
+
+class NonceReused(ApiError):
+    status, code = 409, "nonce_reused"
+
+
+class InternalError(ApiError):
+    status, code = 500, "internal_error"
+
+
+class DoNotTrack(Exception):
+    """The client sent a do-not-track header. Its events are counted but not stored, and the response is a 204."""
