@@ -1,1 +1,1 @@
-"""``tkserver``: the operator's command line. Everything here blocks."""
+"""The command ``tkserver``: parses options, calls operations, and prints results. Everything here blocks."""

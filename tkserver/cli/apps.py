@@ -1,125 +1,119 @@
-"""``tkserver apps``: applications and their names."""
+"""``tkserver apps``: applications, their quotas and their retention."""
 
 from __future__ import annotations
 
-import secrets
 import time
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import click
 
 from tkserver.cli.output import Record, json_option, print_record, print_records
-from tkserver.operations import apps
-from tkserver.operations.apps import TIERS, App, Token
-from tkserver.operations.database import connected
-from tkserver.operations.retention import MOST_DAYS
-from tkserver.storage.blocking import transaction
-
-HEARD_WITHIN = 2.0
-"""Seconds for every server to hear of a change."""
-
-MAX_QUOTA = 2**63 - 1
-"""Events: what the database's column holds."""
+from tkserver.cli.parameters import APP_NAME
+from tkserver.config import load
+from tkserver.operations import quota, retention
+from tkserver.operations.apps import create_app, find_app, list_apps, rename_app
+from tkserver.operations.database import open_database
+from tkserver.operations.models import TIERS, App, Token
 
 
 @click.group()
 def apps() -> None:
-    """Applications, and what they are called."""
+    """Manage applications."""
 
 
 @apps.command()
-@click.argument("name")
-@click.option("--org", type=click.UUID, help="The organisation's id; a new one if left out.")
-@click.option("--app", "app_id", type=click.UUID, help="The application's id; a new one if left out.")
-@click.option("--tier", type=click.Choice(TIERS), default="free", show_default=True, help="Decides its rate limit.")
+@click.argument("name", type=APP_NAME)
+@click.option("--org", type=click.UUID, help="Id of the organization; by default, a new id.")
+@click.option("--app", "app_id", type=click.UUID, help="Id of the application; by default, a new id.")
+@click.option(
+    "--tier", type=click.Choice(TIERS), default="free", show_default=True, help="Selects the rate limit of the token."
+)
 @json_option
 def create(name: str, org: UUID | None, app_id: UUID | None, tier: str, as_json: bool) -> None:
-    """Make an application with its first token, and print what an SDK needs.
+    """Create an application and its first token.
 
-    The secret is shown now, and later only by tokens list --show-secret.
+    Prints the settings for an SDK, including the secret. To print the secret again: tokens list --show-secret.
     """
-    org, app_id = org or uuid4(), app_id or uuid4()
-    with connected() as connection, transaction(connection):
-        registry.create_app(connection, _checked(name), org, app_id)
-        token = registry.create_token(connection, org, app_id, tier, secrets.token_hex)
-    print_record({"name": name, **credentials_of(token)}, as_json=as_json)
+    with open_database(load({})) as connection:
+        token = create_app(connection, name, org_id=org, app_id=app_id, tier=tier)
+    print_record({"name": name, **credentials(token)}, as_json=as_json)
     if not as_json:
-        click.echo(f"\nFor an SDK:\n\n{sdk_settings(token)}")
+        click.echo(f"\nFor an SDK:\n\n{_sdk_settings(token)}")
 
 
 @apps.command("list")
 @json_option
 def list_(as_json: bool) -> None:
     """List all applications that have a name or a token."""
-    with connected() as connection:
-        found = registry.apps(connection)
-    print_records([_record(app) for app in found], as_json=as_json, empty="No applications: tkserver apps create NAME")
+    with open_database(load({})) as connection:
+        found = list_apps(connection)
+    empty = "No applications. Create one with: tkserver apps create NAME"
+    print_records([_record(app) for app in found], as_json=as_json, empty=empty)
 
 
 @apps.command()
 @click.argument("app")
 @json_option
 def show(app: str, as_json: bool) -> None:
-    """Show an application, by its name or id."""
-    with connected() as connection:
-        found = registry.app(connection, app)
-    print_record({**_record(found), **_usage(found)}, as_json=as_json)
+    """Show an application. APP is its name or id."""
+    with open_database(load({})) as connection:
+        found = find_app(connection, app)
+    print_record({**_record(found), **_quota_usage(found)}, as_json=as_json)
 
 
 @apps.command()
 @click.argument("app")
-@click.argument("name")
+@click.argument("name", type=APP_NAME)
 def rename(app: str, name: str) -> None:
-    """Give an application, by its name or id, another NAME."""
-    with connected() as connection:
-        registry.rename_app(connection, registry.app(connection, app), _checked(name))
+    """Give an application a new NAME. APP is its current name or its id."""
+    with open_database(load({})) as connection:
+        rename_app(connection, find_app(connection, app), name)
     click.echo(f"{app} is now called {name}")
 
 
 @apps.command("set-quota")
 @click.argument("app")
-@click.argument("events", type=click.IntRange(0, MAX_QUOTA), required=False)
-@click.option("--none", "unlimited", is_flag=True, help="Take the quota away.")
+@click.argument("events", type=click.IntRange(0, quota.MAX_QUOTA), required=False)
+@click.option("--none", "unlimited", is_flag=True, help="Remove the quota.")
 def set_quota(app: str, events: int | None, unlimited: bool) -> None:
-    """Let an application, by its name or id, store so many EVENTS in a calendar month (UTC), or with --none any number.
+    """Limit the EVENTS that an application can store per month.
 
-    What it has stored this month already counts. Every server keeps to it when this ends.
+    APP is its name or id. Months are calendar months in UTC. Events that are already stored this month count. All
+    servers apply the quota when this command ends.
     """
     if (events is None) != unlimited:
-        raise click.UsageError("give a number of events, or --none")
-    with connected() as connection:
-        found = registry.app(connection, app)
-        registry.set_quota(connection, found, events)
-        if found.allowance is None and events is not None:
-            time.sleep(HEARD_WITHIN)
-            registry.recount(connection, found)
+        raise click.UsageError("specify either a number of events or --none")
+    with open_database(load({})) as connection:
+        quota.set_quota(connection, find_app(connection, app), events, time.sleep)
     click.echo(f"{app} may store {'any number of' if events is None else f'{events:,}'} events a month")
 
 
 @apps.command("set-retention")
 @click.argument("app")
-@click.argument("days", type=click.IntRange(1, MOST_DAYS), required=False)
-@click.option("--default", is_flag=True, help="Keep them for as long as TK__RETENTION__DAYS says.")
+@click.argument("days", type=click.IntRange(1, retention.MAX_DAYS), required=False)
+@click.option("--default", is_flag=True, help="Apply the setting TK__RETENTION__DAYS.")
 def set_retention(app: str, days: int | None, default: bool) -> None:
-    """Keep the events of an application for so many DAYS after they were received.
+    """Set for how many DAYS an application's events are stored.
 
-    What is older is deleted within the hour, or at once by tkserver prune.
+    APP is its name or id. The DAYS begin when the server receives an event. The servers delete older events within an
+    hour; tkserver prune deletes them immediately.
     """
     if (days is None) != default:
-        raise click.UsageError("give either a number of days or --default")
-    with connected() as connection:
-        of = registry.app(connection, app)
-        registry.set_retention(connection, of, days)
-    click.echo(f"{of.name} keeps events for {'as long as TK__RETENTION__DAYS says' if default else f'{days} days'}")
+        raise click.UsageError("specify either a number of days or --default")
+    with open_database(load({})) as connection:
+        found = find_app(connection, app)
+        retention.set_retention(connection, found, days)
+    period = "as long as TK__RETENTION__DAYS says" if days is None else f"for {days} days"
+    click.echo(f"events of {found.name} are stored {period}")
 
 
-def credentials_of(token: Token) -> Record:
-    """What a client needs to send events."""
+def credentials(token: Token) -> Record:
+    """Return the data that a client needs to send events."""
     return {"org_id": token.org_id, "app_id": token.app_id, "token": token.token, "secret": token.secret}
 
 
-def sdk_settings(token: Token) -> str:
-    """What goes into a program that uses the Rust SDK; the endpoint is that of the server's own default."""
+def _sdk_settings(token: Token) -> str:
+    """Return code for a program that uses the Rust SDK, with the server's default endpoint."""
     return f"""\
     SyncConfig::builder()
         .endpoint("http://127.0.0.1:3000")
@@ -128,21 +122,6 @@ def sdk_settings(token: Token) -> str:
         .token("{token.token}")
         .secret("{token.secret}")
         .build()?"""
-
-
-def _checked(name: str) -> str:
-    if not 0 < len(name) <= 100 or not name.isprintable() or name != name.strip():
-        raise click.BadParameter("a name has 1 to 100 printable characters, and no space at its ends")
-    return name
-
-
-def _usage(app: App) -> Record:
-    """What is used of the quota, and when it begins anew."""
-    allowance = app.allowance
-    return {
-        "used_this_month": None if allowance is None else allowance.used,
-        "quota_resets_at": None if allowance is None else allowance.resets_at,
-    }
 
 
 def _record(app: App) -> Record:
@@ -155,4 +134,12 @@ def _record(app: App) -> Record:
         "retention_days": app.retention_days,
         "last_used_at": app.last_used_at,
         "created_at": app.created_at,
+    }
+
+
+def _quota_usage(app: App) -> Record:
+    allowance = app.allowance
+    return {
+        "used_this_month": None if allowance is None else allowance.used,
+        "quota_resets_at": None if allowance is None else allowance.resets_at,
     }

@@ -1,4 +1,4 @@
-"""A file that is there only when it is whole."""
+"""Files that appear only when they are complete."""
 
 from __future__ import annotations
 
@@ -14,41 +14,46 @@ from tkserver.cli.exit_codes import Failed
 
 
 @contextmanager
-def written_whole(path: str, *, replace: bool) -> Iterator[BinaryIO]:
-    """What to write to. It lies beside its place, may be read by its owner only, and takes the place in the end.
+def open_atomically(path: str, *, replace: bool) -> Iterator[BinaryIO]:
+    """Open a file for writing. It appears, readable by its owner only, when the context ends without an exception.
 
     :param path: ``-`` for standard output.
-    :param replace: whether a file that is there already may be replaced.
-    :raise Failed: when it may not, or cannot be written.
+    :param replace: true to replace an existing file.
+    :raise Failed: if the file exists and must not be replaced, or cannot be written.
     """
     if path == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
         return
-    place = Path(path)
-    _check_free(place, replace)
+    target = Path(path)
+    _check_target(target, replace)
     try:
-        with _beside(place) as (file, name):
+        with _temporary_file(target) as (file, temporary_path):
             yield file
             file.flush()
             os.fsync(file.fileno())
-            _check_free(place, replace)
-            name.replace(place)
+            _check_target(target, replace)
+            temporary_path.replace(target)
     except OSError as error:
         raise Failed(f"{path} cannot be written: {error.strerror}") from None
 
 
-def _check_free(place: Path, replace: bool) -> None:
-    if place.exists() and not (replace and place.is_file()):
-        raise Failed(f"{place} is there already" + ("" if replace else ": --force replaces it"))
+def _check_target(target: Path, replace: bool) -> None:
+    if not target.exists():
+        return
+    if not target.is_file():
+        raise Failed(f"{target} exists and is not a file: specify another path")
+    if not replace:
+        raise Failed(f"{target} exists: --force replaces it")
 
 
 @contextmanager
-def _beside(place: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    handle, name = tempfile.mkstemp(dir=place.parent, prefix=f".{place.name}.")
-    temporary = Path(name)
+def _temporary_file(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Create a file in the same directory, which can then be renamed, and delete it unless it was."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    path = Path(name)
     try:
-        with open(handle, "wb") as file:
-            yield file, temporary
+        with open(descriptor, "wb") as file:
+            yield file, path
     finally:
-        temporary.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)

@@ -1,73 +1,41 @@
-"""``tkserver erase``: a user forgotten, and kept forgotten."""
+"""``tkserver erase``: the erasure of a user."""
 
 from __future__ import annotations
 
 import time
-from datetime import datetime, timezone
-from typing import Any
 
 import click
 
-from tkserver.cli.exit_codes import NotFound
 from tkserver.cli.output import json_option, print_record
-from tkserver.operations.database import connected
-from tkserver.operations.erasure import Application
-from tkserver.storage.blocking import Connection
-from tkserver.wire.event import USER_ID_PREFIXES
-
-SERVERS_KNOW = 2.5
-"""Seconds after which every server knows of an erasure, also one that has just lost the connection that listens."""
-
-_LONGEST = 255
-
-
-class UserId(click.ParamType[str]):
-    """An anonymous user id, as the SDKs make them."""
-
-    name = "user id"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        text = str(value)
-        if not text.startswith(USER_ID_PREFIXES) or len(text) > _LONGEST or not text.isprintable():
-            self.fail("a user id begins with client_ or anon_ and has at most 255 characters", param, ctx)
-        return text
+from tkserver.cli.parameters import USER_ID
+from tkserver.config import load
+from tkserver.operations import erasure
+from tkserver.operations.apps import find_app
+from tkserver.operations.database import open_database
 
 
 @click.command()
-@click.option("--user", "user_id", type=UserId(), required=True, help="The user's id: client_… or anon_….")
-@click.option("--app", help="Only from this application, by its name or id; from all if left out.")
-@click.option("--undo", is_flag=True, help="Have new events of the user stored again. What was deleted stays so.")
+@click.option("--user", "user_id", type=USER_ID, required=True, help="Id of the user: client_... or anon_...")
+@click.option("--app", help="Name or id of the only application to erase the user from; by default, all applications.")
+@click.option("--undo", is_flag=True, help="Store new events of the user again. Deleted events are not restored.")
 @json_option
 def erase(user_id: str, app: str | None, undo: bool, as_json: bool) -> None:
-    """Delete all events of a user, and have none stored any more.
+    """Delete all events of a user, and store no new ones.
 
-    What an SDK still holds of this user is answered as accepted, so that it lets go of it, and not stored. All that
-    is remembered is a hash of the id, with a key of this installation. Prints a receipt, without the id.
+    The server accepts later events of the user, so that SDKs delete them, but does not store them. To recognize the
+    user, it stores a hash of the id, keyed with a key of this installation. The command prints a receipt, which does
+    not contain the id.
     """
-    with connected() as connection:
-        of = None if app is None else registry.app(connection, app)
-        application = None if of is None else (of.org_id, of.app_id)
-        erased = eraser.hash_of(connection, user_id)
+    with open_database(load({})) as connection:
+        found = None if app is None else find_app(connection, app)
         if undo:
-            receipt = {"deleted_from_erasures": _lift(connection, erased, application)}
+            receipt = erasure.undo(connection, user_id, found)
         else:
-            receipt = {"deleted_from_events": _erase(connection, user_id, erased, application)}
-    scope = "all" if of is None else of.name or str(of.app_id)
-    head = {"user_hash": erased.hex(), "application": scope, "done_at": datetime.now(timezone.utc)}
-    print_record({**head, **receipt}, as_json=as_json)
-
-
-def _erase(connection: Connection, user_id: str, erased: bytes, application: Application | None) -> int:
-    """Delete only when no server stores anything more of this user, so that nothing slips in between."""
-    eraser.remember(connection, erased, application)
-    time.sleep(SERVERS_KNOW)
-    return eraser.delete_events(connection, user_id, application, time.monotonic, time.sleep)
-
-
-def _lift(connection: Connection, erased: bytes, application: Application | None) -> int:
-    lifted = eraser.lift(connection, erased, application)
-    if not lifted:
-        if application is None:
-            raise NotFound("this user is not erased")
-        raise NotFound("this user is not erased from just this application; undo an erasure from all without --app")
-    return lifted
+            receipt = erasure.erase(connection, user_id, found, time.monotonic, time.sleep)
+    record = {
+        "user_hash": receipt.user_hash.hex(),
+        "application": "all" if receipt.app is None else receipt.app.label,
+        "done_at": receipt.done_at,
+        "deleted_from_erasures" if undo else "deleted_from_events": receipt.deleted,
+    }
+    print_record(record, as_json=as_json)

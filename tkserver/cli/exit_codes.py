@@ -1,4 +1,4 @@
-"""Users' mistakes and the world's, each as a line on standard error and an exit code that scripts can use."""
+"""Errors of commands: a line on standard error, and an exit code for scripts."""
 
 from __future__ import annotations
 
@@ -7,52 +7,49 @@ from typing import Any
 import click
 
 from tkserver.config import InvalidSettings
-from tkserver.operations.apps import NameTaken, Unknown, Unnamed
+from tkserver.operations.exceptions import InvalidArgument, OperationError, UnknownObject
 from tkserver.storage.embedded.postgres import EmbeddedError
-from tkserver.storage.errors import DriverError, StorageError, translate
+from tkserver.storage.errors import StorageError
 from tkserver.storage.migrations import IncompatibleDatabase
 
 
 class Failed(click.ClickException):
-    """It could not be done."""
+    """The command failed."""
 
     exit_code = 1
 
 
-class WrongSettings(click.ClickException):
-    """As wrong usage is."""
+class WrongUsage(click.ClickException):
+    """The settings or the arguments cannot be used."""
 
     exit_code = 2
 
 
 class NotFound(click.ClickException):
-    """There is no such thing."""
+    """The object does not exist."""
 
     exit_code = 3
 
 
 class DatabaseUnavailable(click.ClickException):
-    """It may work later."""
+    """The database cannot be used now."""
 
     exit_code = 4
 
 
 class CommandGroup(click.Group):
-    """A group of commands whose errors are lines of text, and no tracebacks."""
+    """A group of commands that prints expected errors without a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except InvalidSettings as error:
-            raise WrongSettings(str(error)) from None
         except UnicodeEncodeError:
-            raise click.UsageError("an argument is not UTF-8") from None
-        except Unknown as error:
+            raise click.UsageError("an argument is not valid UTF-8") from None
+        except (InvalidSettings, InvalidArgument) as error:
+            raise WrongUsage(str(error)) from None
+        except UnknownObject as error:
             raise NotFound(str(error)) from None
-        except (NameTaken, Unnamed, EmbeddedError, IncompatibleDatabase) as error:
+        except (OperationError, EmbeddedError, IncompatibleDatabase) as error:
             raise Failed(str(error)) from None
-        except (StorageError, DriverError) as error:
-            problem = translate(error)
-            if problem is None:
-                raise
-            raise DatabaseUnavailable(f"the database cannot do this now: {problem}") from None
+        except StorageError as error:
+            raise DatabaseUnavailable(f"the database cannot be used now: {error}") from None

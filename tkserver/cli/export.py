@@ -1,88 +1,59 @@
-"""``tkserver export``: stored events into a file, or on to another program."""
+"""``tkserver export``: stored events, written to a file or to standard output."""
 
 from __future__ import annotations
 
 import sys
-from datetime import date, datetime, time, timezone
-from typing import Any
+from datetime import datetime
 
 import click
-import msgspec
 
-from tkserver.cli.atomic_file import written_whole
-from tkserver.cli.output import progress
-from tkserver.operations.database import connected
-from tkserver.operations.export import Selection, chunks, estimate, query, reading
-from tkserver.operations.export_formats import WRITERS
+from tkserver.cli.atomic_file import open_atomically
+from tkserver.cli.output import progress_bar
+from tkserver.cli.parameters import Timestamp
+from tkserver.config import load
+from tkserver.operations.apps import find_app
+from tkserver.operations.database import open_database
+from tkserver.operations.export import Selection, open_export
+from tkserver.operations.export_formats import WRITERS, write_events
 from tkserver.storage.blocking import Connection
 
 
-class Moment(click.ParamType[datetime]):
-    """An RFC 3339 date-time, or a date: its midnight, UTC."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        if isinstance(value, datetime):
-            return value
-        try:
-            return _moment(value)
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is no time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
-
-
-def _moment(text: str) -> datetime:
-    if len(text) == len("2026-01-31"):
-        return datetime.combine(date.fromisoformat(text), time(tzinfo=timezone.utc))
-    moment = msgspec.convert(text, datetime)
-    if moment.tzinfo is None:
-        raise ValueError("no offset")
-    return moment.astimezone(timezone.utc)
-
-
 @click.command()
-@click.option("--app", help="Of this application only, by its name or id.")
-@click.option("--user", help="Of this user only: client_... or anon_...")
-@click.option("--since", type=Moment(), help="That happened then or later: 2026-01-31, or 2026-01-31T12:00:00Z.")
-@click.option("--until", type=Moment(), help="That happened before.")
-@click.option("--format", "form", type=click.Choice(list(WRITERS)), default="ndjson", show_default=True)
-@click.option("-o", "--output", type=click.Path(), default="-", help="A file; - for standard output, the default.")
-@click.option("--force", is_flag=True, help="Replace the file, if it is there.")
+@click.option("--app", help="Export only the events of this application (name or id).")
+@click.option("--user", help="Export only the events of this user (client_... or anon_...).")
+@click.option(
+    "--since",
+    type=Timestamp(),
+    help="Export only events that happened at this time or later: 2026-01-31 or 2026-01-31T12:00:00Z.",
+)
+@click.option("--until", type=Timestamp(), help="Export only events that happened before this time.")
+@click.option("--format", "format_name", type=click.Choice(list(WRITERS)), default="ndjson", show_default=True)
+@click.option("-o", "--output", type=click.Path(), default="-", help="File to write; by default, standard output (-).")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
 def export(
     app: str | None,
     user: str | None,
     since: datetime | None,
     until: datetime | None,
-    form: str,
+    format_name: str,
     output: str,
     force: bool,
 ) -> None:
-    """Write stored events, all or some, in no particular order.
+    """Export stored events, in no particular order.
 
-    NDJSON has them as they were sent, and they can be sent again; CSV and Parquet have the columns of the table. A file
-    is there when it is whole, and may be read by its owner only.
+    NDJSON contains the events as they were sent, and they can be sent again. CSV and Parquet contain the columns of the
+    table. The file appears when it is complete; only its owner can read it.
     """
-    if output == "-" and form == "parquet" and sys.stdout.isatty():
-        raise click.UsageError("Parquet is nothing for a terminal: name a file with -o")
-    with connected() as connection:
-        ids = None
-        if app is not None:
-            of = registry.app(connection, app)
-            ids = of.org_id, of.app_id
-        count = _export(connection, Selection(ids, user, since, until), form, output, force)
+    if output == "-" and format_name == "parquet" and sys.stdout.isatty():
+        raise click.UsageError("Parquet cannot be printed to a terminal: specify a file with -o")
+    with open_database(load({})) as connection:
+        selection = Selection(None if app is None else find_app(connection, app), user, since, until)
+        count = _export(connection, selection, format_name, output, force)
     click.echo(f"{count:,} events", err=True)
 
 
-def _export(connection: Connection, selection: Selection, form: str, output: str, force: bool) -> int:
-    count = 0
-    with written_whole(output, replace=force) as file, reading(connection):
-        writer = WRITERS[form](file)
-        statement = query(connection, selection)
-        shown = output != "-" or not sys.stdout.isatty()  # not in between the events
-        with progress("about", lambda: estimate(connection, statement), shown=shown) as advance:
-            for events in chunks(connection, statement):
-                writer.write(events)
-                count += len(events)
-                advance(len(events))
-        writer.close()
-    return count
+def _export(connection: Connection, selection: Selection, format_name: str, output: str, force: bool) -> int:
+    visible = output != "-" or not sys.stdout.isatty()  # the bar must not appear between events
+    with open_atomically(output, replace=force) as file, open_export(connection, selection) as events:  # noqa: SIM117
+        with progress_bar("about", events.estimate, visible=visible) as advance:
+            return write_events(events.chunks(), file, format_name, advance)

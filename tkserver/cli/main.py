@@ -1,4 +1,4 @@
-"""The command and its groups of subcommands."""
+"""The command ``tkserver`` with all its subcommands."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tkserver.cli.tokens import tokens
     cls=CommandGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
-        "Settings are those of the server: variables that begin with TK__, or a .env file. The server itself is"
-        " started with: twistd -n tkserver. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 there is no"
-        " such thing, 4 the database cannot be used now."
+        "The settings are those of the server: environment variables that begin with TK__, or a .env file. To start"
+        " the server: twistd -n tkserver. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 not found,"
+        " 4 the database cannot be used now."
     ),
 )
 @click.version_option(__version__, prog_name="tkserver")
 def main() -> None:
-    """Look after a tkserver: its applications, their credentials and their events."""
+    """Manage a tkserver: its applications, their tokens and their events."""
 
 
 for command in (apps, tokens, send, export, erase, prune, migrate, check):

@@ -1,4 +1,4 @@
-"""What commands print: a table for people, JSON for programs, a bar for those who wait."""
+"""Output of commands: tables for people, JSON for programs, and progress bars."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-_WIDE = 10_000
-
 Record = Mapping[str, Any]
+"""Values by the names of their columns."""
+
+_UNLIMITED_WIDTH = 10_000
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def json_option(command: _Command) -> _Command:
-    """``--json``, for every command that prints data. Passed on as ``as_json``."""
+    """Add the option ``--json``, whose value is passed as ``as_json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def print_records(records: Sequence[Record], *, as_json: bool, empty: str) -> None:
-    """Print several things of a kind.
+    """Print records of the same kind, as a table or a JSON array.
 
-    :param empty: what to tell people where there are none.
+    :param empty: what to print instead of a table without rows.
     """
     if as_json:
         _print_json(records)
@@ -41,13 +42,14 @@ def print_records(records: Sequence[Record], *, as_json: bool, empty: str) -> No
             table.add_column(_heading(name), no_wrap=True)
         for record in records:
             table.add_row(*map(_text, record.values()))
-        console = Console(width=_WIDE)  # a terminal that is too narrow wraps the lines; ids can still be copied
+        # A terminal that is too narrow wraps the lines. A table that fits would truncate ids, which must be copied.
+        console = Console(width=_UNLIMITED_WIDTH)
         console.width = console.measure(table).maximum
         console.print(table)
 
 
 def print_record(record: Record, *, as_json: bool) -> None:
-    """Print one thing, a line for each thing that is known of it."""
+    """Print one record, as lines of names and values or as a JSON object."""
     if as_json:
         _print_json(record)
     else:
@@ -57,19 +59,19 @@ def print_record(record: Record, *, as_json: bool) -> None:
 
 
 @contextmanager
-def progress(what: str, total: Callable[[], int], *, shown: bool = True) -> Iterator[Callable[[int], None]]:
-    """A bar on standard error, where that is a terminal, and nothing elsewhere; gives what moves it.
+def progress_bar(label: str, total: Callable[[], int], *, visible: bool = True) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on standard error if it is a terminal, and return the function that advances it.
 
-    :param total: how much there is to do, or about; asked only where the bar is seen.
+    :param total: returns the total amount of work, at least approximately; called only if the bar is shown.
     """
     console = Console(stderr=True)
-    if not (shown and console.is_terminal):
+    if not (visible and console.is_terminal):
         yield lambda _: None
         return
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total())
-        yield lambda number: bar.advance(task, number)
+        task = bar.add_task(label, total=total())
+        yield lambda amount: bar.advance(task, amount)
 
 
 def _heading(name: str) -> str:
@@ -87,12 +89,12 @@ def _text(value: object) -> str:
 
 
 def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, default=_json, indent=2))
+    click.echo(json.dumps(value, default=_json_value, indent=2))
 
 
-def _json(value: object) -> str:
+def _json_value(value: object) -> str:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, UUID):
         return str(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+    raise TypeError(f"{type(value).__name__} cannot be converted to JSON")

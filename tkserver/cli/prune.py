@@ -1,4 +1,4 @@
-"""``tkserver prune``: what is too old, deleted now."""
+"""``tkserver prune``: the deletion of old events."""
 
 from __future__ import annotations
 
@@ -6,45 +6,42 @@ import time
 
 import click
 
-from tkserver.cli.output import json_option, print_records, progress
+from tkserver.cli.output import Record, json_option, print_records, progress_bar
 from tkserver.config import load
 from tkserver.operations import retention
-from tkserver.operations.database import connected
-from tkserver.operations.retention import Limit
-from tkserver.storage.blocking import Connection
+from tkserver.operations.database import open_database
+from tkserver.operations.retention import RetentionLimit
 
 
 @click.command()
-@click.option("--dry-run", is_flag=True, help="Say what would be deleted, and delete nothing.")
+@click.option("--dry-run", is_flag=True, help="Print how many events would be deleted, and delete nothing.")
 @json_option
 def prune(dry_run: bool, as_json: bool) -> None:
-    """Delete the events that are older than they are to be kept. The servers do so too, every hour.
+    """Delete old events now. The servers do this every hour.
 
-    An application keeps its events for as long as apps set-retention says, and else TK__RETENTION__DAYS. Prints a
-    line for each application that does not keep them for ever.
+    An application stores events for as long as set with apps set-retention, or else with TK__RETENTION__DAYS. The
+    command prints a line for each application that does not store events forever.
     """
-    default_days = load({}).retention.days
-    with connected() as connection:
-        limits = retention.limits(connection, default_days)
-        numbers = _count(connection, limits) if dry_run else _prune(connection, limits)
-    records = [
-        {
-            "name": limit.name,
-            "app_id": limit.app_id,
-            "org_id": limit.org_id,
-            "retention_days": limit.days,
-            "received_before": limit.before,
-            "to_delete" if dry_run else "deleted": number,
-        }
-        for limit, number in zip(limits, numbers, strict=True)
-    ]
-    print_records(records, as_json=as_json, empty="All events are kept for ever: tkserver apps set-retention APP DAYS")
+    settings = load({})
+    default_days = settings.retention.days
+    with open_database(settings) as connection:
+        if dry_run:
+            numbers = retention.preview(connection, default_days)
+        else:
+            with progress_bar("deleting", lambda: sum(retention.preview(connection, default_days).values())) as advance:
+                numbers = retention.prune(connection, default_days, time.monotonic, time.sleep, advance)
+    column = "to_delete" if dry_run else "deleted"
+    records = [_record(limit, column, number) for limit, number in numbers.items()]
+    empty = "All events are stored forever. To change this: tkserver apps set-retention APP DAYS"
+    print_records(records, as_json=as_json, empty=empty)
 
 
-def _count(connection: Connection, limits: list[Limit]) -> list[int]:
-    return [retention.count(connection, limit) for limit in limits]
-
-
-def _prune(connection: Connection, limits: list[Limit]) -> list[int]:
-    with progress("deleting", lambda: sum(_count(connection, limits))) as gone:
-        return [retention.prune(connection, limit, time.monotonic, time.sleep, gone) for limit in limits]
+def _record(limit: RetentionLimit, column: str, number: int) -> Record:
+    return {
+        "name": limit.name,
+        "app_id": limit.app_id,
+        "org_id": limit.org_id,
+        "retention_days": limit.days,
+        "received_before": limit.before,
+        column: number,
+    }

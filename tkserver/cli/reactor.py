@@ -1,4 +1,4 @@
-"""The reactor, for a command that needs it."""
+"""The reactor, for commands that need it."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ T = TypeVar("T")
 
 
 def run(main: Callable[[Any], Coroutine[Deferred[Any], Any, T]]) -> T:
-    """Run the reactor until ``main``, which is given it, is done. Once in a process.
+    """Run the reactor until ``main`` ends, and return its result. A process can do this only once.
 
-    :return: what it returned.
-    :raise: what it raised.
+    :param main: receives the reactor.
+    :raise: what ``main`` raises.
     """
     results: list[T] = []
     errors: list[BaseException] = []
 
-    async def noted(reactor: Any) -> None:
+    async def store_result(reactor: Any) -> None:
         try:
             results.append(await main(reactor))
         except BaseException as error:
             errors.append(error)
 
     with suppress(SystemExit):
-        react(lambda reactor: ensureDeferred(noted(reactor)))
+        react(lambda reactor: ensureDeferred(store_result(reactor)))
     if errors:
         raise errors[0]
     if not results:  # Ctrl-C

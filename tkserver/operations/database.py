@@ -7,9 +7,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 
 from tkserver.config import Settings
+from tkserver.storage import migrations
 from tkserver.storage.blocking import BlockingConnections, Connection
 from tkserver.storage.embedded.postgres import EmbeddedPostgres, default_data_dir
-from tkserver.storage.migrations import migrate
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class ConfiguredDatabase:
 
     @classmethod
     def from_settings(cls, settings: Settings) -> ConfiguredDatabase:
-        """
+        """Return the database, without starting or connecting to it.
+
         :raise EmbeddedError: if the embedded database is selected but not installed.
         """
         if settings.database.url is not None:
@@ -51,6 +52,16 @@ def running_database(settings: Settings) -> Iterator[str]:
 def open_database(settings: Settings) -> Iterator[Connection]:
     """Return a connection in autocommit mode to the database, whose schema is migrated first."""
     with running_database(settings) as dsn:
-        migrate(dsn, BlockingConnections())
+        migrations.migrate(dsn, BlockingConnections())
         with closing(BlockingConnections().connect(dsn)) as connection:
             yield connection
+
+
+def migrate_database(settings: Settings) -> str:
+    """Migrate the schema of the database, unless it is up to date.
+
+    :return: the name of the newest migration.
+    """
+    with open_database(settings) as connection:
+        applied, _ = migrations.state(connection)
+        return max(applied)

@@ -1,28 +1,27 @@
-"""A user erased, or allowed again, as an operator asks for it. Blocks.
-
-Each function takes a connection on which each statement is a transaction, and raises ``psycopg2.Error`` when the
-database does not do what it is asked to.
-"""
+"""Erasure of users: the deletion of their events, and of every later event."""
 
 from __future__ import annotations
 
-from uuid import UUID
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
 
-from psycopg2.errors import DeadlockDetected
-
-from tkserver.operations.retention import APPLICATIONS, Clock, Sleep
-from tkserver.storage.adaptive_batch import AdaptiveBatch
-from tkserver.storage.blocking import Connection, rows
+from tkserver.operations.apps import APPS_WITH_EVENTS
+from tkserver.operations.exceptions import InvalidArgument, UnknownObject
+from tkserver.operations.models import App
+from tkserver.operations.paced import Clock, PacedTransactions, Sleep
+from tkserver.storage.blocking import Connection, rows, value
+from tkserver.storage.changes import PROPAGATION_TIME
 from tkserver.storage.erasures import user_hash
+from tkserver.wire.event import USER_ID_PREFIXES
 
-Application = tuple[UUID, UUID]
-"""``org_id`` and ``app_id``."""
+MAX_USER_ID_LENGTH = 255
 
-_REMEMBER = "INSERT INTO erasures (user_hash, org_id, app_id) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
-_LIFT_ONE = "DELETE FROM erasures WHERE user_hash = %s AND org_id = %s AND app_id = %s RETURNING true"
-_LIFT_ALL = "DELETE FROM erasures WHERE user_hash = %s RETURNING true"
+_RECORD = "INSERT INTO erasures (user_hash, org_id, app_id) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
+_UNDO_ONE = "DELETE FROM erasures WHERE user_hash = %s AND app_id = %s AND org_id = %s RETURNING true"
+_UNDO_ALL = "DELETE FROM erasures WHERE user_hash = %s RETURNING true"
 
-_APPLICATIONS = f"WITH {APPLICATIONS} SELECT org_id::text, app_id::text FROM application"
+_APPS_WITH_EVENTS = f"WITH {APPS_WITH_EVENTS} SELECT app_id::text, org_id::text FROM app_with_events"
 
 _DELETE = """
 DELETE FROM events WHERE ctid = ANY (ARRAY(
@@ -31,61 +30,93 @@ DELETE FROM events WHERE ctid = ANY (ARRAY(
 """
 
 
-def hash_of(connection: Connection, user_id: str) -> bytes:
-    """What this installation remembers of a user whom it erases."""
-    ((key,),) = rows(connection, "SELECT key FROM erasure_key")
-    return user_hash(bytes(key), user_id)
+@dataclass(frozen=True)
+class Receipt:
+    """A proof of an erasure, or of its reversal. It does not contain the id of the user.
 
-
-def remember(connection: Connection, erased: bytes, application: Application | None) -> None:
-    """Have nothing more stored of a user, by one application or by all, as soon as the servers have heard of it."""
-    rows(connection, _REMEMBER, erased, *_texts(application))
-
-
-def lift(connection: Connection, erased: bytes, application: Application | None) -> int:
-    """Allow a user again.
-
-    :param application: just for this one; ``None`` for all, and each.
-    :return: how many erasures were lifted.
+    :ivar user_hash: the hash that is stored instead of the id.
+    :ivar app: ``None`` for all applications.
+    :ivar done_at: in UTC, by the clock of the database.
+    :ivar deleted: the number of events that were deleted; for a reversal, the number of erasures.
     """
-    if application is None:
-        return len(rows(connection, _LIFT_ALL, erased))
-    return len(rows(connection, _LIFT_ONE, erased, *_texts(application)))
+
+    user_hash: bytes
+    app: App | None
+    done_at: datetime
+    deleted: int
 
 
-def delete_events(
-    connection: Connection, user_id: str, application: Application | None, clock: Clock, sleep: Sleep
-) -> int:
-    """Delete all events of a user, in short transactions with pauses.
+def erase(connection: Connection, user_id: str, app: App | None, clock: Clock, sleep: Sleep) -> Receipt:
+    """Delete all events of a user in one application or in all, and let no server store new ones.
 
-    :return: how many.
+    The events are deleted only when all servers know about the erasure, so that none is stored after the deletion.
+
+    :raise InvalidArgument: if no user can have this id.
     """
-    applications = [application] if application else _applications(connection)
-    pace = AdaptiveBatch()
-    return sum(_delete(connection, user_id, one, pace, clock, sleep) for one in applications)
+    check_user_id(user_id)
+    record(connection, user_id, app)
+    sleep(PROPAGATION_TIME)
+    return _receipt(connection, user_id, app, delete_events(connection, user_id, app, clock, sleep))
 
 
-def _delete(
-    connection: Connection, user_id: str, of: Application, pace: AdaptiveBatch, clock: Clock, sleep: Sleep
-) -> int:
-    org_id, app_id = _texts(of)
-    deleted = 0
-    while True:
-        began = clock()
-        try:
-            found = len(rows(connection, _DELETE, app_id, org_id, user_id, pace.rows))
-        except DeadlockDetected:  # with the end of the same events by their age
-            sleep(pace.pause_after(clock() - began))
-            continue
-        if not found:
-            return deleted
-        deleted += found
-        sleep(pace.pause_after(clock() - began))
+def undo(connection: Connection, user_id: str, app: App | None) -> Receipt:
+    """Let servers store new events of an erased user again. Deleted events are not restored.
+
+    :param app: ``None`` undoes the erasures from all applications and from each single one.
+    :raise InvalidArgument: if no user can have this id.
+    :raise UnknownObject: if the user is not erased from this application, or from any.
+    """
+    check_user_id(user_id)
+    hashed = _hash(connection, user_id)
+    undone = rows(connection, _UNDO_ALL, hashed) if app is None else rows(connection, _UNDO_ONE, hashed, *app.key)
+    if not undone:
+        raise UnknownObject(
+            f"this user is not erased from {app.label} alone; undo an erasure from all applications without --app"
+            if app
+            else "this user is not erased"
+        )
+    return _receipt(connection, user_id, app, len(undone))
 
 
-def _applications(connection: Connection) -> list[Application]:
-    return [(UUID(org_id), UUID(app_id)) for org_id, app_id in rows(connection, _APPLICATIONS)]
+def check_user_id(user_id: str) -> None:
+    """Check that a user can have this id.
+
+    :raise InvalidArgument: if not.
+    """
+    if not user_id.startswith(USER_ID_PREFIXES) or len(user_id) > MAX_USER_ID_LENGTH or not user_id.isprintable():
+        raise InvalidArgument(
+            f"a user id begins with client_ or anon_ and has at most {MAX_USER_ID_LENGTH} printable characters"
+        )
 
 
-def _texts(application: Application | None) -> tuple[str | None, str | None]:
-    return (None, None) if application is None else (str(application[0]), str(application[1]))
+def record(connection: Connection, user_id: str, app: App | None) -> None:
+    """Store the erasure of a user. Servers stop storing new events as soon as they know about it."""
+    app_id, org_id = (None, None) if app is None else app.key
+    rows(connection, _RECORD, _hash(connection, user_id), org_id, app_id)
+
+
+def delete_events(connection: Connection, user_id: str, app: App | None, clock: Clock, sleep: Sleep) -> int:
+    """Delete the events of a user in one application or in all, in short transactions.
+
+    :return: the number of deleted events.
+    """
+    app_keys = rows(connection, _APPS_WITH_EVENTS) if app is None else [app.key]
+    paced = PacedTransactions(clock, sleep)
+    total = 0
+    for app_id, org_id in app_keys:
+        while deleted := paced.run(partial(_delete_batch, connection, app_id, org_id, user_id)):
+            total += deleted
+    return total
+
+
+def _delete_batch(connection: Connection, app_id: str, org_id: str, user_id: str, max_rows: int) -> int:
+    return len(rows(connection, _DELETE, app_id, org_id, user_id, max_rows))
+
+
+def _hash(connection: Connection, user_id: str) -> bytes:
+    return user_hash(bytes(value(connection, "SELECT key FROM erasure_key")), user_id)
+
+
+def _receipt(connection: Connection, user_id: str, app: App | None, deleted: int) -> Receipt:
+    now: datetime = value(connection, "SELECT now()")
+    return Receipt(_hash(connection, user_id), app, now.astimezone(timezone.utc), deleted)

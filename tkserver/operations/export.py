@@ -1,4 +1,4 @@
-"""Stored events, read in chunks through a server-side cursor: any number of them, in little memory. Blocks."""
+"""Export of stored events, read in chunks through a server-side cursor: any number of events, in constant memory."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
-from uuid import UUID
 
-from tkserver.operations.retention import APPLICATIONS
-from tkserver.storage.blocking import Connection, rows, transaction
+from tkserver.operations.apps import APPS_WITH_EVENTS
+from tkserver.operations.models import App
+from tkserver.storage.blocking import Connection, chunks, rows, transaction, value
 
 CHUNK_ROWS = 500
-"""Rows that are fetched at once: 50 MB of the longest events."""
+"""Rows that are fetched at a time: 50 MB of events of the maximum size."""
 
 
 class StoredEvent(NamedTuple):
-    """A row of ``events``: its columns, but for the number that the database gave it."""
+    """A row of the table ``events``, without the sequence number.
+
+    :ivar event_data: JSON, as PostgreSQL formats it.
+    """
 
     event_id: str
     org_id: str
@@ -39,7 +42,6 @@ class StoredEvent(NamedTuple):
     event_type: str
     event_category: str | None
     event_data: str
-    """JSON, as PostgreSQL writes it."""
     sdk_version: str
     transmission_timestamp: datetime
     batch_size: int
@@ -49,74 +51,83 @@ class StoredEvent(NamedTuple):
 
 @dataclass(frozen=True)
 class Selection:
-    """Which events; all where nothing is said.
+    """The conditions that exported events meet. ``None`` means no condition.
 
-    :ivar app: the ids of the organisation and the application.
-    :ivar since: by the event's own time, included.
-    :ivar until: likewise, not included.
+    :ivar since: the earliest ``timestamp``, inclusive.
+    :ivar until: the latest ``timestamp``, exclusive.
     """
 
-    app: tuple[UUID, UUID] | None = None
-    user: str | None = None
+    app: App | None = None
+    user_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
 
 
 class Query(NamedTuple):
+    """An SQL query and its parameters."""
+
     sql: str
     parameters: Sequence[object]
 
 
-_AS_TEXT = {"event_id", "org_id", "app_id", "event_data"}
-_COLUMNS = ", ".join(f"{name}::text" if name in _AS_TEXT else f'"{name}"' for name in StoredEvent._fields)
+_TEXT_COLUMNS = {"event_id", "org_id", "app_id", "event_data"}
+_COLUMNS = ", ".join(f"{name}::text" if name in _TEXT_COLUMNS else f'"{name}"' for name in StoredEvent._fields)
 
-_APP_IDS = f"WITH {APPLICATIONS} SELECT DISTINCT app_id::text FROM application"
+_APP_IDS = f"WITH {APPS_WITH_EVENTS} SELECT DISTINCT app_id::text FROM app_with_events"
+
+
+class Export:
+    """The selected events, as they were at one moment."""
+
+    def __init__(self, connection: Connection, query: Query) -> None:
+        self._connection = connection
+        self._query = query
+
+    def estimate(self) -> int:
+        """Return the approximate number of events. To count them would take as long as to read them."""
+        plan = value(self._connection, f"EXPLAIN (FORMAT JSON) {self._query.sql}", *self._query.parameters)
+        return int((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]["Plan Rows"])
+
+    def chunks(self) -> Iterator[list[StoredEvent]]:
+        """Yield the events in lists of at most ``CHUNK_ROWS``, in no particular order."""
+        sql, parameters = self._query
+        for chunk in chunks(self._connection, sql, *parameters, size=CHUNK_ROWS, name="tkserver_export"):
+            yield list(map(StoredEvent._make, chunk))
 
 
 @contextmanager
-def reading(connection: Connection) -> Iterator[None]:
-    """One view of the database for what is read within, whatever is stored meanwhile."""
+def open_export(connection: Connection, selection: Selection) -> Iterator[Export]:
+    """Open a transaction that sees a snapshot of the database, and return the selected events in it."""
     with transaction(connection):
         rows(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        # Years 1 to 9999 are those of the driver too, in UTC.
+        # The driver can represent the years 1 to 9999. In another time zone, the first and last hours would not fit.
         rows(connection, "SET LOCAL TimeZone = 'UTC'")
-        # All rows are wanted, and not the first ones soon.
+        # Plan for the time until the last row instead of the first.
         rows(connection, "SET LOCAL cursor_tuple_fraction = 1")
-        yield
+        yield Export(connection, build_query(connection, selection))
 
 
-def query(connection: Connection, selection: Selection) -> Query:
-    """The statement that reads these events. Every index but that of event ids begins with the application."""
+def build_query(connection: Connection, selection: Selection) -> Query:
+    """Return the query for the selected events.
+
+    Indexes of ``events`` begin with the application. If no application is selected, the query lists all of them, so
+    that the other conditions can use an index.
+    """
     conditions: list[str] = []
     parameters: list[object] = []
     if selection.app is not None:
-        org_id, app_id = selection.app
         conditions += ["app_id = %s", "org_id = %s"]
-        parameters += [str(app_id), str(org_id)]
+        parameters += selection.app.key
     elif selection != Selection():
         conditions.append("app_id = ANY (%s::uuid[])")
         parameters.append([app_id for (app_id,) in rows(connection, _APP_IDS)])
-    for condition, value in (
-        ("user_id = %s", selection.user),
+    for condition, parameter in (
+        ("user_id = %s", selection.user_id),
         ("timestamp >= %s", selection.since),
         ("timestamp < %s", selection.until),
     ):
-        if value is not None:
+        if parameter is not None:
             conditions.append(condition)
-            parameters.append(value)
+            parameters.append(parameter)
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
     return Query(f"SELECT {_COLUMNS} FROM events{where}", parameters)
-
-
-def estimate(connection: Connection, of: Query) -> int:
-    """About how many rows it gives, by the planner's statistics: to count them would take as long as to read them."""
-    ((plan,),) = rows(connection, f"EXPLAIN (FORMAT JSON) {of.sql}", *of.parameters)
-    return int((json.loads(plan) if isinstance(plan, str) else plan)[0]["Plan"]["Plan Rows"])
-
-
-def chunks(connection: Connection, of: Query) -> Iterator[list[StoredEvent]]:
-    """The rows, so many at a time, within :func:`reading`."""
-    with connection.cursor(name="tkserver_export") as cursor:
-        cursor.execute(of.sql, of.parameters or None)
-        while chunk := cursor.fetchmany(CHUNK_ROWS):
-            yield list(map(StoredEvent._make, chunk))

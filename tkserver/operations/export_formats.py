@@ -1,10 +1,10 @@
-"""Stored events as NDJSON, CSV or Parquet."""
+"""Formats of exported events: NDJSON, CSV and Parquet."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, BinaryIO, Protocol
 from uuid import UUID
@@ -12,61 +12,63 @@ from uuid import UUID
 import msgspec
 from msgspec import Raw
 
-from tkserver.cli.exit_codes import Failed
+from tkserver.operations.exceptions import MissingPackage
 from tkserver.operations.export import StoredEvent
 from tkserver.wire.event import Environment, Event, Metadata, Occurrence, Service
 
 ROW_GROUP_ROWS = 50_000
+"""The maximum number of rows in a row group of Parquet, which may be exceeded by one chunk."""
+
 ROW_GROUP_BYTES = 32 << 20
-"""The largest row group of Parquet, in either measure; of bytes before compression, it may exceed it by one chunk."""
+"""The maximum size of a row group before compression, which may be exceeded by one chunk."""
 
 
 class Writer(Protocol):
-    """Writes events in one format."""
+    """Writes events to a file in one format."""
 
     def write(self, events: Sequence[StoredEvent]) -> None: ...
 
     def close(self) -> None:
-        """Write what is left. The file stays open."""
+        """Write buffered events and the end of the format. Do not close the file."""
 
 
 class NdjsonWriter:
-    """An event a line, as the contract has it: what was sent, and what can be sent again."""
+    """One event per line, in the format of the API: as it was sent, and as it can be sent again."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._encoder = msgspec.json.Encoder()
 
     def write(self, events: Sequence[StoredEvent]) -> None:
-        self._file.write(self._encoder.encode_lines(map(as_sent, events)))
+        self._file.write(self._encoder.encode_lines(map(wire_event, events)))
 
     def close(self) -> None:
         pass
 
 
 class CsvWriter:
-    """RFC 4180, with a line of headings. What is not there is empty; times are RFC 3339."""
+    """CSV (RFC 4180) with a header line. Null values are empty, times are in the format of RFC 3339."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._line(StoredEvent._fields)
+        self._write_lines([StoredEvent._fields])
 
     def write(self, events: Sequence[StoredEvent]) -> None:
-        self._line(*([_cell(value) for value in event] for event in events))
+        self._write_lines([_csv_cell(value) for value in event] for event in events)
 
     def close(self) -> None:
         pass
 
-    def _line(self, *rows: Sequence[str]) -> None:
+    def _write_lines(self, lines: Iterable[Sequence[str]]) -> None:
         text = io.StringIO(newline="")
-        csv.writer(text).writerows(rows)
+        csv.writer(text).writerows(lines)
         self._file.write(text.getvalue().encode())
 
 
 class ParquetWriter:
-    """One column for each of the table's; ``event_data`` is JSON in a string.
+    """Parquet with the columns of the table. ``event_data`` is a string that contains JSON.
 
-    :raise Failed: when what writes it is not installed.
+    :raise MissingPackage: if pyarrow is not installed.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -74,42 +76,66 @@ class ParquetWriter:
             import pyarrow
             from pyarrow import parquet
         except ImportError:
-            raise Failed("Parquet needs pyarrow: pip install 'tkserver[parquet]'") from None
+            raise MissingPackage("Parquet needs pyarrow; install it with: pip install 'tkserver[parquet]'") from None
         self._pyarrow = pyarrow
-        self._schema = pyarrow.schema([_field(pyarrow, name) for name in StoredEvent._fields])
+        self._schema = pyarrow.schema([_parquet_field(pyarrow, name) for name in StoredEvent._fields])
         self._writer = parquet.ParquetWriter(pyarrow.PythonFile(file, mode="w"), self._schema, compression="zstd")
-        self._waiting: list[Any] = []
+        self._buffered: list[Any] = []
 
     def write(self, events: Sequence[StoredEvent]) -> None:
         columns = zip(*events, strict=True)
         arrays = [
             self._pyarrow.array(values, type=field.type) for field, values in zip(self._schema, columns, strict=True)
         ]
-        self._waiting.append(self._pyarrow.record_batch(arrays, schema=self._schema))
-        rows = sum(batch.num_rows for batch in self._waiting)
-        if rows >= ROW_GROUP_ROWS or sum(batch.nbytes for batch in self._waiting) >= ROW_GROUP_BYTES:
-            self._write_group()
+        self._buffered.append(self._pyarrow.record_batch(arrays, schema=self._schema))
+        rows = sum(batch.num_rows for batch in self._buffered)
+        if rows >= ROW_GROUP_ROWS or sum(batch.nbytes for batch in self._buffered) >= ROW_GROUP_BYTES:
+            self._write_row_group()
 
     def close(self) -> None:
-        if self._waiting:
-            self._write_group()
+        if self._buffered:
+            self._write_row_group()
         self._writer.close()
 
-    def _write_group(self) -> None:
-        group = self._pyarrow.Table.from_batches(self._waiting, schema=self._schema)
-        self._writer.write_table(group, row_group_size=group.num_rows)
-        self._waiting = []
+    def _write_row_group(self) -> None:
+        table = self._pyarrow.Table.from_batches(self._buffered, schema=self._schema)
+        self._writer.write_table(table, row_group_size=table.num_rows)
+        self._buffered = []
 
 
-WRITERS: dict[str, type[NdjsonWriter] | type[CsvWriter] | type[ParquetWriter]] = {
+WRITERS: dict[str, Callable[[BinaryIO], Writer]] = {
     "ndjson": NdjsonWriter,
     "csv": CsvWriter,
     "parquet": ParquetWriter,
 }
+"""Writers by the names of their formats."""
 
 
-def as_sent(row: StoredEvent) -> Event:
-    """The event that was stored as this row."""
+def write_events(
+    chunks: Iterable[Sequence[StoredEvent]],
+    file: BinaryIO,
+    format_name: str,
+    progress: Callable[[int], object] = lambda _: None,
+) -> int:
+    """Write events to a file.
+
+    :param format_name: a key of ``WRITERS``.
+    :param progress: called after each chunk with the number of events in it.
+    :return: the number of events.
+    :raise MissingPackage: if the format needs a package that is not installed.
+    """
+    writer = WRITERS[format_name](file)
+    count = 0
+    for chunk in chunks:
+        writer.write(chunk)
+        count += len(chunk)
+        progress(len(chunk))
+    writer.close()
+    return count
+
+
+def wire_event(row: StoredEvent) -> Event:
+    """Return the event that was stored as this row."""
     return Event(
         schema_version=row.schema_version,
         event_id=UUID(row.event_id),
@@ -128,17 +154,17 @@ _INTEGERS = {"batch_size", "retry_count"}
 _OPTIONAL = {"service_language_version", "session_id", "os_version", "arch", "ci", "shell", "event_category"}
 
 
-def _field(pyarrow: Any, name: str) -> Any:
+def _parquet_field(pyarrow: Any, name: str) -> Any:
     if name in _TIMES:
-        kind = pyarrow.timestamp("us", tz="UTC")
+        data_type = pyarrow.timestamp("us", tz="UTC")
     elif name in _INTEGERS:
-        kind = pyarrow.int32()
+        data_type = pyarrow.int32()
     else:
-        kind = pyarrow.bool_() if name == "ci" else pyarrow.string()
-    return pyarrow.field(name, kind, nullable=name in _OPTIONAL)
+        data_type = pyarrow.bool_() if name == "ci" else pyarrow.string()
+    return pyarrow.field(name, data_type, nullable=name in _OPTIONAL)
 
 
-def _cell(value: object) -> str:
+def _csv_cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, datetime):

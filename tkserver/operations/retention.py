@@ -1,36 +1,29 @@
-"""Events that are older than their application keeps them: which these are, and their end. Blocks.
-
-Each function takes a connection on which each statement is a transaction, and raises ``psycopg2.Error`` when the
-database does not do what it is asked to.
-"""
+"""Retention: the deletion of events that are older than the limit of their application."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any
 from uuid import UUID
 
-from psycopg2.errors import DeadlockDetected
-
-from tkserver.storage.adaptive_batch import AdaptiveBatch
+from tkserver.operations.apps import APPS_WITH_EVENTS, update_setting
+from tkserver.operations.models import App
+from tkserver.operations.paced import Clock, PacedTransactions, Sleep
 from tkserver.storage.blocking import Connection, rows, value
 
-MOST_DAYS = 36_500
-"""A hundred years. PostgreSQL's calendar has a beginning, too."""
-
-Clock = Callable[[], float]
-Sleep = Callable[[float], None]
-"""Both in seconds, on any scale."""
+MAX_DAYS = 36_500
+"""A hundred years: dates of PostgreSQL do not go back indefinitely."""
 
 
 @dataclass(frozen=True)
-class Limit:
-    """For how long the events of an application are kept.
+class RetentionLimit:
+    """The age limit for the events of an application.
 
-    :ivar name: ``None`` where it has none.
-    :ivar before: what was received earlier, by the clock of the database, is too old.
+    :ivar name: ``None`` if the application has no name.
+    :ivar before: events that the server received before this time are too old. The clock is that of the database.
     """
 
     name: str | None
@@ -40,81 +33,107 @@ class Limit:
     before: datetime
 
 
-APPLICATIONS = """
-RECURSIVE application AS (  -- from one to the next by their index, and not through all events
-    (SELECT app_id, org_id FROM events ORDER BY app_id, org_id LIMIT 1)
-    UNION ALL
-    SELECT following.app_id, following.org_id FROM application AS a CROSS JOIN LATERAL (
-        SELECT e.app_id, e.org_id FROM events AS e WHERE (e.app_id, e.org_id) > (a.app_id, a.org_id)
-        ORDER BY e.app_id, e.org_id LIMIT 1
-    ) AS following
-)
-"""
-"""What follows WITH, for the table ``application (app_id, org_id)`` of those that have events."""
-
 _LIMITS = f"""
-WITH {APPLICATIONS}, kept AS (
-    SELECT a.name, org_id, app_id, least(coalesce(a.retention_days, %s), {MOST_DAYS}) AS days
-    FROM application LEFT JOIN apps AS a USING (app_id, org_id)
+WITH {APPS_WITH_EVENTS}, retention AS (
+    SELECT a.name, org_id, app_id, least(coalesce(a.retention_days, %s), {MAX_DAYS}) AS days
+    FROM app_with_events LEFT JOIN apps AS a USING (app_id, org_id)
     WHERE coalesce(a.retention_days, %s) IS NOT NULL
 )
 SELECT name, org_id::text, app_id::text, days, now() - make_interval(days => days)
-FROM kept ORDER BY name NULLS LAST, app_id, org_id
+FROM retention ORDER BY name NULLS LAST, app_id, org_id
 """
 
 _COUNT = "SELECT count(*) FROM events WHERE app_id = %s AND org_id = %s AND received_at < %s"
 
-# From where the last one ended: what was deleted stays in the index until it is vacuumed.
+# Begins where the previous statement ended: deleted rows stay in the index until they are vacuumed.
 _DELETE = """
 WITH old AS MATERIALIZED (
-    SELECT ctid AS place, received_at FROM events
+    SELECT ctid AS row_id, received_at FROM events
     WHERE app_id = %s AND org_id = %s AND received_at >= %s::timestamptz AND received_at < %s
     ORDER BY received_at LIMIT %s
-), gone AS (
-    DELETE FROM events WHERE ctid = ANY (ARRAY(SELECT place FROM old)) RETURNING true
+), deleted AS (
+    DELETE FROM events WHERE ctid = ANY (ARRAY(SELECT row_id FROM old)) RETURNING true
 )
-SELECT (SELECT count(*) FROM old), (SELECT max(received_at) FROM old), (SELECT count(*) FROM gone)
+SELECT (SELECT count(*) FROM old), (SELECT max(received_at) FROM old), (SELECT count(*) FROM deleted)
 """
 
 
-def limits(connection: Connection, default_days: int | None) -> list[Limit]:
-    """Of every application that has events and does not keep them for ever.
+def set_retention(connection: Connection, app: App, days: int | None) -> None:
+    """Set for how many days the events of an application are stored after they were received.
 
-    :param default_days: for those that have no number of their own; ``None`` for ever.
+    :param days: at most ``MAX_DAYS``; ``None`` applies the setting of the servers.
+    :raise UnnamedApplication: if the application has no name.
     """
+    update_setting(connection, app, "retention_days", days)
+
+
+def preview(connection: Connection, default_days: int | None) -> dict[RetentionLimit, int]:
+    """Return the number of events that :func:`prune` would delete, for each application that has a limit and events.
+
+    :param default_days: the limit of applications without one of their own; ``None`` if they store events forever.
+    """
+    return {limit: _count(connection, limit) for limit in _limits(connection, default_days)}
+
+
+def prune(
+    connection: Connection,
+    default_days: int | None,
+    clock: Clock,
+    sleep: Sleep,
+    progress: Callable[[int], object] = lambda _: None,
+) -> dict[RetentionLimit, int]:
+    """Delete the events that are too old, oldest first, in short transactions.
+
+    :param default_days: see :func:`preview`.
+    :param progress: called after each transaction with the number of events that it deleted.
+    :return: the number of deleted events, for each application that has a limit and events.
+    """
+    return {
+        limit: _delete_old_events(connection, limit, PacedTransactions(clock, sleep), progress)
+        for limit in _limits(connection, default_days)
+    }
+
+
+def _limits(connection: Connection, default_days: int | None) -> list[RetentionLimit]:
     return [
-        Limit(name, UUID(org_id), UUID(app_id), days, before)
+        RetentionLimit(name, UUID(org_id), UUID(app_id), days, before)
         for name, org_id, app_id, days, before in rows(connection, _LIMITS, default_days, default_days)
     ]
 
 
-def count(connection: Connection, limit: Limit) -> int:
-    """How many events are too old."""
+def _count(connection: Connection, limit: RetentionLimit) -> int:
     return int(value(connection, _COUNT, str(limit.app_id), str(limit.org_id), limit.before))
 
 
-def prune(connection: Connection, limit: Limit, clock: Clock, sleep: Sleep, gone: Callable[[int], None]) -> int:
-    """Delete the events that are too old, the oldest first, in short transactions with pauses.
+def _delete_old_events(
+    connection: Connection, limit: RetentionLimit, paced: PacedTransactions, progress: Callable[[int], object]
+) -> int:
+    total, since = 0, None
+    while True:
+        batch = paced.run(partial(_delete_batch, connection, limit, since))
+        total += batch.deleted
+        progress(batch.deleted)
+        if batch.is_last:
+            return total
+        since = batch.newest
 
-    :param gone: called after each transaction with the number of events that it has deleted.
-    :return: how many in all.
+
+@dataclass(frozen=True)
+class _Batch:
+    """The result of one transaction.
+
+    :ivar deleted: the number of events that it deleted. Other transactions may have deleted some of those it found.
+    :ivar newest: when the newest of them was received.
+    :ivar is_last: true if no old events are left.
     """
-    since: Any = "-infinity"
-    pace, deleted = AdaptiveBatch(), 0
-    more = True
-    while more:
-        began, most = clock(), pace.rows
-        try:
-            ((found, last, number),) = rows(
-                connection, _DELETE, str(limit.app_id), str(limit.org_id), since, limit.before, most
-            )
-        except DeadlockDetected:  # with an erasure of the same events: this one can wait
-            sleep(pace.pause_after(clock() - began))
-            continue
-        deleted += number
-        gone(number)
-        more = found == most
-        if more:
-            since = last
-            sleep(pace.pause_after(clock() - began))
-    return deleted
+
+    deleted: int
+    newest: datetime | None
+    is_last: bool
+
+
+def _delete_batch(connection: Connection, limit: RetentionLimit, since: datetime | None, max_rows: int) -> _Batch:
+    start: Any = "-infinity" if since is None else since
+    parameters = (str(limit.app_id), str(limit.org_id), start, limit.before, max_rows)
+    ((found, newest, deleted),) = rows(connection, _DELETE, *parameters)
+    return _Batch(deleted, newest, is_last=found < max_rows)

@@ -105,10 +105,7 @@ def delete_old_events(dsn: str, connections: BlockingConnections, default_days: 
         # The lock lasts as long as the connection: if this server dies, another one continues.
         if not value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK_KEY):
             return 0
-        return sum(
-            retention.prune(connection, limit, time.monotonic, connections.sleep, lambda _: None)
-            for limit in retention.limits(connection, default_days)
-        )
+        return sum(retention.prune(connection, default_days, time.monotonic, connections.sleep).values())
 
 
 def delete_old_nonces(dsn: str, connections: BlockingConnections) -> None:

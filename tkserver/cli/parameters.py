@@ -1,0 +1,77 @@
+"""Types of options and arguments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta, timezone
+from typing import Any
+
+import click
+import msgspec
+
+from tkserver.operations.apps import check_app_name
+from tkserver.operations.erasure import check_user_id
+from tkserver.operations.exceptions import InvalidArgument
+
+_UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+
+class CheckedText(click.ParamType[str]):
+    """Text that an operation checks.
+
+    :param check: raises :exc:`InvalidArgument`.
+    """
+
+    def __init__(self, name: str, check: Callable[[str], None]) -> None:
+        self.name = name
+        self._check = check
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        try:
+            self._check(text)
+        except InvalidArgument as error:
+            self.fail(str(error), param, ctx)
+        return text
+
+
+APP_NAME = CheckedText("name", check_app_name)
+USER_ID = CheckedText("user id", check_user_id)
+
+
+class Duration(click.ParamType[timedelta]):
+    """A duration such as ``90s``, ``30m``, ``24h`` or ``7d``."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        match = re.fullmatch(r"(\d{1,6})([smhd])", value)
+        if match is None:
+            self.fail(f"{value!r} is not a duration such as 30m, 24h or 7d", param, ctx)
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+class Timestamp(click.ParamType[datetime]):
+    """A time in the format of RFC 3339, or a date, which means midnight UTC."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        try:
+            return _parse_time(value)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
+
+
+def _parse_time(text: str) -> datetime:
+    if len(text) == len("2026-01-31"):
+        return datetime.combine(date.fromisoformat(text), time(tzinfo=timezone.utc))
+    parsed = msgspec.convert(text, datetime)
+    if parsed.tzinfo is None:
+        raise ValueError("no offset from UTC")
+    return parsed.astimezone(timezone.utc)

@@ -1,0 +1,27 @@
+"""Errors of operations. Their texts say what is wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class OperationError(Exception):
+    """An operation was not performed."""
+
+
+class InvalidArgument(OperationError):
+    """An argument has a value that is never accepted."""
+
+
+class UnknownObject(OperationError):
+    """The application, token or erasure does not exist."""
+
+
+class NameTaken(OperationError):
+    """Another application has this name, or this application has a name already."""
+
+
+class UnnamedApplication(OperationError):
+    """The application has no name yet, and therefore cannot have settings of its own."""
+
+
+class MissingPackage(OperationError):
+    """The operation needs an optional package that is not installed."""

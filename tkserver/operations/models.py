@@ -1,0 +1,72 @@
+"""Applications and tokens, as operations return them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from uuid import UUID
+
+from tkserver.storage.quota import Allowance
+
+TIERS = ("free", "pro", "business", "enterprise")
+"""The tiers of tokens. The tier of a token selects its rate limit."""
+
+
+@dataclass(frozen=True)
+class App:
+    """An application.
+
+    :ivar name: ``None`` if it has only tokens.
+    :ivar monthly_quota: the maximum number of events per calendar month (UTC); ``None`` if there is no limit.
+    :ivar retention_days: ``None`` if the setting of the servers applies.
+    :ivar active_tokens: the number of its active tokens.
+    :ivar last_used_at: when one of its tokens was last used, to the minute.
+    :ivar allowance: how much of its quota is used this month; ``None`` if it has no quota.
+    """
+
+    name: str | None
+    org_id: UUID
+    app_id: UUID
+    created_at: datetime | None
+    monthly_quota: int | None
+    retention_days: int | None
+    active_tokens: int
+    last_used_at: datetime | None
+    allowance: Allowance | None
+
+    @property
+    def label(self) -> str:
+        """The name, or the id if it has no name."""
+        return self.name or str(self.app_id)
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """``app_id`` and ``org_id`` as text, the parameters of SQL statements."""
+        return str(self.app_id), str(self.org_id)
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token and its secret: a row of ``api_tokens``.
+
+    :ivar expires_at: when it becomes inactive; ``None`` if it does not expire.
+    """
+
+    id: UUID
+    org_id: UUID
+    app_id: UUID
+    token: str = field(repr=False)
+    secret: str = field(repr=False)
+    tier: str
+    is_active: bool
+    created_at: datetime
+    last_used_at: datetime | None
+    expires_at: datetime | None
+
+
+def parse_uuid(text: str) -> UUID | None:
+    """Return the UUID that a text represents; ``None`` if it represents none."""
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
