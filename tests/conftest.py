@@ -1,4 +1,4 @@
-"""What tests share: one PostgreSQL, one server on it, and applications that are new to each test."""
+"""Fixtures: one PostgreSQL and one server for each process that runs tests, and a new application for each test."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twisted.internet.defer import ensureDeferred
 
 from tests.support.client import App, Client
 from tests.support.database import Database, DatabaseServer
-from tests.support.server import start_server
+from tests.support.server import client_of, running_server, start_server
 from tkserver.server.supervisor import Supervisor
 from tkserver.storage.embedded.postgres import EmbeddedPostgres
 
@@ -24,7 +24,7 @@ hypothesis_settings.load_profile("tests")
 
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[Path]:
-    """A directory with a short name, for sockets."""
+    """A directory with a short path, because the path of a Unix socket is limited to about 100 bytes."""
     directory = Path(tempfile.mkdtemp(prefix="tk"))
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
@@ -32,19 +32,19 @@ def scratch() -> Iterator[Path]:
 
 @pytest.fixture
 def directory(scratch: Path) -> Path:
-    """A directory of this test's own."""
+    """An empty directory for one test."""
     return Path(tempfile.mkdtemp(dir=scratch))
 
 
 @pytest.fixture(scope="session")
 def database_server(scratch: Path) -> Iterator[DatabaseServer]:
-    """A real PostgreSQL."""
+    """A running PostgreSQL."""
     server = EmbeddedPostgres(scratch / "pg")
     server.start()
     try:
-        databases = DatabaseServer(server)
-        databases.prepare()
-        yield databases
+        database_server = DatabaseServer(server)
+        database_server.prepare()
+        yield database_server
     finally:
         server.stop()
 
@@ -58,14 +58,14 @@ def shared_database(database_server: DatabaseServer) -> Iterator[Database]:
 
 @pytest.fixture
 def database(database_server: DatabaseServer) -> Iterator[Database]:
-    """A database of this test's own, with the server's schema."""
+    """A migrated database for one test."""
     with database_server.migrated() as database:
         yield database
 
 
 @pytest.fixture(scope="session")
 def shared_server(shared_database: Database) -> Iterator[Supervisor]:
-    """A server for all tests that leave it as it was."""
+    """A server for all tests that do not change its state."""
     server = pytest_twisted.blockon(ensureDeferred(start_server(shared_database)))
     yield server
     pytest_twisted.blockon(server.stopService())
@@ -73,24 +73,24 @@ def shared_server(shared_database: Database) -> Iterator[Supervisor]:
 
 @pytest.fixture
 def client(shared_server: Supervisor) -> Client:
-    return Client(f"http://127.0.0.1:{shared_server.port}")
+    """A client of :func:`shared_server`."""
+    return client_of(shared_server)
 
 
 @pytest_twisted.async_yield_fixture
 async def server(database: Database) -> AsyncIterator[Supervisor]:
-    """A server of this test's own."""
-    server = await start_server(database)
-    yield server
-    await server.stopService()
+    """A server for one test, on :func:`database`."""
+    async with running_server(database) as server:
+        yield server
 
 
 @pytest.fixture
 def own_client(server: Supervisor) -> Client:
-    """Of that server."""
-    return Client(f"http://127.0.0.1:{server.port}")
+    """A client of :func:`server`."""
+    return client_of(server)
 
 
 @pytest.fixture
 def app(shared_database: Database) -> App:
-    """An application that no other test knows."""
+    """A new application in :func:`shared_database`."""
     return App().install(shared_database)

@@ -18,14 +18,15 @@ from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from tests.storage.test_caches import LISTENERS, until_listening
+from tests.support.blocking_client import is_ready
 from tests.support.client import DIALECTS, App, Client, Reply, batch
 from tests.support.database import Database
 from tests.support.events import make_event
-from tests.support.process import Twistd, wait_for
+from tests.support.process import Twistd
+from tests.support.queries import terminate_listeners, until_listening
 from tests.support.run_command import run, run_json
 from tests.support.stored import store
-from tests.system.test_lifecycle import ready
+from tests.support.waiting import wait_for
 from tkserver.storage.blocking import BlockingConnections
 
 USER, OTHER = "client_to_be_erased", "client_to_be_kept"
@@ -132,14 +133,14 @@ async def test_listener_lost(own_client: Client, database: Database) -> None:
     app = App().install(database)
     await until_listening(database)
     assert (await own_client.send(app, [make_event(user_id=USER)])).status == 200
-    database.query(f"SELECT pg_terminate_backend(pid) {LISTENERS}")
+    terminate_listeners(database)
     remember(database)
     await until_not_stored(own_client, database, app, USER, within=2)
     await until_listening(database)
     stored = users(database, app)
     for _ in range(5):
         assert counts(await own_client.send(app, [make_event(user_id=USER)])) == (200, 1, 0)
-        database.query(f"SELECT pg_terminate_backend(pid) {LISTENERS}")
+        terminate_listeners(database)
     assert users(database, app) == stored
 
 
@@ -260,7 +261,7 @@ def test_under_load(database: Database, directory: Path, servers: list[Twistd]) 
     """Whatever two servers are sent of a user before, while and after that is erased, no event of it is left."""
     app = App().install(database)
     for server in servers:
-        wait_for(partial(ready, server.url))
+        wait_for(partial(is_ready, server.url))
     stop = threading.Event()
     statuses: set[int] = set()
 

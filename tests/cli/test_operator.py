@@ -15,12 +15,13 @@ from uuid import UUID
 
 import pytest
 
+from tests.support.blocking_client import is_ready, post_batch
 from tests.support.client import App, batch
 from tests.support.command import Command, Done
 from tests.support.database import Database, DatabaseServer
 from tests.support.events import make_event
-from tests.support.process import Twistd, wait_for
-from tests.system.test_lifecycle import post, ready
+from tests.support.process import Twistd
+from tests.support.waiting import wait_for
 from tkserver.cli.main import main
 from tkserver.cli.output import print_records
 from tkserver.storage.blocking import BlockingConnections, transaction
@@ -43,7 +44,7 @@ def tkserver(database: Database, directory: Path) -> Tkserver:
 def server(database: Database, directory: Path) -> Iterator[Twistd]:
     """A server on the same database."""
     with Twistd(directory, {"TK__DATABASE__URL": database.dsn}) as server:
-        wait_for(lambda: ready(server.url))
+        wait_for(lambda: is_ready(server.url))
         yield server
 
 
@@ -53,7 +54,7 @@ def app_of(printed: dict[str, Any]) -> App:
 
 
 def accepted(server: Twistd, app: App) -> bool:
-    return post(server.url, app, batch([make_event()])) == 200
+    return post_batch(server.url, app, batch([make_event()])) == 200
 
 
 class TestApps:
@@ -186,7 +187,7 @@ class TestDatabase:
         tkserver = succeeding(Command(settings, directory))
         app = app_of(tkserver("apps", "create", "before", "--json").json)
         with Twistd(directory, settings) as server:
-            wait_for(lambda: ready(server.url))
+            wait_for(lambda: is_ready(server.url))
             assert accepted(server, app)
             other = app_of(tkserver("apps", "create", "meanwhile", "--json").json)
             assert accepted(server, other)

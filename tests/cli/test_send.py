@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.blocking_client import is_ready
 from tests.support.client import App
 from tests.support.command import Command
 from tests.support.database import Database, DatabaseServer
-from tests.support.process import Twistd, wait_for
-from tests.system.test_lifecycle import ready
+from tests.support.process import Twistd
+from tests.support.waiting import wait_for
 from tkserver.storage.embedded.demo import APP_ID
 
 README = Path(__file__).parents[2] / "README.md"
@@ -23,7 +24,7 @@ README = Path(__file__).parents[2] / "README.md"
 @pytest.fixture
 def server(directory: Path, database: Database) -> Iterator[Twistd]:
     with Twistd(directory, {"TK__DATABASE__URL": database.dsn}) as server:
-        wait_for(lambda: ready(server.url))
+        wait_for(lambda: is_ready(server.url))
         yield server
 
 
@@ -50,7 +51,7 @@ def test_first_run(directory: Path) -> None:
     """Against an embedded database it is the demo application, with nothing to name; so it is in the README."""
     settings = {"TK__DATABASE__DATA_DIR": str(directory / "data")}
     with Twistd(directory, settings) as server:
-        wait_for(lambda: ready(server.url))
+        wait_for(lambda: is_ready(server.url))
         command = Command({**settings, "TK__SERVER__PORT": str(server.port)}, directory)
         command("apps", "create", "another")
         done = command("send", "--json")

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import trustme
 
-from tests.support.process import environment, wait_for
+from tests.support.process import environment
 from tests.support.source import ROOT
+from tests.support.waiting import wait_for
 
 NAME = "telemetry.example.org"
 """What the examples call the machine."""

@@ -13,13 +13,14 @@ import pytest
 import yaml
 
 from tests.deploy.dockerfile import Builder, command_of, only, stages_of, variables_of
+from tests.support.blocking_client import is_ready, post_batch
 from tests.support.client import App, batch
 from tests.support.cluster import PASSWORD, Cluster, installations
 from tests.support.database import Database
 from tests.support.events import make_event
-from tests.support.process import Twistd, environment, wait_for
+from tests.support.process import Twistd, environment
 from tests.support.source import ROOT, copy_tracked
-from tests.system.test_lifecycle import post, ready
+from tests.support.waiting import wait_for
 
 BUILD, LAST = stages_of((ROOT / "deploy/Dockerfile").read_text())
 SERVICES = yaml.safe_load((ROOT / "deploy/docker-compose.yml").read_text())["services"]
@@ -74,15 +75,15 @@ def test_services(installed: Path, directory: Path) -> None:
     with Cluster(POSTGRES, directory) as cluster:
         create_database(cluster)
         with Twistd(directory, settings_on(cluster), tuple(command_of(only(LAST, "CMD"))[1:]), programs) as server:
-            wait_for(lambda: ready(server.url))
+            wait_for(lambda: is_ready(server.url))
             database = Database(cluster.dsn().replace("postgres:", "tkserver:").replace("/postgres", "/telemetry"))
-            assert post(server.url, App().install(database), batch([make_event()])) == 200
+            assert post_batch(server.url, App().install(database), batch([make_event()])) == 200
             assert database.value("SELECT count(*) FROM events") == 1
             assert healthy(health_check("database"), POSTGRES, cluster.port)
             assert healthy(alive, programs, server.port)
             assert healthy(takes_events, programs, server.port)
             cluster.stop()
-            wait_for(lambda: not ready(server.url))
+            wait_for(lambda: not is_ready(server.url))
             assert not healthy(health_check("database"), POSTGRES, cluster.port)
             assert healthy(alive, programs, server.port), "or it would be killed for a database that is away"
             assert not healthy(takes_events, programs, server.port)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.proxy import KINDS, Proxy, program
+from tests.support.blocking_client import is_ready
 from tests.support.client import BOTH, App, batch
 from tests.support.database import Database, DatabaseServer
 from tests.support.events import make_event
-from tests.support.process import Twistd, wait_for
-from tests.system.test_lifecycle import ready
+from tests.support.process import Twistd
+from tests.support.waiting import wait_for
 
 MAX_BODY_BYTES = 5_242_880
 HTTP_1 = "--http1.1"
@@ -42,7 +43,7 @@ def server(scratch: Path, database: Database) -> Iterator[Twistd]:
         "TK__RATE_LIMIT__AUTH_FAILURES_BURST": "5",
     }
     with Twistd(directory, settings) as server:
-        wait_for(lambda: ready(server.url))
+        wait_for(lambda: is_ready(server.url))
         yield server
 
 

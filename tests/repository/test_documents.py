@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.blocking_client import is_ready
 from tests.support.command import PROGRAM, Command
 from tests.support.database import Database
-from tests.support.process import Twistd, wait_for
+from tests.support.process import Twistd
 from tests.support.process import environment as clean_environment
-from tests.system.test_lifecycle import ready
+from tests.support.waiting import wait_for
 from tkserver.cli.apps import apps
 from tkserver.cli.main import main
 from tkserver.cli.tokens import tokens
@@ -30,7 +31,7 @@ BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 def test_blocks(name: str, directory: Path, database: Database) -> None:
     """Every block works, in the order of the document, for an installation that has just been started."""
     with Twistd(directory, {"TK__DATABASE__URL": database.dsn}) as server:
-        wait_for(lambda: ready(server.url))
+        wait_for(lambda: is_ready(server.url))
         command = Command.on(database, directory, TK__SERVER__PORT=str(server.port))
         if name != "operating.md":
             assert command("apps", "create", "my-cli").code == 0

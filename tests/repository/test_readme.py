@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.blocking_client import is_ready
 from tests.support.command import Command
-from tests.support.process import Twistd, environment, wait_for
-from tests.system.test_lifecycle import ready
+from tests.support.process import Twistd, environment
+from tests.support.waiting import wait_for
 from tkserver.config import variables
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def test_pasted(directory: Path) -> None:
     example = (ROOT / "tkserver/examples/first_event.sh").read_text()
     (look,) = (block for block in blocks("sh") if block.startswith("psql"))
     with Twistd(directory, {"TK__DATABASE__DATA_DIR": str(data)}) as server:
-        wait_for(lambda: ready(server.url))
+        wait_for(lambda: is_ready(server.url))
         pasted = example.replace("http://127.0.0.1:3000", server.url)
         answer = subprocess.run(["bash"], input=pasted, capture_output=True, text=True, check=True).stdout
         assert json.loads(answer)["accepted"] == 1

@@ -13,16 +13,12 @@ from twisted.internet.task import deferLater
 from tests.support.client import DIALECTS, App, Client
 from tests.support.database import Database
 from tests.support.events import make_event
+from tests.support.queries import terminate_listeners, until_listening
 from tests.support.server import start_server
 from tkserver.storage.caches import CredentialCache
 from tkserver.storage.credentials import Credential, CredentialStore
 from tkserver.storage.errors import Unavailable
 from tkserver.storage.pool import Pool
-
-LISTENERS = """
-FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND query IN ('LISTEN tkserver_credentials', 'SELECT 1')
-"""
 
 
 async def until_status(client: Client, app: App, dialect: str, status: int, within: float) -> None:
@@ -63,13 +59,6 @@ async def test_new_credential(own_client: Client, database: Database, dialect: s
     await until_status(own_client, app, dialect, 200, within=2)
 
 
-async def until_listening(database: Database) -> None:
-    deadline = time.monotonic() + 5
-    while database.value(f"SELECT count(*) {LISTENERS}") != 1:
-        assert time.monotonic() < deadline, "nobody listens"
-        await deferLater(reactor, 0.02)
-
-
 @pytest_twisted.ensureDeferred
 async def test_listener_lost(own_client: Client, database: Database) -> None:
     """A change while nobody listens is noticed within 2 seconds, and so is one after listening began again."""
@@ -77,7 +66,7 @@ async def test_listener_lost(own_client: Client, database: Database) -> None:
     assert (await own_client.send(app, [make_event()])).status == 200
     for status, active in ((401, False), (200, True)):
         await until_listening(database)
-        database.query(f"SELECT pg_terminate_backend(pid) {LISTENERS}")
+        terminate_listeners(database)
         database.query("UPDATE api_tokens SET is_active = %s", active)
         await until_status(own_client, app, "documented", status, within=2)
     await until_listening(database)

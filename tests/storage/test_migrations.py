@@ -12,8 +12,8 @@ import pytest
 
 from tests.support.client import App
 from tests.support.database import Database, DatabaseServer
-from tests.support.process import wait_for
 from tests.support.stored import store
+from tests.support.waiting import wait_for
 from tkserver.storage import migrations
 from tkserver.storage.blocking import BlockingConnections, transaction
 from tkserver.storage.errors import ConnectionLost, StorageError, Unavailable

@@ -1,4 +1,4 @@
-"""A client that speaks all dialects of the contract, well or badly, over real sockets."""
+"""A non-blocking client that sends valid and invalid requests in all dialects of the contract, over real sockets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ DIALECTS = (DOCUMENTED, SDK, BOTH)
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back."""
+    """A response.
+
+    :ivar headers: the last value of each header by its lower-case name.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -35,13 +38,13 @@ class Reply:
 
     @property
     def code(self) -> str | None:
-        """The code of an error."""
+        """The code of the error, if the response is one."""
         return str(self.json["error"]["code"]) if self.body and "error" in self.json else None
 
 
 @dataclass(frozen=True)
 class App:
-    """An application with a credential of its own."""
+    """An application with a credential."""
 
     org_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     app_id: str = field(default_factory=lambda: str(uuid.uuid4()))
@@ -53,6 +56,7 @@ class App:
         return f"/v1/ingest/{self.org_id}/{self.app_id}"
 
     def install(self, database: Database) -> App:
+        """Store the credential in a database."""
         database.query(
             "INSERT INTO api_tokens (org_id, app_id, token, secret) VALUES (%s, %s, %s, %s)",
             self.org_id,
@@ -65,7 +69,11 @@ class App:
     def headers(
         self, body: bytes, dialect: str = DOCUMENTED, *, nonce: str | None = None, timestamp: int | str | None = None
     ) -> dict[str, str]:
-        """The headers of a request with this body, as a client of the dialect sends them."""
+        """Return the headers of a request with this body.
+
+        :param nonce: a new one by default, in the dialects that have a nonce.
+        :param timestamp: the current time by default.
+        """
         stamp = str(int(time.time()) if timestamp is None else timestamp)
         headers = {"Content-Type": "application/json", "X-Timestamp": stamp}
         if dialect != DOCUMENTED:
@@ -80,22 +88,22 @@ class App:
 
 @dataclass(frozen=True)
 class Client:
-    """Sends requests to one server."""
+    """A client of one server."""
 
     url: str
 
     async def request(
         self, method: str, path: str, *, headers: Mapping[Any, Any] | None = None, body: bytes | None = None
     ) -> Reply:
-        # A connection for each request, so that none is left behind for the next test.
+        """Send a request on a new connection, which is closed afterwards, so that the next test starts with none."""
         client = HTTPClient(Agent(reactor))
         response = await client.request(method, self.url + path, headers=dict(headers or {}), data=body)
         content = await treq.content(response)
-        sent = {
+        received = {
             name.decode().lower(): values[-1].decode("latin-1") for name, values in response.headers.getAllRawHeaders()
         }
-        sent["content-length"] = str(response.length)  # which Twisted keeps apart
-        return Reply(response.code, sent, content)
+        received["content-length"] = str(response.length)  # Twisted does not list it among the headers
+        return Reply(response.code, received, content)
 
     async def send(
         self,
@@ -108,10 +116,10 @@ class Client:
         nonce: str | None = None,
         timestamp: int | str | None = None,
     ) -> Reply:
-        """Send a batch that is signed as it should be.
+        """Send a batch with a valid signature.
 
-        :param body: events, or the very bytes.
-        :param changes: headers to set, or with ``None`` to leave out, after the signing.
+        :param body: events, or the body itself.
+        :param changes: headers that are replaced after signing, or removed if the value is ``None``.
         """
         raw = body if isinstance(body, bytes) else batch(body)
         headers = app.headers(raw, dialect, nonce=nonce, timestamp=timestamp)
@@ -123,5 +131,5 @@ class Client:
 
 
 def batch(events: list[Any]) -> bytes:
-    """The body for these events."""
+    """Return the body of a request with these events."""
     return json.dumps({"events": events}).encode()

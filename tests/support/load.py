@@ -1,4 +1,4 @@
-"""Clients that keep sending, as SDKs do: what was not answered is sent again, with the same ids and a new nonce."""
+"""Clients that send continuously, as SDKs do: they retry a failed batch with the same event ids and a new nonce."""
 
 from __future__ import annotations
 
@@ -10,90 +10,103 @@ from types import TracebackType
 from tests.support.client import SDK, App, batch
 from tests.support.database import Database
 from tests.support.events import make_event
-from tests.support.process import wait_for
+from tests.support.waiting import wait_for
 
-LONGEST_ANSWER = 15.0
-"""Seconds within which every request must be answered, or its connection closed."""
+LONGEST_RESPONSE_TIME = 15.0
+"""Seconds within which the server must respond to every request, or close its connection."""
+
+RETRY_DELAY = 0.05
+"""Seconds before a client retries a failed batch."""
 
 
-class QueueLoad:
-    """Clients in threads, each with a batch of events at a time.
+class LoadGenerator:
+    """Clients in threads, each of which sends one batch after another.
 
-    :param port: of a server on this machine.
-    :param keep: whether a connection is kept for the next request.
-    :param least: how many events are stored before the context begins.
+    :param port: the port of a server on this machine.
+    :param keep_alive: whether a client uses its connection for several requests.
+    :param warm_up: the context begins when more than this number of events has been accepted.
+    :ivar accepted: the ids of the events that the server accepted.
+    :ivar statuses: the number of responses by status, or by what happened instead of a response.
     """
 
     def __init__(
-        self, port: int, app: App, clients: int = 6, events: int = 5, *, keep: bool = True, least: int = 50
+        self, port: int, app: App, clients: int = 6, batch_size: int = 5, *, keep_alive: bool = True, warm_up: int = 50
     ) -> None:
         self._port = port
         self._app = app
-        self._events = events
-        self._keep = keep
-        self._least = least
+        self._batch_size = batch_size
+        self._keep_alive = keep_alive
+        self._warm_up = warm_up
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
         self.accepted: set[str] = set()
         self.statuses: dict[int | str, int] = {}
-        self.wrong: list[str] = []
+        self._unexpected: list[str] = []
 
-    def __enter__(self) -> QueueLoad:
+    def __enter__(self) -> LoadGenerator:
         for thread in self._threads:
             thread.start()
-        wait_for(lambda: len(self.accepted) > self._least)
+        wait_for(lambda: len(self.accepted) > self._warm_up, self._explain)
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self.end()
+        self.stop()
 
-    def end(self) -> None:
-        """Have every client finish its request."""
+    def stop(self) -> None:
+        """Let every client finish its current request."""
         self._stop.set()
         for thread in self._threads:
-            thread.join(2 * LONGEST_ANSWER)
-            assert not thread.is_alive(), "a request was never answered"
+            thread.join(2 * LONGEST_RESPONSE_TIME)
+            assert not thread.is_alive(), "a request got no response"
 
-    def goes_on(self) -> None:
-        """Wait until every client has been answered with success again, several times."""
+    def wait_for_progress(self) -> None:
+        """Wait until the server has accepted several more batches of every client."""
         before = len(self.accepted)
-        wait_for(lambda: len(self.accepted) > before + 20 * self._events, lambda: f"nothing goes on: {self.statuses}")
+        wait_for(lambda: len(self.accepted) > before + 20 * self._batch_size, self._explain)
 
     def check(self, database: Database) -> None:
-        """Every event that was answered as accepted is in the table, once."""
-        assert not self.wrong, self.wrong[:3]
+        """Check that every accepted event is stored exactly once."""
+        assert not self._unexpected, self._unexpected[:3]
         rows = database.query("SELECT event_id::text FROM events WHERE app_id = %s", self._app.app_id)
         stored = [row[0] for row in rows]
         assert len(stored) == len(set(stored))
         lost = self.accepted - set(stored)
         assert not lost, f"{len(lost)} of {len(self.accepted)} events are lost"
 
+    def _explain(self) -> str:
+        return f"not enough events are accepted: {self.statuses}"
+
     def _run(self) -> None:
         connection: http.client.HTTPConnection | None = None
         pending: list[dict[str, object]] = []
         while not self._stop.is_set():
-            pending = pending or [make_event() for _ in range(self._events)]
-            connection = connection or http.client.HTTPConnection("127.0.0.1", self._port, timeout=LONGEST_ANSWER)
+            pending = pending or [make_event() for _ in range(self._batch_size)]
+            connection = connection or http.client.HTTPConnection(
+                "127.0.0.1", self._port, timeout=LONGEST_RESPONSE_TIME
+            )
             status = self._send(connection, pending)
-            with self._lock:
-                self.statuses[status] = self.statuses.get(status, 0) + 1
-                if status == 200:
-                    self.accepted.update(str(event["event_id"]) for event in pending)
-                elif status not in (503, "closed"):
-                    self.wrong.append(f"answered {status}")
+            self._record(status, pending)
             if status == 200:
                 pending = []
             else:
-                time.sleep(0.05)
-            if status != 200 or not self._keep:
+                time.sleep(RETRY_DELAY)
+            if status != 200 or not self._keep_alive:
                 connection.close()
                 connection = None
         if connection is not None:
             connection.close()
 
+    def _record(self, status: int | str, events: list[dict[str, object]]) -> None:
+        with self._lock:
+            self.statuses[status] = self.statuses.get(status, 0) + 1
+            if status == 200:
+                self.accepted.update(str(event["event_id"]) for event in events)
+            elif status not in (503, "closed"):
+                self._unexpected.append(f"unexpected: {status}")
+
     def _send(self, connection: http.client.HTTPConnection, events: list[dict[str, object]]) -> int | str:
-        """The status of the answer; ``closed`` where the connection ended before it; ``never`` where none came."""
+        """Return the status, ``closed`` if the connection ended before the response, or ``no response``."""
         body = batch(events)
         try:
             connection.request("POST", self._app.path, body, self._app.headers(body, SDK))
@@ -101,6 +114,6 @@ class QueueLoad:
             response.read()
             return response.status
         except TimeoutError:
-            return "never"
+            return "no response"
         except (OSError, http.client.HTTPException):
             return "closed"

@@ -1,4 +1,4 @@
-"""Values that may never be seen again, and a client that sends them in every way there is."""
+"""Values that must not be logged, and a client that sends them in every part of a request."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from tests.support.client import BOTH, DIALECTS, DOCUMENTED, App, batch
 from tests.support.events import make_event
 
 MARK = "zq9mark"
-"""A part of every value that a client sends and that may not be told."""
+"""A part of every value that a client sends and that must not be logged."""
 
 ADDRESS = "203.0.113.7"
-"""Of the client, as a proxy tells."""
+"""The address of the client in the headers of a proxy."""
 
 USER = f"client_{MARK}_user"
 
@@ -35,12 +35,13 @@ HEADERS = {
 
 
 def marked_app() -> App:
-    """An application whose credentials are marked."""
-    some = uuid.uuid4().hex
-    return App(token=f"tk_{MARK}_token_{some}", secret=f"{MARK}_secret_{some}")
+    """Return an application whose credentials are marked."""
+    unique = uuid.uuid4().hex
+    return App(token=f"tk_{MARK}_token_{unique}", secret=f"{MARK}_secret_{unique}")
 
 
 def marked_event(**overrides: Any) -> dict[str, Any]:
+    """Return an event whose values are marked."""
     return make_event(
         **{
             "user_id": USER,
@@ -56,10 +57,10 @@ def marked_event(**overrides: Any) -> dict[str, Any]:
 
 @dataclass
 class MarkedClient:
-    """Sends marked values, and remembers what came of it.
+    """A client that sends marked values.
 
-    :ivar codes: of the errors that were answered, and the statuses of what is no error.
-    :ivar signatures: that were sent. They cannot be marked.
+    :ivar codes: the error codes of all responses, and the statuses of the responses without one.
+    :ivar signatures: the signatures that were sent; they cannot be marked.
     """
 
     url: str
@@ -77,38 +78,38 @@ class MarkedClient:
         nonce: str | None = None,
         timestamp: str | None = None,
     ) -> http.Response:
-        """A batch that is signed as it should be, but for ``changes`` of its headers after that."""
+        """Send a batch with a valid signature; ``changes`` are headers that are replaced after signing, or removed."""
         body = events if isinstance(events, bytes) else batch(events)
         nonce = nonce or f"{MARK}-nonce-{uuid.uuid4()}"
         headers = {**app.headers(body, dialect, nonce=nonce, timestamp=timestamp), **HEADERS, **(changes or {})}
         sent = {name: value for name, value in headers.items() if value is not None}
         self.signatures.update(value for name, value in sent.items() if name == "X-Signature")
-        return self._note(http.post(self.url + (path or app.path), data=body, headers=sent, timeout=20))
+        return self._record(http.post(self.url + (path or app.path), data=body, headers=sent, timeout=20))
 
-    def _note(self, response: http.Response) -> http.Response:
+    def _record(self, response: http.Response) -> http.Response:
         error = response.json().get("error") if response.content else None
         self.codes.add(error["code"] if error else str(response.status_code))
         return response
 
-    def send_all_kinds(self, app: App, other: App) -> None:
-        """What a client can do by itself, rightly and wrongly."""
-        twice = marked_event()
+    def send_requests_of_all_kinds(self, app: App, other: App) -> None:
+        """Send valid and invalid requests that need nothing special of the server."""
+        event = marked_event()
         for dialect in DIALECTS:
             self.send(app, [marked_event()], dialect)
-        self.send(app, [twice])
-        self.send(app, [twice])
-        self.send(other, [twice])
+        self.send(app, [event])
+        self.send(app, [event])
+        self.send(other, [event])
         self.send(app, [marked_event(), marked_event(user_id=f"{MARK}@example.com")])
         self.send(app, [marked_event(schema_version=MARK)])
         self.send(app, [MARK])
         for _ in range(2):
             self.send(app, [marked_event()], BOTH, nonce=f"{MARK}-once")
-        self._send_wrong_headers(app, other)
-        self._send_wrong_bodies(app)
-        self._ask_wrong_paths()
+        self._send_invalid_headers(app, other)
+        self._send_invalid_bodies(app)
+        self._request_unknown_paths()
 
-    def _send_wrong_headers(self, app: App, other: App) -> None:
-        wrong: tuple[dict[str, str | None], ...] = (
+    def _send_invalid_headers(self, app: App, other: App) -> None:
+        invalid: tuple[dict[str, str | None], ...] = (
             {"Authorization": f"Bearer {MARK}"},
             {"Authorization": f"{MARK}"},
             {"Authorization": f"Basic {MARK}"},
@@ -121,9 +122,9 @@ class MarkedClient:
             {"Content-Encoding": MARK},
             {"X-Batch-Size": MARK},
             {"DNT": "1"},
-            {"X-Request-ID": f"not harmless: {MARK}"},
+            {"X-Request-ID": f"not a valid id: {MARK}"},
         )
-        for changes in wrong:
+        for changes in invalid:
             self.send(app, [marked_event()], changes=changes)
             self.send(app, [marked_event()], BOTH, changes=changes)
         self.send(app, [marked_event()], BOTH, nonce=f"{MARK} {MARK}")
@@ -131,37 +132,37 @@ class MarkedClient:
             self.send(app, [marked_event()], timestamp=timestamp)
         self.send(app, [marked_event()], path=other.path)
 
-    def _send_wrong_bodies(self, app: App) -> None:
-        zipped = {"Content-Encoding": "gzip"}
-        self.send(app, gzip.compress(MARK.encode() * 1_000_000), changes=zipped)
-        self.send(app, MARK.encode(), changes=zipped)
-        self.send(app, gzip.compress(batch([marked_event()]))[:-9], changes=zipped)
-        self.send(app, gzip.compress(batch([marked_event()])), changes=zipped)
+    def _send_invalid_bodies(self, app: App) -> None:
+        compressed = {"Content-Encoding": "gzip"}
+        self.send(app, gzip.compress(MARK.encode() * 1_000_000), changes=compressed)
+        self.send(app, MARK.encode(), changes=compressed)
+        self.send(app, gzip.compress(batch([marked_event()]))[:-9], changes=compressed)
+        self.send(app, gzip.compress(batch([marked_event()])), changes=compressed)
         self.send(app, MARK.encode())
         self.send(app, b"\xff" + MARK.encode())
         self.send(app, f'{{"events": "{MARK}"}}'.encode())
         self.send(app, [])
         self.send(app, MARK.encode() * 100_000)
 
-    def _ask_wrong_paths(self) -> None:
+    def _request_unknown_paths(self) -> None:
         for path in (f"/{MARK}", f"/{MARK}?{MARK}={MARK}", f"/health?token={MARK}", f"/v1/ingest/{MARK}/%ff{MARK}"):
             for method in ("GET", "POST", "OPTIONS", MARK.upper()):
-                answer = http.request(method, self.url + path, headers=HEADERS, timeout=20)
-                self.codes.add(str(answer.status_code))
+                response = http.request(method, self.url + path, headers=HEADERS, timeout=20)
+                self.codes.add(str(response.status_code))
 
-    def send_no_http(self, port: int) -> None:
-        """What is no request, or ends before it is one."""
-        whole = f"POST /{MARK} HTTP/1.1\r\nHost: {MARK}\r\n"
+    def send_malformed_requests(self, port: int) -> None:
+        """Send bytes that are not HTTP, and incomplete requests."""
+        start = f"POST /{MARK} HTTP/1.1\r\nHost: {MARK}\r\n"
         for text in (
             f"{MARK}\r\n\r\n",
             f"GET /{MARK} {MARK}\r\n\r\n",
-            f"{whole}{MARK}\r\n\r\n",
-            f"{whole}Content-Length: {MARK}\r\n\r\n",
-            f"{whole}Content-Length: {'9' * 5000}\r\n\r\n",
-            f"{whole}Transfer-Encoding: {MARK}\r\n\r\n",
-            f"{whole}Transfer-Encoding: chunked\r\n\r\n{MARK}\r\n",
-            f"{whole}X: {MARK * 10_000}\r\n\r\n",
-            f"{whole}Content-Length: 100\r\n\r\n{MARK}",
+            f"{start}{MARK}\r\n\r\n",
+            f"{start}Content-Length: {MARK}\r\n\r\n",
+            f"{start}Content-Length: {'9' * 5000}\r\n\r\n",
+            f"{start}Transfer-Encoding: {MARK}\r\n\r\n",
+            f"{start}Transfer-Encoding: chunked\r\n\r\n{MARK}\r\n",
+            f"{start}X: {MARK * 10_000}\r\n\r\n",
+            f"{start}Content-Length: 100\r\n\r\n{MARK}",
         ):
             with closing(socket.create_connection(("127.0.0.1", port), timeout=20)) as connection, suppress(OSError):
                 connection.sendall(text.encode())

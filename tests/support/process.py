@@ -1,4 +1,4 @@
-"""A real ``twistd`` process, for tests that want to see one live and die."""
+"""A real ``twistd`` process, which tests start, stop and kill."""
 
 from __future__ import annotations
 
@@ -9,25 +9,23 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-PATIENCE = 30.0
-"""Seconds for anything that a process is expected to do."""
+from tests.support.blocking_client import is_ready
+from tests.support.waiting import TIMEOUT, wait_for
 
 
 class Twistd:
-    """``twistd`` running the server in a directory of its own.
+    """``twistd`` that runs the server in a separate directory.
 
-    :param directory: its working directory, where its log goes.
-    :param settings: ``TK__`` variables. A free port is taken unless they name one, and no private one.
-    :param arguments: after ``twistd``.
-    :param programs: where ``twistd`` is, and Python with it.
-    :param listening: a socket that is handed over to it, as systemd would.
-    :param open_files: how many it may have, for itself and at the most.
+    :param directory: the working directory, which also contains the log.
+    :param settings: ``TK__`` variables. By default, the server takes a free port, and has no admin port.
+    :param arguments: the arguments of ``twistd``.
+    :param programs: the directory of ``twistd`` and its Python.
+    :param listening: a listening socket that the process inherits, as from systemd.
+    :param open_files: the soft and the hard limit of open files.
     """
 
     def __init__(
@@ -45,15 +43,15 @@ class Twistd:
         self._command = [str(programs / "twistd"), *arguments]
         self._output = directory / "output.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._handed_over = () if listening is None else (listening.fileno(),)
+        self._inherited = () if listening is None else (listening.fileno(),)
         self._open_files = open_files
         if listening is not None:
-            # The variables name the process that they are for, and the first socket is number 3.
-            taking = 'export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http; exec "$@" 3<&"$0"'
-            self._command = ["bash", "-c", taking, str(listening.fileno()), *self._command]
+            # The variables contain the process id of the receiver, and the first socket has the number 3.
+            script = 'export LISTEN_PID=$$ LISTEN_FDS=1 LISTEN_FDNAMES=http; exec "$@" 3<&"$0"'
+            self._command = ["bash", "-c", script, str(listening.fileno()), *self._command]
 
     def start(self) -> Twistd:
-        """Start it and wait until it listens."""
+        """Start the process, and wait until it listens."""
         self.launch()
         try:
             self.wait_for_line(r"listens on \S+")
@@ -63,7 +61,7 @@ class Twistd:
         return self
 
     def launch(self) -> Twistd:
-        """Start it."""
+        """Start the process."""
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
                 self._command,
@@ -72,7 +70,7 @@ class Twistd:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                pass_fds=self._handed_over,
+                pass_fds=self._inherited,
                 preexec_fn=self._open_files and partial(resource.setrlimit, resource.RLIMIT_NOFILE, self._open_files),
             )
         return self
@@ -85,14 +83,9 @@ class Twistd:
 
     @property
     def log(self) -> str:
-        """All that it has said, in its own log file where it has one."""
+        """Everything that the process has written to its output and to ``twistd.log``."""
         files = [self._output, self.directory / "twistd.log"]
         return "".join(file.read_text() for file in files if file.exists())
-
-    def terminate(self) -> None:
-        """SIGTERM, without waiting."""
-        assert self._process is not None
-        self._process.terminate()
 
     @property
     def pid(self) -> int:
@@ -109,17 +102,26 @@ class Twistd:
         return f"http://127.0.0.1:{self.port}"
 
     def wait_for_line(self, pattern: str) -> str:
-        """The first match in its log, as soon as there is one."""
+        """Wait until the log matches a pattern, and return the first match."""
         return str(wait_for(lambda: re.search(pattern, self.log), self._explain)[0])
 
+    def wait_until_ready(self) -> None:
+        """Wait until the server can store events."""
+        wait_for(lambda: is_ready(self.url), self._explain)
+
+    def terminate(self) -> None:
+        """Send SIGTERM, and return immediately."""
+        assert self._process is not None
+        self._process.terminate()
+
     def kill(self) -> None:
-        """SIGKILL: it gets to do nothing more."""
+        """Send SIGKILL, and wait until the process has ended."""
         assert self._process is not None
         self._process.kill()
-        self._process.wait(PATIENCE)
+        self._process.wait(TIMEOUT)
 
     def stop(self, with_signal: signal.Signals = signal.SIGTERM) -> int:
-        """Stop it, and give its exit code."""
+        """Send a signal if the process is running, wait until it has ended, and return its exit code."""
         if self._process is None:
             return 0
         if self._process.poll() is None:
@@ -127,27 +129,18 @@ class Twistd:
         return self.wait()
 
     def wait(self) -> int:
-        """Wait for it to end by itself, and give its exit code."""
+        """Wait until the process has ended, and return its exit code."""
         assert self._process is not None
         try:
-            return self._process.wait(PATIENCE)
+            return self._process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"still running:\n{self.log}") from None
 
     def _explain(self) -> str:
-        return f"{' '.join(self._command)} said:\n{self.log}"
+        return f"{' '.join(self._command)} logged:\n{self.log}"
 
 
 def environment() -> dict[str, str]:
-    """The environment of the tests without settings of the server."""
+    """Return the environment of the tests without the settings of the server."""
     return {name: value for name, value in os.environ.items() if not name.startswith("TK__")}
-
-
-def wait_for(condition: Callable[[], Any], explain: Callable[[], str] = lambda: "it did not happen") -> Any:
-    """What ``condition`` gives, as soon as that is true."""
-    deadline = time.monotonic() + PATIENCE
-    while not (result := condition()):
-        assert time.monotonic() < deadline, explain()
-        time.sleep(0.02)
-    return result

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
 
 from tests.support.client import Client
 from tests.support.database import Database
+from tests.support.waiting import until
 from tkserver.config import load
 from tkserver.server.supervisor import Supervisor
 
@@ -34,8 +37,26 @@ async def start_server(database: Database, **overrides: object) -> Supervisor:
     """Start a server, and return when it is ready."""
     failures: list[str] = []
     server = launch_server(database, failures, **overrides)
-    client = Client(f"http://127.0.0.1:{server.port}")
-    while (await client.request("GET", "/health/ready")).status != 200:
+    client = client_of(server)
+
+    async def is_ready() -> bool:
         assert not failures, failures
-        await deferLater(reactor, 0.02)
+        return (await client.request("GET", "/health/ready")).status == 200
+
+    await until(is_ready)
     return server
+
+
+@asynccontextmanager
+async def running_server(database: Database, **overrides: object) -> AsyncIterator[Supervisor]:
+    """Run a server while the context lasts."""
+    server = await start_server(database, **overrides)
+    try:
+        yield server
+    finally:
+        await server.stopService()
+
+
+def client_of(server: Supervisor) -> Client:
+    """Return a client of the public port of a server."""
+    return Client(f"http://127.0.0.1:{server.port}")

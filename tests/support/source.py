@@ -1,4 +1,4 @@
-"""The files that are in the repository, without what lies beside them in this checkout."""
+"""The files of the repository."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ ROOT = Path(__file__).parents[2]
 
 
 def copy_tracked(target: Path, names: Sequence[str] = (".",)) -> Path:
-    """Copy the tracked files as they are now.
+    """Copy the tracked files in their present state, without the other files of the checkout.
 
-    :param names: which ones, as git's pathspecs.
+    :param names: git pathspecs.
     :return: ``target``.
     """
     listed = subprocess.check_output(["git", "ls-files", "-z", "--", *names], cwd=ROOT, text=True)

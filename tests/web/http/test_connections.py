@@ -17,10 +17,9 @@ from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.logs import logged_failures
 from tests.support.peer import connect
+from tests.support.raw_requests import HEALTH_REQUEST, chunked_request_head, request_head
 from tests.support.server import start_server
 from tkserver.server.supervisor import Supervisor
-
-HEALTH = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest_twisted.async_yield_fixture
@@ -36,18 +35,6 @@ async def impatient(database: Database) -> AsyncIterator[Supervisor]:
     )
     yield server
     await server.stopService()
-
-
-def ingest(app: App, body: bytes, *, length: bool = True) -> bytes:
-    """The head of a signed request."""
-    headers = {"Host": "x", **app.headers(body), **({"Content-Length": str(len(body))} if length else {})}
-    lines = [f"POST {app.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
-    return "\r\n".join([*lines, "", ""]).encode()
-
-
-def chunked(app: App, body: bytes) -> bytes:
-    """The head of a signed request whose body comes in chunks."""
-    return ingest(app, body, length=False)[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
 async def drip(peer_write: object, text: bytes, pause: float) -> None:
@@ -72,7 +59,7 @@ class TestDeadlines:
     async def test_headers(self, impatient: Supervisor) -> None:
         """Headers that drip are answered with 408 when their time is over."""
         peer = await connect(impatient.port)
-        dripping = ensureDeferred(drip(peer.write, HEALTH * 5, 0.02))
+        dripping = ensureDeferred(drip(peer.write, HEALTH_REQUEST * 5, 0.02))
         received = await peer.end()
         assert received.startswith(b"HTTP/1.1 408 ")
         assert b'"code":"request_timeout"' in received
@@ -84,7 +71,7 @@ class TestDeadlines:
         """A body that drips, too."""
         body = batch([make_event()])
         peer = await connect(impatient.port)
-        peer.write(ingest(App().install(database), body))
+        peer.write(request_head(App().install(database), body))
         dripping = ensureDeferred(drip(peer.write, body[:60], 0.02))
         assert (await peer.end()).startswith(b"HTTP/1.1 408 ")
         await dripping
@@ -100,7 +87,7 @@ class TestDeadlines:
         """A connection is kept between requests, for a while."""
         peer = await connect(impatient.port)
         for number in (1, 2):
-            peer.write(HEALTH)
+            peer.write(HEALTH_REQUEST)
             await peer.wait_for(b"healthy", number)
         assert (await peer.end()).count(b"HTTP/1.1 200 OK") == 2
 
@@ -119,7 +106,7 @@ class TestDeadlines:
         peer = await connect(impatient.port)
         transport: Any = peer.transport
         transport.pauseProducing()
-        peer.write(HEALTH * 20_000)
+        peer.write(HEALTH_REQUEST * 20_000)
         await wait_until(lambda: any(channel._congested for channel in impatient.worker.components.site._channels))
         transport.resumeProducing()
         received = await peer.end()
@@ -131,9 +118,9 @@ class TestDeadlines:
         body = batch([make_event()])
         app = App().install(database)
         peer = await connect(impatient.port)
-        peer.write(HEALTH)
+        peer.write(HEALTH_REQUEST)
         await peer.wait_for(b"healthy")
-        whole = ingest(app, body) + body
+        whole = request_head(app, body) + body
         peer.write(whole[:40])
         await deferLater(reactor, 0.05)
         stopped = impatient.stopService()
@@ -156,7 +143,7 @@ class TestConnections:
         peers[0].hang_up()
         await deferLater(reactor, 0.05)
         again = await connect(impatient.port)
-        again.write(HEALTH)
+        again.write(HEALTH_REQUEST)
         await again.wait_for(b"healthy")
         for peer in (*peers[1:], again):
             peer.hang_up()
@@ -167,7 +154,7 @@ class TestConnections:
         app = App().install(database)
         bodies = [batch([make_event()]) for _ in range(3)]
         peer = await connect(impatient.port)
-        peer.write(b"".join(ingest(app, body) + body + HEALTH for body in bodies))
+        peer.write(b"".join(request_head(app, body) + body + HEALTH_REQUEST for body in bodies))
         await peer.wait_for(b"healthy", 3)
         found = sorted(
             (place, word) for word in (b'"accepted":1', b"healthy") for place in _places(peer.received, word)
@@ -262,7 +249,7 @@ class TestConnections:
         peer = await connect(impatient.port)
         transport: Any = peer.transport
         transport.pauseProducing()
-        requests = HEALTH * 20_000
+        requests = HEALTH_REQUEST * 20_000
         for _ in range(40):  # far more than the buffers of both sockets hold
             peer.write(requests)
             await deferLater(reactor, 0.002)
@@ -305,7 +292,7 @@ class TestBodies:
         """A body that fits is invited by a client that asks first."""
         app, body = App().install(database), batch([make_event()])
         peer = await connect(impatient.port)
-        peer.write(ingest(app, body)[:-2] + b"Expect: 100-continue\r\n\r\n")
+        peer.write(request_head(app, body)[:-2] + b"Expect: 100-continue\r\n\r\n")
         await peer.wait_for(b"HTTP/1.1 100 Continue\r\n\r\n")
         peer.write(body)
         await peer.wait_for(b'"accepted":1')
@@ -327,7 +314,7 @@ class TestBodies:
         app, body = App().install(database), batch([make_event(), make_event()])
         peer = await connect(impatient.port)
         chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:7], body[7:]))
-        peer.write(chunked(app, body) + chunks + b"0\r\n\r\n")
+        peer.write(chunked_request_head(app, body) + chunks + b"0\r\n\r\n")
         await peer.wait_for(b'"accepted":2')
         peer.hang_up()
 
@@ -364,7 +351,7 @@ class TestHangingUp:
             )
             database.query("CREATE TRIGGER dawdle BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION dawdle()")
             peer = await connect(impatient.port)
-            peer.write(ingest(app, body) + body)
+            peer.write(request_head(app, body) + body)
             active = (
                 "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
             )
@@ -383,7 +370,7 @@ class TestHangingUp:
         """A request that is cut off is forgotten."""
         app, body = App().install(database), batch([make_event()])
         peer = await connect(impatient.port)
-        request = ingest(app, body) + body
+        request = request_head(app, body) + body
         peer.write(request[: int(len(request) * share)])
         await deferLater(reactor, 0.02)
         peer.hang_up()

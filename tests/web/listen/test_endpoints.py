@@ -23,8 +23,8 @@ from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.logs import logged_failures, logged_lines
 from tests.support.peer import Peer, connect
+from tests.support.raw_requests import HEALTH_REQUEST, chunked_request_head, request_head
 from tests.support.server import launch_server
-from tests.web.http.test_connections import HEALTH, chunked, ingest
 from tkserver.server.supervisor import Supervisor
 from tkserver.web.listen import certificates
 
@@ -135,9 +135,10 @@ async def test_requests(door: Door, database: Database) -> None:
     app, body = App().install(database), batch([make_event()])
     second = batch([make_event(), make_event()])
     peer = await door.connect()
-    forged = ingest(app, body).replace(b"X-Signature: ", b"X-Signature: 0")
+    forged = request_head(app, body).replace(b"X-Signature: ", b"X-Signature: 0")
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (second[:7], second[7:])) + b"0\r\n\r\n"
-    peer.write(ingest(app, body) + body + forged + body + chunked(app, second) + chunks + HEALTH)
+    chunked = chunked_request_head(app, second) + chunks
+    peer.write(request_head(app, body) + body + forged + body + chunked + HEALTH_REQUEST)
     await peer.wait_for(b"healthy")
     expected = [b'"accepted":1', b'"code":"invalid_signature"', b'"accepted":2', b"healthy"]
     places = [peer.received.find(word) for word in expected]
@@ -181,7 +182,7 @@ async def test_cap(door: Door) -> None:
     peers[0].hang_up()
     await until(lambda: len(door.server.worker.components.site._channels) == 2)
     again = await door.connect()
-    again.write(HEALTH)
+    again.write(HEALTH_REQUEST)
     await again.wait_for(b"healthy")
     for peer in (*peers[1:], again):
         peer.hang_up()
@@ -193,7 +194,7 @@ async def test_hanging_up(door: Door, database: Database) -> None:
     app, body = App().install(database), batch([make_event()])
     for share in (0.1, 0.6, 0.99):
         peer = await door.connect()
-        request = ingest(app, body) + body
+        request = request_head(app, body) + body
         peer.write(request[: int(len(request) * share)])
         await until(lambda: any(channel._anything_received for channel in door.server.worker.components.site._channels))
         peer.hang_up()
@@ -208,10 +209,10 @@ async def test_stop(door: Door, database: Database) -> None:
     app = App().install(database)
     await until(lambda: not door.server.worker.components.site._channels)
     arriving, idle, new = [await door.connect() for _ in range(3)]
-    idle.write(HEALTH)
+    idle.write(HEALTH_REQUEST)
     await idle.wait_for(b"healthy")
     bodies = [batch([make_event()]) for _ in range(2)]
-    requests = [ingest(app, body) + body for body in bodies]
+    requests = [request_head(app, body) + body for body in bodies]
     arriving.write(requests[0][:-20])
     await until(
         lambda: sum(channel._anything_received for channel in door.server.worker.components.site._channels) == 2
@@ -234,7 +235,8 @@ STRICT = {"TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": 1, "TK__RATE_LIMIT__AUTH_F
 async def refused(ask: Callable[[bytes], Awaitable[bytes]], app: App, headers: bytes = b"") -> list[bytes]:
     """The statuses of three requests with a bad signature."""
     body = batch([make_event()])
-    head = ingest(app, body).replace(b"X-Signature: ", b"X-Signature: 0")[:-2] + headers + b"Connection: close\r\n\r\n"
+    forged = request_head(app, body).replace(b"X-Signature: ", b"X-Signature: 0")
+    head = forged[:-2] + headers + b"Connection: close\r\n\r\n"
     return [(await ask(head + body))[9:12] for _ in range(3)]
 
 
@@ -259,7 +261,7 @@ async def test_proxy_protocol(database: Database, directory: Path) -> None:
         door.preamble = proxy_v2(bytes([203, 0, 113, 7]))
         assert set(await refused(door.ask, app)) == {b"429"}
         door.preamble = b""
-        assert await door.ask(HEALTH) == b"", "who does not say for whom is not heard"
+        assert await door.ask(HEALTH_REQUEST) == b"", "who does not say for whom is not heard"
 
 
 @pytest_twisted.ensureDeferred
@@ -279,7 +281,7 @@ async def test_nobody_shakes_hands(database: Database, directory: Path) -> None:
     with logged_failures() as failures:
         async with door.opened(database, TK__SERVER__HEADER_TIMEOUT=0.3):
             silent, other = [await connect(tcp(door.server.port)) for _ in range(2)]
-            other.write(HEALTH)
+            other.write(HEALTH_REQUEST)
             assert b"HTTP" not in await other.end()
             assert b"HTTP" not in await silent.end()
             await until(lambda: not door.server.worker.components.site._channels)
@@ -291,7 +293,7 @@ async def test_stop_behind_tls_waits_for_no_idle_client(database: Database, dire
     """A client that keeps its connection and does not even read is not waited for."""
     async with tls(directory).opened(database) as door:
         peer = await door.connect()
-        peer.write(HEALTH)
+        peer.write(HEALTH_REQUEST)
         await peer.wait_for(b"healthy")
         peer.transport.pauseProducing()  # type: ignore[union-attr]
         stopped = ensureDeferred(door.server.worker.components.site.drain(60))
