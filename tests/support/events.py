@@ -1,4 +1,4 @@
-"""Events as a client sends them, made to order."""
+"""Valid events for tests, in which single fields can be replaced."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import uuid
 from typing import Any, Final
 
 MISSING: Final = object()
-"""As the value of an override: the key is not there at all."""
+"""The value of an override that removes the key."""
 
 
 def make_event(**overrides: Any) -> dict[str, Any]:
-    """A valid event with every key of the contract. Its id is new each time, all else is always the same.
+    """Return a valid event with all keys of the contract. Only the id differs between calls.
 
-    :param overrides: values by path, with two underscores between the levels, as in ``service__name="x"``.
+    :param overrides: values by path, with two underscores as separator, for example ``service__name="x"``.
     """
     event: dict[str, Any] = {
         "schema_version": "1.0.0",
@@ -32,11 +32,11 @@ def make_event(**overrides: Any) -> dict[str, Any]:
     }
     for path, value in overrides.items():
         *parents, key = path.split("__")
-        part = event
+        target = event
         for parent in parents:
-            part = part[parent]
+            target = target[parent]
         if value is MISSING:
-            del part[key]
+            del target[key]
         else:
-            part[key] = value
+            target[key] = value
     return event

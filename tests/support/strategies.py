@@ -1,4 +1,4 @@
-"""JSON, events and bodies as Hypothesis makes them up: the ordinary ones, those at the limits and those beyond."""
+"""Hypothesis strategies for JSON texts, events and bodies, with values at the limits and outside of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 
 from tests.support.events import MISSING, make_event
 
-# The same examples in each run, however slow the machine is: what fails once fails again.
+# Every run uses the same examples, without a deadline, so that failures can be reproduced.
 thorough = settings(deadline=None, derandomize=True, max_examples=200)
 
 TEXT_LIMITS = {
@@ -34,10 +34,10 @@ TEXT_LIMITS = {
     "event.category": 50,
     "metadata.sdk_version": 50,
 }
-"""The most characters that each text of an event may have, by its path."""
+"""Maximum length of each string of an event, by its path."""
 
 PREFIXES = {"schema_version": "1.", "user_id": "client_"}
-"""What the value of a text must begin with, where there is such a rule."""
+"""Required prefixes of strings, by path."""
 
 OPTIONAL = (
     "service.language_version",
@@ -48,28 +48,32 @@ OPTIONAL = (
     "environment.shell",
     "event.category",
 )
-"""The paths that may be absent or null."""
+"""Paths of values that can be missing or null."""
 
 TIMES = ("timestamp", "metadata.transmission_timestamp")
+"""Paths of values that are times."""
+
 COUNTS = ("metadata.batch_size", "metadata.retry_count")
-PARTS = ("service", "environment", "event", "metadata")
-"""The paths whose values are times, counts and objects."""
+"""Paths of values that are counts."""
+
+OBJECTS = ("service", "environment", "event", "metadata")
+"""Paths of values that are objects."""
 
 MAX_COUNT = 2_147_483_647
 
 
-def changed(path: str, value: Any) -> dict[str, Any]:
-    """A valid event but for the value at this path."""
+def event_with(path: str, value: Any) -> dict[str, Any]:
+    """Return an event with this value at a path. All other values are valid."""
     return make_event(**{path.replace(".", "__"): value})
 
 
-def long_text(path: str, length: int, character: str = "x") -> str:
-    """A text of so many characters that begins as the one at this path must."""
+def text_for(path: str, length: int, character: str = "x") -> str:
+    """Return a string of this length with the prefix that the path requires."""
     prefix = PREFIXES.get(path, "")
     return prefix + character * (length - len(prefix))
 
 
-# --- texts of JSON
+# --- JSON texts
 
 _SPACE = st.text(" \t\r\n", max_size=2)
 _LITERAL = st.sampled_from(["null", "true", "false"])
@@ -79,19 +83,19 @@ _ESCAPE = st.sampled_from(
 )
 _NUL = st.sampled_from([r"\u0000", r"\\\u0000", r"\u0000\u0000"])
 _LONE_SURROGATE = st.sampled_from([r"\ud800", r"\udfff", r"\udc00\ud800", r"\uD83Dx", r"\udbff\n"])
-_EDGES_OF_NUMERIC = (4_300, 4_301, 14_999, 15_000, 16_383, 16_384, 131_071, 131_072, 131_073)
+_DIGIT_COUNTS_AT_LIMITS = (4_300, 4_301, 14_999, 15_000, 16_383, 16_384, 131_071, 131_072, 131_073)
 
 
 def string_texts(*, surrogates: bool = True) -> SearchStrategy[str]:
-    """Strings with every kind of escape.
+    """Return a strategy for JSON strings with all kinds of escapes.
 
-    :param surrogates: lone ones too.
+    :param surrogates: true to include lone surrogates.
     """
-    # Most strings hold nothing that is refused; otherwise hardly any value of several strings would be taken.
-    harmless = st.lists(_PLAIN | _ESCAPE, max_size=4)
-    nasty = st.lists(_PLAIN | _ESCAPE | _NUL, max_size=4)
+    # Most strings are valid. Otherwise almost every value with several strings would be rejected.
+    valid = st.lists(_PLAIN | _ESCAPE, max_size=4)
+    with_nul = st.lists(_PLAIN | _ESCAPE | _NUL, max_size=4)
     with_surrogates = st.lists(_PLAIN | _ESCAPE | _LONE_SURROGATE, max_size=4)
-    pieces = st.one_of(harmless, harmless, harmless, with_surrogates if surrogates else nasty, nasty)
+    pieces = st.one_of(valid, valid, valid, with_surrogates if surrogates else with_nul, with_nul)
     return pieces.map(lambda parts: '"' + "".join(parts) + '"')
 
 
@@ -100,12 +104,12 @@ _LONG_DIGITS = st.builds(
     lambda first, rest, length: first + rest * (length - 1),
     st.sampled_from("19"),
     st.sampled_from("09"),
-    st.sampled_from(_EDGES_OF_NUMERIC),
+    st.sampled_from(_DIGIT_COUNTS_AT_LIMITS),
 )
 _LONG_FRACTION = st.builds(
     lambda digit, length, last: digit * (length - 1) + last,
     st.sampled_from("09"),
-    st.sampled_from(_EDGES_OF_NUMERIC[2:6]),
+    st.sampled_from(_DIGIT_COUNTS_AT_LIMITS[2:6]),
     st.sampled_from("05"),
 )
 _EXPONENT = st.builds(
@@ -121,7 +125,7 @@ _EXPONENT = st.builds(
 
 
 def number_texts() -> SearchStrategy[str]:
-    """Numbers of any size: those that a double can hold, and those at and beyond the edges of ``numeric``."""
+    """Return a strategy for numbers of any size, including those at the limits of ``numeric``."""
     short = st.builds("".join, st.tuples(st.sampled_from(["", "-"]), _SHORT_DIGITS))
     decimal = st.builds("{}.{}".format, short, _SHORT_DIGITS)
     scientific = st.builds("{}{}".format, short | decimal, _EXPONENT)
@@ -138,7 +142,11 @@ def number_texts() -> SearchStrategy[str]:
 
 
 def nested(depth: int, inner: str = "", bracket: str = "[") -> str:
-    """Arrays or objects within each other, so many levels deep."""
+    """Return nested arrays or objects.
+
+    :param inner: the JSON text of the innermost value.
+    :param bracket: ``[`` for arrays, ``{`` for objects.
+    """
     opening, closing = ("[", "]") if bracket == "[" else ('{"a":', "}")
     return opening * depth + (inner or ("0" if bracket == "{" else "")) + closing * depth
 
@@ -156,35 +164,35 @@ def _objects(keys: SearchStrategy[str], values: SearchStrategy[str]) -> SearchSt
 _DEPTHS = st.sampled_from([2, 400, 499, 500, 501, 20_000])
 
 
-@cache  # it takes far longer to make than an example does
+@cache  # constructing the strategy takes much longer than drawing an example
 def json_texts(*, surrogates: bool = True) -> SearchStrategy[str]:
-    """Any JSON value: with every escape, with white space, huge numbers, and nesting of up to 20 000 levels.
+    """Return a strategy for JSON values, with all escapes, white space, huge numbers and up to 20,000 nested levels.
 
-    :param surrogates: lone ones too.
+    :param surrogates: true to include lone surrogates.
     """
     strings = string_texts(surrogates=surrogates)
     values = st.recursive(
         st.one_of(_LITERAL, st.integers().map(str), number_texts(), strings),
-        lambda inner: _arrays(inner) | _objects(strings, inner),
+        lambda children: _arrays(children) | _objects(strings, children),
         max_leaves=8,
     )
     return st.one_of(values, values, values, values, st.builds(nested, _DEPTHS, values, st.sampled_from("[{")))
 
 
 def is_shallow(text: str) -> bool:
-    """Whether every decoder has room for what is nested here."""
+    """Return true if the nesting is not too deep for any decoder."""
     return text.count("[") + text.count("{") < 300
 
 
 def is_well_formed(text: str) -> bool:
-    """Whether the standard library takes a text of moderate depth for JSON (RFC 8259, without its extensions)."""
+    """Return true if a text is JSON according to RFC 8259. The text must not be nested deeply."""
 
-    def refuse(constant: str) -> None:
+    def reject(constant: str) -> None:
         raise ValueError(constant)
 
     try:
-        # Digits are left alone, for the standard library does not convert more than 4300 of them.
-        json.loads(text, parse_constant=refuse, parse_int=str, parse_float=str)
+        # Numbers are not converted, because Python converts at most 4300 digits.
+        json.loads(text, parse_constant=reject, parse_int=str, parse_float=str)
     except ValueError:
         return False
     return True
@@ -195,7 +203,7 @@ _NOISE = st.text('{}[]",:\\u0d8e1.- \n\x00Na', max_size=3)
 
 @st.composite
 def damaged(draw: DrawFn, texts: SearchStrategy[str]) -> str:
-    """Texts in which something is missing, doubled or out of place."""
+    """Draw a text in which a few characters are removed, replaced or inserted."""
     text = draw(texts)
     start = draw(st.integers(0, len(text)))
     end = draw(st.integers(start, min(len(text), start + 3)) | st.just(len(text)))
@@ -235,26 +243,26 @@ _VALID_VALUES: dict[str, SearchStrategy[Any]] = {
 
 
 def _choices(path: str) -> SearchStrategy[Any]:
-    left_out = st.sampled_from([None, MISSING]) if path in OPTIONAL else st.nothing()
-    return _VALID_VALUES[path] | left_out
+    absent = st.sampled_from([None, MISSING]) if path in OPTIONAL else st.nothing()
+    return _VALID_VALUES[path] | absent
 
 
-# Strategies are made once only, since that takes far longer than to draw from them.
+# The strategies are constructed once, because this takes much longer than drawing from them.
 _CHOICES = {path: _choices(path) for path in _VALID_VALUES}
 _SOME_PATHS = st.lists(st.sampled_from(sorted(_VALID_VALUES.keys() - {"event_id"})), unique=True, max_size=8)
-_SOME_PARTS = st.lists(st.sampled_from(["", *(f"{part}__" for part in PARTS)]), max_size=2)
-_SURPLUS = st.none() | st.integers() | st.text(_CHARACTERS, max_size=5)
+_SOME_OBJECTS = st.lists(st.sampled_from(["", *(f"{path}__" for path in OBJECTS)]), max_size=2)
+_UNKNOWN_VALUES = st.none() | st.integers() | st.text(_CHARACTERS, max_size=5)
 
 
 @st.composite
 def events(draw: DrawFn) -> dict[str, Any]:
-    """Valid events, often at a limit, with optional keys left out or null, and keys that mean nothing."""
+    """Draw a valid event, with values at limits, optional keys that are missing or null, and unknown keys."""
     overrides = {path.replace(".", "__"): draw(_CHOICES[path]) for path in ["event_id", *draw(_SOME_PATHS)]}
-    surplus = {f"{part}surplus": draw(_SURPLUS) for part in draw(_SOME_PARTS)}
-    return make_event(**overrides, **surplus)
+    unknown = {f"{prefix}unknown": draw(_UNKNOWN_VALUES) for prefix in draw(_SOME_OBJECTS)}
+    return make_event(**overrides, **unknown)
 
 
-_WRONG_TYPE: dict[str, SearchStrategy[Any]] = {
+_VALUES_BY_TYPE: dict[str, SearchStrategy[Any]] = {
     "object": st.dictionaries(st.text("ab"), st.integers(), max_size=2),
     "array": st.lists(st.integers(), max_size=2),
     "string": st.just("words"),
@@ -266,93 +274,96 @@ _WRONG_TYPE: dict[str, SearchStrategy[Any]] = {
 
 
 def _values_of_other_types(path: str) -> SearchStrategy[Any]:
-    fitting = {"string"}
-    if path in PARTS:
-        fitting = {"object"}
+    valid_types = {"string"}
+    if path in OBJECTS:
+        valid_types = {"object"}
     elif path in COUNTS:
-        fitting = {"integer"}
+        valid_types = {"integer"}
     elif path == "environment.ci":
-        fitting = {"boolean"}
+        valid_types = {"boolean"}
     elif path not in TEXT_LIMITS:
-        fitting = set()
+        valid_types = set()
     if path in OPTIONAL:
-        fitting |= {"null"}
-    return st.one_of([values for name, values in _WRONG_TYPE.items() if name not in fitting])
+        valid_types |= {"null"}
+    return st.one_of([values for name, values in _VALUES_BY_TYPE.items() if name not in valid_types])
 
 
-def _broken_texts(path: str) -> SearchStrategy[Any]:
-    too_long = st.builds(long_text, st.just(path), st.integers(TEXT_LIMITS[path] + 1, TEXT_LIMITS[path] * 2))
-    return st.one_of(st.just(""), too_long, st.just(long_text(path, 10, "\0")))
+def _invalid_texts(path: str) -> SearchStrategy[Any]:
+    too_long = st.builds(text_for, st.just(path), st.integers(TEXT_LIMITS[path] + 1, TEXT_LIMITS[path] * 2))
+    return st.one_of(st.just(""), too_long, st.just(text_for(path, 10, "\0")))
 
 
-def _mistakes(path: str) -> SearchStrategy[Any]:
+def _invalid_choices(path: str) -> SearchStrategy[Any]:
     choices = [_values_of_other_types(path)]
     if path not in OPTIONAL:
         choices.append(st.just(MISSING))
     if path in TEXT_LIMITS:
-        choices.append(_broken_texts(path))
+        choices.append(_invalid_texts(path))
     if path in COUNTS:
         choices.append(st.integers(max_value=-1) | st.integers(min_value=MAX_COUNT + 1))
     return st.one_of(choices)
 
 
-_MISTAKES = {path: _mistakes(path) for path in [*_VALID_VALUES, *PARTS]}
+_INVALID_VALUES = {path: _invalid_choices(path) for path in [*_VALID_VALUES, *OBJECTS]}
 
 
 @st.composite
-def broken_events(draw: DrawFn) -> tuple[dict[str, Any], str]:
-    """Events with one mistake that is ``invalid_schema``, and the path of it."""
-    path = draw(st.sampled_from(sorted(_MISTAKES)))
-    return changed(path, draw(_MISTAKES[path])), path
+def invalid_events(draw: DrawFn) -> tuple[dict[str, Any], str]:
+    """Draw an event with one invalid value, and the path of this value. The error code is ``invalid_schema``."""
+    path = draw(st.sampled_from(sorted(_INVALID_VALUES)))
+    return event_with(path, draw(_INVALID_VALUES[path])), path
 
 
-_DATA_MARK = "where the data goes"
+_DATA_PLACEHOLDER = "placeholder of the data"
 
 
 def event_text(event: dict[str, Any], data: str | None = None, *, ascii_only: bool = True) -> str:
-    """An event as JSON.
+    """Return an event as JSON.
 
-    :param data: takes the place of its ``event.data``, just as it stands.
+    :param data: JSON text that replaces the value of ``event.data``, even if it is not well-formed.
     """
     if data is None:
         return json.dumps(event, ensure_ascii=ascii_only)
-    marked = {**event, "event": {**event["event"], "data": _DATA_MARK}}
-    return json.dumps(marked, ensure_ascii=ascii_only).replace(json.dumps(_DATA_MARK), data)
+    with_placeholder = {**event, "event": {**event["event"], "data": _DATA_PLACEHOLDER}}
+    return json.dumps(with_placeholder, ensure_ascii=ascii_only).replace(json.dumps(_DATA_PLACEHOLDER), data)
 
 
 # --- bodies
 
 
-def body_of(texts: Iterable[str]) -> bytes:
-    """The body with these events, given as JSON."""
+def batch_body(texts: Iterable[str]) -> bytes:
+    """Return the body of a request.
+
+    :param texts: the events as JSON.
+    """
     return ('{"events":[' + ",".join(texts) + "]}").encode()
 
 
 def batches(elements: SearchStrategy[str]) -> SearchStrategy[str]:
-    """JSON objects with these elements as their ``events``, other members before and behind, and white space."""
+    """Return a strategy for bodies with these events, with other members and white space around them."""
     others = st.lists(st.builds("{}:{}".format, string_texts(), json_texts()), max_size=1)
     key = st.sampled_from(['"events"', '"events"', r'"\u0065vents"'])
     member = st.tuples(_SPACE, key, _SPACE, st.just(":"), _SPACE, _arrays(elements), _SPACE).map("".join)
     return st.builds(
-        lambda before, events, behind: " {" + ",".join([*before, events, *behind]) + "}\n", others, member, others
+        lambda before, events, after: " {" + ",".join([*before, events, *after]) + "}\n", others, member, others
     )
 
 
 def bodies() -> SearchStrategy[bytes]:
-    """What a client, or a stranger, may send: batches, other JSON, broken JSON and noise."""
-    sound = st.builds(event_text, events(), json_texts() | st.none())
+    """Return a strategy for bodies: batches, other JSON, damaged JSON, and random bytes."""
+    valid = st.builds(event_text, events(), json_texts() | st.none())
     texts = st.one_of(
-        batches(sound | json_texts()),
-        damaged(batches(sound | json_texts())),
+        batches(valid | json_texts()),
+        damaged(batches(valid | json_texts())),
         json_texts(),
         damaged(json_texts()),
     )
     return texts.map(str.encode) | st.binary(max_size=100)
 
 
-_LONE = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
-def may_hold_surrogates(text: str) -> bool:
-    """Whether an escape in this JSON looks like half of a surrogate pair, alone or not."""
-    return bool(_LONE.search(text))
+def may_contain_surrogates(text: str) -> bool:
+    """Return true if a JSON text contains an escape of a surrogate, in a pair or alone."""
+    return bool(_SURROGATE_ESCAPE.search(text))

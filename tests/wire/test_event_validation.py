@@ -1,4 +1,4 @@
-"""One event: each row of the contract's table, at its limits and beyond, and the words for what is wrong."""
+"""Validation of events: each field at and beyond its limits, and the error messages."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from tests.support.events import MISSING, make_event
 from tests.support.strategies import (
     COUNTS,
     MAX_COUNT,
+    OBJECTS,
     OPTIONAL,
-    PARTS,
     TEXT_LIMITS,
     TIMES,
-    broken_events,
-    changed,
     event_text,
+    event_with,
     events,
+    invalid_events,
     json_texts,
-    long_text,
-    may_hold_surrogates,
+    may_contain_surrogates,
     nested,
+    text_for,
     thorough,
 )
 from tkserver.wire import event_validation
@@ -41,75 +41,76 @@ from tkserver.wire.event_validation import InvalidEvent, event_id_of, read_event
 DEEP = 20_000
 MANY_DIGITS = "9" * 4301
 
-OPTIONAL_TEXTS = [path for path in TEXT_LIMITS if path in OPTIONAL]
-OTHERS = ["event_id", *TIMES, *COUNTS, *PARTS, "environment.ci", "event.data"]
-EVERYTHING = [*TEXT_LIMITS, *OTHERS]
-REQUIRED = [path for path in EVERYTHING if path not in OPTIONAL]
+ALL_PATHS = [*TEXT_LIMITS, "event_id", *TIMES, *COUNTS, *OBJECTS, "environment.ci", "event.data"]
+REQUIRED = [path for path in ALL_PATHS if path not in OPTIONAL]
 
 
 def read(event: Any, data: str | None = None) -> Event:
     return read_event(event_text(event, data).encode())
 
 
-KINDS = {
+TYPES = {
     **dict.fromkeys(TEXT_LIMITS, "string"),
     **dict.fromkeys(TIMES, "time"),
     **dict.fromkeys(COUNTS, "integer"),
-    **dict.fromkeys(PARTS, "object"),
+    **dict.fromkeys(OBJECTS, "object"),
     "event_id": "id",
     "environment.ci": "boolean",
 }
-"""Of which type each field is, the data aside."""
+"""The type of each field except ``event.data``."""
 
 VALUES: dict[str, tuple[Any, str]] = {
-    "string": ("words", "a string"),
+    "string": ("text", "a string"),
     "integer": (5, "an integer"),
     "fraction": (1.5, "a number with a fraction"),
     "boolean": (True, "a boolean"),
     "array": ([], "an array"),
     "object": ({}, "an object"),
 }
-"""A value of each type that JSON has, null aside, and what messages call it."""
+"""A value of each JSON type except null, and the name of the type in messages."""
 
 
-def noun_of(path: str) -> str:
-    """What messages call the type of the field at this path."""
-    nouns = {"time": "an RFC 3339 date-time", "id": "a UUID"} | {kind: noun for kind, (_, noun) in VALUES.items()}
-    return nouns[KINDS[path]]
+def type_name(path: str) -> str:
+    """Return the name in messages of the type of a field."""
+    names = {"time": "an RFC 3339 date-time", "id": "a UUID"} | {key: name for key, (_, name) in VALUES.items()}
+    return names[TYPES[path]]
 
 
-def outcome_of(text: str) -> Event | InvalidEvent:
+def event_or_error(text: str) -> Event | InvalidEvent:
     try:
         return read_event(text.encode())
-    except InvalidEvent as refusal:
-        return refusal
+    except InvalidEvent as error:
+        return error
 
 
-def refusal_of(text: str | bytes) -> InvalidEvent:
+def error_of(text: str | bytes) -> InvalidEvent:
+    """Return the error of an invalid event."""
     with pytest.raises(InvalidEvent) as caught:
         read_event(text.encode() if isinstance(text, str) else text)
     return caught.value
 
 
-def complaint(event: Any, data: str | None = None) -> str:
-    """The message about an event that is of the right schema and breaks its rules."""
-    refusal = refusal_of(event_text(event, data))
-    assert refusal.code == "invalid_schema"
-    return refusal.message
+def message_of(event: Any, data: str | None = None) -> str:
+    """Return the message of an ``invalid_schema`` error."""
+    error = error_of(event_text(event, data))
+    assert error.code == "invalid_schema"
+    return error.message
 
 
 def value_at(event: Any, path: str) -> Any:
-    """What an event has at this path: one that was read, or one to be sent."""
+    """Return the value at a path of an :class:`Event` or of a dictionary."""
     return reduce(
-        lambda part, key: part.get(key) if isinstance(part, dict) else getattr(part, key), path.split("."), event
+        lambda parent, key: parent.get(key) if isinstance(parent, dict) else getattr(parent, key),
+        path.split("."),
+        event,
     )
 
 
-# --- an event as it should be
+# --- valid events
 
 
-def test_whole_event() -> None:
-    """Every field of an event is read, and lands where it belongs."""
+def test_all_fields_are_read() -> None:
+    """All fields of an event are read."""
     sent = make_event(environment__ci=True, metadata__batch_size=7, metadata__retry_count=3)
     event = read(sent)
 
@@ -121,117 +122,119 @@ def test_whole_event() -> None:
         assert value_at(event, path) == value_at(sent, path)
 
 
-def test_least_event() -> None:
+def test_optional_keys_can_be_missing() -> None:
     """An event without any optional key is read."""
     event = read(make_event(**{path.replace(".", "__"): MISSING for path in OPTIONAL}))
 
     assert [value_at(event, path) for path in OPTIONAL] == [None] * len(OPTIONAL)
 
 
-# --- every field
+# --- all fields
 
 
 @pytest.mark.parametrize("path", REQUIRED)
-def test_missing(path: str) -> None:
-    """A required field that is missing is refused."""
-    assert complaint(changed(path, MISSING)) == f"{path}: missing"
+def test_missing_field_is_rejected(path: str) -> None:
+    """An event without a required field is rejected."""
+    assert message_of(event_with(path, MISSING)) == f"{path}: missing"
 
 
 @pytest.mark.parametrize("path", [path for path in REQUIRED if path != "event.data"])
-def test_null(path: str) -> None:
-    """A required field that is null is refused, save for the data, of which null is a value."""
-    assert complaint(changed(path, None)) == f"{path}: must be {noun_of(path)}, not null"
+def test_null_in_required_field_is_rejected(path: str) -> None:
+    """A required field must not be null, except ``event.data``."""
+    assert message_of(event_with(path, None)) == f"{path}: must be {type_name(path)}, not null"
 
 
 @pytest.mark.parametrize("value", [MISSING, None])
 @pytest.mark.parametrize("path", OPTIONAL)
-def test_optional(path: str, value: Any) -> None:
-    """An optional field may be absent or null, which is the same."""
-    assert value_at(read(changed(path, value)), path) is None
+def test_optional_field_can_be_missing_or_null(path: str, value: Any) -> None:
+    """An optional field that is missing or null is read as ``None``."""
+    assert value_at(read(event_with(path, value)), path) is None
 
 
 def _wrong_types() -> list[tuple[str, str]]:
-    # A string where an id or a time should be is of the right type, though the wrong string.
-    types = {**KINDS, **dict.fromkeys(["event_id", *TIMES], "string")}
-    return [(path, kind) for path, right in types.items() for kind in VALUES if kind != right]
+    # Ids and times are strings in JSON.
+    types = {**TYPES, **dict.fromkeys(["event_id", *TIMES], "string")}
+    return [
+        (path, other_type) for path, valid_type in types.items() for other_type in VALUES if other_type != valid_type
+    ]
 
 
-@pytest.mark.parametrize(("path", "kind"), _wrong_types())
-def test_wrong_type(path: str, kind: str) -> None:
-    """A field of the wrong type is refused, and the message says what it is instead."""
-    value, noun = VALUES[kind]
+@pytest.mark.parametrize(("path", "json_type"), _wrong_types())
+def test_wrong_type_is_rejected(path: str, json_type: str) -> None:
+    """A field of the wrong type is rejected, and the message contains the expected and the actual type."""
+    value, name = VALUES[json_type]
 
-    assert complaint(changed(path, value)) == f"{path}: must be {noun_of(path)}, not {noun}"
+    assert message_of(event_with(path, value)) == f"{path}: must be {type_name(path)}, not {name}"
 
 
-@pytest.mark.parametrize("path", [*TEXT_LIMITS, *TIMES, *COUNTS, *PARTS, "event_id", "environment.ci"])
+@pytest.mark.parametrize("path", [*TEXT_LIMITS, *TIMES, *COUNTS, *OBJECTS, "event_id", "environment.ci"])
 @pytest.mark.parametrize("number", ["1e400", "1e999999", "-1e999999", MANY_DIGITS])
-def test_huge_number(path: str, number: str) -> None:
-    """A number that no machine type holds is refused wherever it does not belong."""
-    mark = "here stands the number"
-    text = json.dumps(changed(path, mark)).replace(json.dumps(mark), number)
-    refusal = refusal_of(text)
+def test_huge_number_is_rejected(path: str, number: str) -> None:
+    """A number that does not fit into any numeric type is rejected in every field except ``event.data``."""
+    placeholder = "placeholder of the number"
+    text = json.dumps(event_with(path, placeholder)).replace(json.dumps(placeholder), number)
+    error = error_of(text)
 
-    assert refusal.code == "invalid_schema"
-    assert refusal.message.startswith(f"{path}: ")
+    assert error.code == "invalid_schema"
+    assert error.message.startswith(f"{path}: ")
 
 
-# --- texts
+# --- strings
 
 
 @pytest.mark.parametrize("path", TEXT_LIMITS)
-def test_empty(path: str) -> None:
-    """An empty text is refused, an optional one too."""
-    assert complaint(changed(path, "")) == f"{path}: empty"
+def test_empty_string_is_rejected(path: str) -> None:
+    """An empty string is rejected, even in optional fields."""
+    assert message_of(event_with(path, "")) == f"{path}: empty"
 
 
 @pytest.mark.parametrize("character", ["x", "é", "\U0001f600", '"'], ids=["ASCII", "2 bytes", "4 bytes", "escaped"])
 @pytest.mark.parametrize("path", TEXT_LIMITS)
-def test_at_the_limit(path: str, character: str) -> None:
-    """A text may have as many characters as its limit says, however many bytes those are."""
-    text = long_text(path, TEXT_LIMITS[path], character)
+def test_string_of_maximum_length_is_accepted(path: str, character: str) -> None:
+    """The maximum length of a string is in characters, not in bytes."""
+    text = text_for(path, TEXT_LIMITS[path], character)
 
     assert len(text) == TEXT_LIMITS[path]
-    assert value_at(read(changed(path, text)), path) == text
+    assert value_at(read(event_with(path, text)), path) == text
 
 
 @pytest.mark.parametrize("character", ["x", "é", "\U0001f600", '"'], ids=["ASCII", "2 bytes", "4 bytes", "escaped"])
 @pytest.mark.parametrize("path", TEXT_LIMITS)
-def test_over_the_limit(path: str, character: str) -> None:
-    """One character more is refused."""
+def test_longer_string_is_rejected(path: str, character: str) -> None:
+    """A string with one character more than the maximum is rejected."""
     limit = TEXT_LIMITS[path]
-    message = complaint(changed(path, long_text(path, limit + 1, character)))
+    message = message_of(event_with(path, text_for(path, limit + 1, character)))
 
     assert message == f"{path}: longer than {limit} characters"
 
 
 @pytest.mark.parametrize("text", ["\0", "\0x", "x\0y", "x\0", "\\\0"])
 @pytest.mark.parametrize("path", TEXT_LIMITS)
-def test_nul(path: str, text: str) -> None:
-    """U+0000 is refused at any place of any text."""
-    assert complaint(changed(path, long_text(path, 0) + text)) == f"{path}: holds U+0000"
+def test_nul_is_rejected(path: str, text: str) -> None:
+    """U+0000 is rejected at any position of any string."""
+    assert message_of(event_with(path, text_for(path, 0) + text)) == f"{path}: contains U+0000"
 
 
 @pytest.mark.parametrize("path", TEXT_LIMITS)
-def test_no_nul(path: str) -> None:
-    r"""A backslash and ``u0000`` is no U+0000, and neither is any other control character."""
-    text = long_text(path, 0) + "\\u0000\x01"
+def test_text_similar_to_nul_is_accepted(path: str) -> None:
+    r"""A backslash followed by ``u0000`` is accepted, and so are other control characters."""
+    text = text_for(path, 0) + "\\u0000\x01"
 
-    assert value_at(read(changed(path, text)), path) == text
+    assert value_at(read(event_with(path, text)), path) == text
 
 
 @pytest.mark.parametrize("path", TEXT_LIMITS)
 @pytest.mark.parametrize("text", ["\ud800", "x\udfff", "\udc00\ud800"], ids=ascii)
-def test_lone_surrogate(path: str, text: str) -> None:
-    """Half of a surrogate pair is refused in any text."""
-    assert complaint(changed(path, long_text(path, 0) + text)) == f"{path}: holds a lone surrogate"
+def test_lone_surrogate_is_rejected(path: str, text: str) -> None:
+    """A lone surrogate is rejected in any string."""
+    assert message_of(event_with(path, text_for(path, 0) + text)) == f"{path}: contains a lone surrogate"
 
 
 @pytest.mark.parametrize("path", TEXT_LIMITS)
-def test_surrogate_pair(path: str) -> None:
-    """Both halves of one are one character."""
-    text = long_text(path, 0) + "\U0001f600"
-    sent = event_text(changed(path, text))
+def test_surrogate_pair_is_accepted(path: str) -> None:
+    """A surrogate pair is read as one character."""
+    text = text_for(path, 0) + "\U0001f600"
+    sent = event_text(event_with(path, text))
 
     assert r"\ud83d\ude00" in sent
     assert value_at(read_event(sent.encode()), path) == text
@@ -241,20 +244,20 @@ def test_surrogate_pair(path: str) -> None:
 
 
 @pytest.mark.parametrize("version", ["1.0.0", "1.0", "1.99", "1.x", "1.0.0-beta+1"])
-def test_supported_schema(version: str) -> None:
-    """Any version that begins with ``1.`` is taken."""
+def test_supported_schema_is_accepted(version: str) -> None:
+    """Any version that begins with ``1.`` is accepted."""
     assert read(make_event(schema_version=version)).schema_version == version
 
 
 @pytest.mark.parametrize(
     "version", ["2.0.0", "0.1", "1", "10.0", "11.", "v1.0", " 1.0", "-1.0", "\uff11.0", "1,0", "x" * 20]
 )
-def test_unsupported_schema(version: str) -> None:
-    """Any other version is refused with a code of its own."""
-    refusal = refusal_of(event_text(make_event(schema_version=version)))
+def test_unsupported_schema_is_rejected(version: str) -> None:
+    """Any other version is rejected with the code ``unsupported_schema``."""
+    error = error_of(event_text(make_event(schema_version=version)))
 
-    assert refusal.code == "unsupported_schema"
-    assert refusal.message.startswith("schema_version: ")
+    assert error.code == "unsupported_schema"
+    assert error.message.startswith("schema_version: ")
 
 
 @pytest.mark.parametrize(
@@ -264,7 +267,7 @@ def test_unsupported_schema(version: str) -> None:
         '{"schema_version":"10.0"}',
         '{"service":1,"schema_version":"2.0.0"}',
         '{"schema_version":"2.0.0","event_id":null}',
-        event_text(make_event(schema_version="2.0.0", service="all different")),
+        event_text(make_event(schema_version="2.0.0", service="different")),
         event_text(make_event(schema_version="2.0.0", user_id="")),
         event_text(make_event(schema_version="2.0.0", user_id="jane@example.com")),
         event_text(make_event(schema_version="2.0.0", timestamp="9999-12-31T23:59:59-01:00")),
@@ -273,25 +276,25 @@ def test_unsupported_schema(version: str) -> None:
         event_text(make_event(schema_version="2.0.0"), nested(501)),
     ],
 )
-def test_unsupported_schema_comes_first(text: str) -> None:
-    """Of an event of another schema nothing else is found fault with, since it may well look different."""
-    assert refusal_of(text).code == "unsupported_schema"
+def test_unsupported_schema_is_reported_first(text: str) -> None:
+    """An unsupported schema is reported before any other error, because its fields can differ."""
+    assert error_of(text).code == "unsupported_schema"
 
 
 @pytest.mark.parametrize("value", [MISSING, None, 2, ["2.0.0"], "", "2" * 21])
-def test_no_schema_version(value: Any) -> None:
-    """What is no version at all is a mistake in the shape, not another schema."""
-    assert complaint(make_event(schema_version=value)).startswith("schema_version: ")
+def test_invalid_schema_version_is_rejected(value: Any) -> None:
+    """A value that is not a version is an ``invalid_schema`` error."""
+    assert message_of(make_event(schema_version=value)).startswith("schema_version: ")
 
 
 # --- ids
 
 
-def test_event_id_in_upper_case() -> None:
-    """A UUID may be written in upper case."""
-    sent = str(uuid.uuid4())
+def test_event_id_in_upper_case_is_accepted() -> None:
+    """A UUID in upper case is accepted."""
+    event_id = str(uuid.uuid4())
 
-    assert read(make_event(event_id=sent.upper())).event_id == UUID(sent)
+    assert read(make_event(event_id=event_id.upper())).event_id == UUID(event_id)
 
 
 @pytest.mark.parametrize(
@@ -308,14 +311,14 @@ def test_event_id_in_upper_case() -> None:
         "\uff1550e8400-e29b-41d4-a716-446655440000",
     ],
 )
-def test_no_uuid(value: str) -> None:
-    """An id that is no UUID is refused."""
-    assert complaint(make_event(event_id=value)) == "event_id: not a UUID"
+def test_event_id_that_is_not_a_uuid_is_rejected(value: str) -> None:
+    """An id that is not a UUID is rejected."""
+    assert message_of(make_event(event_id=value)) == "event_id: not a UUID"
 
 
 @pytest.mark.parametrize("user_id", ["client_", "client_x", "anon_", "anon_0123", "client_\U0001f600"])
-def test_anonymous_user(user_id: str) -> None:
-    """Users whose ids say that they are anonymous are taken."""
+def test_anonymous_user_id_is_accepted(user_id: str) -> None:
+    """A user id with a prefix for anonymous ids is accepted."""
     assert read(make_event(user_id=user_id)).user_id == user_id
 
 
@@ -323,9 +326,9 @@ def test_anonymous_user(user_id: str) -> None:
     "user_id",
     ["jane@example.com", "client", "anon", "Client_x", "ANON_x", " client_x", "xclient_x", "user_client_", "_"],
 )
-def test_user_with_a_name(user_id: str) -> None:
-    """Any other user is refused."""
-    assert complaint(make_event(user_id=user_id)).startswith("user_id: must begin with client_ or anon_")
+def test_other_user_id_is_rejected(user_id: str) -> None:
+    """Any other user id is rejected."""
+    assert message_of(make_event(user_id=user_id)).startswith("user_id: must begin with client_ or anon_")
 
 
 # --- times
@@ -357,28 +360,28 @@ TIME = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
         ("9999-12-31T23:59:59+00:01", datetime(9999, 12, 31, 23, 58, 59, tzinfo=timezone.utc)),
     ],
 )
-def test_time(path: str, text: str, time: datetime) -> None:
-    """Times are read in any offset, precision and case, and stand for the same moment."""
-    found = value_at(read(changed(path, text)), path)
+def test_time_is_read(path: str, text: str, time: datetime) -> None:
+    """Times are read with any offset, precision and case."""
+    value = value_at(read(event_with(path, text)), path)
 
-    assert found == time
-    assert found.microsecond == time.microsecond
+    assert value == time
+    assert value.microsecond == time.microsecond
 
 
 @pytest.mark.parametrize("path", TIMES)
 @pytest.mark.parametrize("nanoseconds", [1, 499, 500, 123_456_001, 123_456_789, 999_999_999])
-def test_nanoseconds(path: str, nanoseconds: int) -> None:
-    """Of a time in nanoseconds, what is kept lies within a microsecond of it."""
-    kept = value_at(read(changed(path, f"2026-01-02T03:04:05.{nanoseconds:09}Z")), path) - TIME
+def test_nanoseconds_are_rounded(path: str, nanoseconds: int) -> None:
+    """A time with nanoseconds is rounded up or down to microseconds."""
+    fraction = value_at(read(event_with(path, f"2026-01-02T03:04:05.{nanoseconds:09}Z")), path) - TIME
 
-    assert abs(kept // timedelta(microseconds=1) * 1000 - nanoseconds) < 1000
+    assert abs(fraction // timedelta(microseconds=1) * 1000 - nanoseconds) < 1000
 
 
 @pytest.mark.parametrize("path", TIMES)
 @pytest.mark.parametrize("text", ["2026-01-02T03:04:05", "2026-01-02T03:04:05.678901"])
-def test_time_without_offset(path: str, text: str) -> None:
-    """A time that does not say where on earth is refused."""
-    assert complaint(changed(path, text)).startswith(f"{path}: has no offset")
+def test_time_without_offset_is_rejected(path: str, text: str) -> None:
+    """A time without UTC offset is rejected."""
+    assert message_of(event_with(path, text)).startswith(f"{path}: has no UTC offset")
 
 
 @pytest.mark.parametrize("path", TIMES)
@@ -404,9 +407,9 @@ def test_time_without_offset(path: str, text: str) -> None:
         "\uff12026-01-02T03:04:05Z",
     ],
 )
-def test_no_time(path: str, text: str) -> None:
-    """What is not written as RFC 3339 has it is refused."""
-    assert complaint(changed(path, text)) == f"{path}: not an RFC 3339 date-time"
+def test_other_time_format_is_rejected(path: str, text: str) -> None:
+    """A time in another format than RFC 3339 is rejected."""
+    assert message_of(event_with(path, text)) == f"{path}: not an RFC 3339 date-time"
 
 
 @pytest.mark.parametrize("path", TIMES)
@@ -431,19 +434,19 @@ def test_no_time(path: str, text: str) -> None:
         "9999-12-31T23:59:59.9999999Z",
     ],
 )
-def test_time_out_of_range(path: str, text: str) -> None:
-    """A time that no calendar has, or that lies beyond the years 1 to 9999 once it is in UTC, is refused."""
-    assert complaint(changed(path, text)).startswith(f"{path}: ")
+def test_time_out_of_range_is_rejected(path: str, text: str) -> None:
+    """A time that does not exist, or is outside of the years 1 to 9999 in UTC, is rejected."""
+    assert message_of(event_with(path, text)).startswith(f"{path}: ")
 
 
-# --- counts and switches
+# --- counts and booleans
 
 
 @pytest.mark.parametrize("path", COUNTS)
 @pytest.mark.parametrize("value", [0, 1, MAX_COUNT])
-def test_count(path: str, value: int) -> None:
-    """A count may be anything that an INTEGER column holds, from 0."""
-    assert value_at(read(changed(path, value)), path) == value
+def test_count_is_read(path: str, value: int) -> None:
+    """A count can be any number from 0 to the maximum of the PostgreSQL type ``integer``."""
+    assert value_at(read(event_with(path, value)), path) == value
 
 
 @pytest.mark.parametrize("path", COUNTS)
@@ -459,14 +462,14 @@ def test_count(path: str, value: int) -> None:
         (10**40, ""),
     ],
 )
-def test_count_out_of_range(path: str, value: int, problem: str) -> None:
-    """A count below 0 or above 2147483647 is refused."""
-    assert complaint(changed(path, value)).startswith(f"{path}: {problem}")
+def test_count_out_of_range_is_rejected(path: str, value: int, problem: str) -> None:
+    """A count below 0 or above 2147483647 is rejected."""
+    assert message_of(event_with(path, value)).startswith(f"{path}: {problem}")
 
 
 @pytest.mark.parametrize("value", [True, False])
-def test_switch(value: bool) -> None:
-    """A boolean is kept, a false one too."""
+def test_boolean_is_read(value: bool) -> None:
+    """Both values of a boolean are read."""
     assert read(make_event(environment__ci=value)).environment.ci is value
 
 
@@ -492,28 +495,28 @@ DATA = [
 
 
 @pytest.mark.parametrize("data", DATA, ids=lambda data: data[:30])
-def test_data(data: str) -> None:
-    """The data may be any JSON value, and is kept as it was sent, to the byte."""
+def test_data_is_unchanged(data: str) -> None:
+    """The data can be any JSON value, and its bytes are not changed."""
     assert bytes(read(make_event(), data).event.data) == data.encode()
 
 
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
-        (r'"\u0000"', "holds U+0000"),
-        (r'{"\u0000":1}', "holds U+0000"),
-        (r'[[{"a":"\\\u0000"}]]', "holds U+0000"),
-        (r'"\ud800"', "holds a lone surrogate"),
-        (r'"\udc00"', "holds a lone surrogate"),
-        (r'"\uD800\u0041"', "holds a lone surrogate"),
-        (r'"\ud800\ud800"', "holds a lone surrogate"),
-        (r'"\udc00\ud800"', "holds a lone surrogate"),
-        (r'{"\ud800":1}', "holds a lone surrogate"),
-        (r'[{"a":[{"b":"x\udfff"}]}]', "holds a lone surrogate"),
-        ("1e131072", "holds a number beyond"),
-        ("[-1e999999]", "holds a number beyond"),
-        ('{"a":1e-16384}', "holds a number beyond"),
-        ("0." + "0" * 16_384, "holds a number beyond"),
+        (r'"\u0000"', "contains U+0000"),
+        (r'{"\u0000":1}', "contains U+0000"),
+        (r'[[{"a":"\\\u0000"}]]', "contains U+0000"),
+        (r'"\ud800"', "contains a lone surrogate"),
+        (r'"\udc00"', "contains a lone surrogate"),
+        (r'"\uD800\u0041"', "contains a lone surrogate"),
+        (r'"\ud800\ud800"', "contains a lone surrogate"),
+        (r'"\udc00\ud800"', "contains a lone surrogate"),
+        (r'{"\ud800":1}', "contains a lone surrogate"),
+        (r'[{"a":[{"b":"x\udfff"}]}]', "contains a lone surrogate"),
+        ("1e131072", "contains a number outside the range"),
+        ("[-1e999999]", "contains a number outside the range"),
+        ('{"a":1e-16384}', "contains a number outside the range"),
+        ("0." + "0" * 16_384, "contains a number outside the range"),
         (nested(501), "nested deeper than 500 levels"),
         (nested(501, bracket="{"), "nested deeper than 500 levels"),
         (nested(DEEP), "nested deeper than 500 levels"),
@@ -521,14 +524,14 @@ def test_data(data: str) -> None:
     ],
     ids=lambda text: text[:30],
 )
-def test_data_beyond_jsonb(data: str, problem: str) -> None:
-    """Data that is JSON and still nothing that PostgreSQL could store is refused, each kind in its own words."""
-    assert complaint(make_event(), data).startswith(f"event.data: {problem}")
+def test_data_that_postgresql_cannot_store_is_rejected(data: str, problem: str) -> None:
+    """Data that PostgreSQL cannot store is rejected with a message that describes the problem."""
+    assert message_of(make_event(), data).startswith(f"event.data: {problem}")
 
 
 @pytest.mark.parametrize("data", [r'"\\u0000"', r'{"\\\\u0000":"\\ud800"}', r'"\u0001"'])
-def test_data_that_only_looks_so(data: str) -> None:
-    """An escaped backslash before what would be an escape is a backslash."""
+def test_escaped_backslash_in_data_is_accepted(data: str) -> None:
+    """An escaped backslash followed by ``u0000`` or ``ud800`` is accepted."""
     assert bytes(read(make_event(), data).event.data) == data.encode()
 
 
@@ -536,53 +539,59 @@ def test_data_that_only_looks_so(data: str) -> None:
 
 
 def _padded(size: int, pad: Callable[[dict[str, Any], int], None], character: str) -> bytes:
-    """An event of so many bytes; ``pad`` puts in a text of so many characters."""
+    """Return an event of this size in bytes.
+
+    :param pad: adds a string of ``x`` with this number of characters to an event.
+    :param character: replaces each ``x``.
+    """
     event = make_event()
     pad(event, 0)
-    room = size - len(json.dumps(event, ensure_ascii=False).encode())
+    missing = size - len(json.dumps(event, ensure_ascii=False).encode())
     width = len(character.encode())
-    # What is left when the room is no multiple of the width goes into a text that has room for it.
-    event["service"]["name"] += "x" * (room % width)
-    pad(event, room // width)
-    for text in (event["event"], event):
-        for key in ("data", "surplus"):
-            if isinstance(text.get(key), str):
-                text[key] = text[key].replace("x", character)
+    # The remainder is added to another string, with characters of one byte.
+    event["service"]["name"] += "x" * (missing % width)
+    pad(event, missing // width)
+    for parent in (event["event"], event):
+        for key in ("data", "unknown"):
+            if isinstance(parent.get(key), str):
+                parent[key] = parent[key].replace("x", character)
     raw = json.dumps(event, ensure_ascii=False).encode()
     assert len(raw) == size
     return raw
 
 
-def _into_data(event: dict[str, Any], length: int) -> None:
+def _pad_data(event: dict[str, Any], length: int) -> None:
     event["event"]["data"] = "x" * length
 
 
-def _into_surplus(event: dict[str, Any], length: int) -> None:
-    event["surplus"] = "x" * length
+def _pad_unknown_key(event: dict[str, Any], length: int) -> None:
+    event["unknown"] = "x" * length
 
 
-@pytest.mark.parametrize("pad", [_into_data, _into_surplus])
+@pytest.mark.parametrize("pad", [_pad_data, _pad_unknown_key])
 @pytest.mark.parametrize("character", ["x", "é", "\U0001f600"])
-def test_largest_event(pad: Callable[[dict[str, Any], int], None], character: str) -> None:
-    """An event may have 102400 bytes of JSON, keys that are ignored included, and not one more."""
+def test_event_of_more_than_102400_bytes_is_rejected(
+    pad: Callable[[dict[str, Any], int], None], character: str
+) -> None:
+    """An event can have 102400 bytes of JSON, including unknown keys, but not more."""
     assert read_event(_padded(102_400, pad, character)).service.language == "rust"
 
-    refusal = refusal_of(_padded(102_401, pad, character))
-    assert refusal.code == "event_too_large"
-    assert "102401" in refusal.message
+    error = error_of(_padded(102_401, pad, character))
+    assert error.code == "event_too_large"
+    assert "102401" in error.message
 
 
-def test_spaces_count() -> None:
-    """The size is that of the JSON as it was sent, with the white space within it."""
+def test_size_includes_white_space_in_event() -> None:
+    """The size of an event is that of the JSON as received, including white space."""
     text = event_text(make_event())
     padded = text[:-1] + " " * (MAX_EVENT_BYTES - len(text)) + "}"
 
     assert read_event(padded.encode()).service.language == "rust"
-    assert refusal_of(padded[:-1] + " }").code == "event_too_large"
+    assert error_of(padded[:-1] + " }").code == "event_too_large"
 
 
-def test_raw_is_measured_too() -> None:
-    """An event that comes as a part of a larger text is measured by itself."""
+def test_size_of_raw_event_excludes_surroundings() -> None:
+    """The size of an event that is a part of a larger text does not include the rest of the text."""
     text = event_text(make_event())
     largest = text[:-1] + " " * (MAX_EVENT_BYTES - len(text)) + "}"
     first, second = msgspec.json.decode(f"[{largest},  {largest[:-1]} }} ]", type=list[msgspec.Raw])
@@ -592,54 +601,54 @@ def test_raw_is_measured_too() -> None:
         read_event(second)
 
 
-# --- keys that are not listed
+# --- unknown keys
 
 
-@pytest.mark.parametrize("part", ["", "service__", "environment__", "event__", "metadata__"])
+@pytest.mark.parametrize("prefix", ["", "service__", "environment__", "event__", "metadata__"])
 @pytest.mark.parametrize(
     "value", ["null", "1e999999", MANY_DIGITS, r'"\u0000"', r'{"\u0000":[1]}', "[[[[]]]]", '{"service":{"name":1}}']
 )
-def test_unknown_key(part: str, value: str) -> None:
-    """Keys that are not listed are ignored at every level, whatever they hold."""
-    mark = "anything"
-    text = json.dumps(make_event(**{f"{part}surplus": mark})).replace(json.dumps(mark), value)
+def test_unknown_keys_are_ignored(prefix: str, value: str) -> None:
+    """Unknown keys are ignored at every level, regardless of their values."""
+    placeholder = "placeholder of the value"
+    text = json.dumps(make_event(**{f"{prefix}unknown": placeholder})).replace(json.dumps(placeholder), value)
 
     assert read_event(text.encode()).service.name == "my-cli"
 
 
-def test_unknown_keys_hide_nothing() -> None:
-    """What is wrong elsewhere is found in spite of keys that are ignored."""
-    message = complaint(make_event(surplus="\0", service__name="\0"))
+def test_errors_next_to_unknown_keys_are_reported() -> None:
+    """Errors of known keys are reported even if there are unknown keys."""
+    message = message_of(make_event(unknown="\0", service__name="\0"))
 
-    assert message == "service.name: holds U+0000"
+    assert message == "service.name: contains U+0000"
 
 
-# --- what is no event
+# --- values that are not events
 
 
 @pytest.mark.parametrize(
     "text", ["null", "true", "1", "1.5", '"x"', "[]", "[{}]", nested(DEEP)], ids=lambda text: text[:9]
 )
-def test_no_object(text: str) -> None:
-    """What is no object is refused as a whole."""
-    refusal = refusal_of(text)
+def test_other_json_type_is_rejected(text: str) -> None:
+    """A value that is not an object is rejected with the path ``$``."""
+    error = error_of(text)
 
-    assert refusal.code == "invalid_schema"
-    assert refusal.message.startswith("$: must be an object, not ")
+    assert error.code == "invalid_schema"
+    assert error.message.startswith("$: must be an object, not ")
 
 
 @pytest.mark.parametrize("text", ["1e999999", MANY_DIGITS, r'"\ud800"', r'["\ud800"]'], ids=len)
-def test_hardly_an_event(text: str) -> None:
-    """What is no object and hard to decode besides is refused as a whole as well."""
-    refusal = refusal_of(text)
+def test_other_json_type_that_decoder_rejects_is_rejected(text: str) -> None:
+    """A value that is not an object, and that the decoder does not support, is rejected with the path ``$``."""
+    error = error_of(text)
 
-    assert refusal.code == "invalid_schema"
-    assert refusal.message.startswith("$: ")
+    assert error.code == "invalid_schema"
+    assert error.message.startswith("$: ")
 
 
-def test_empty_object() -> None:
-    """An object with nothing in it is refused for what it lacks."""
-    assert complaint({}).endswith(": missing")
+def test_empty_object_is_rejected() -> None:
+    """An empty object is rejected because of a missing field."""
+    assert message_of({}).endswith(": missing")
 
 
 SURROGATE_AND_DEPTH = event_text(make_event(service__name="\ud800"), nested(DEEP))
@@ -656,38 +665,38 @@ SURROGATE_AND_DIGITS = event_text(make_event(service__name="\ud800"), MANY_DIGIT
     ],
     ids=["surrogate and depth", "surrogate and digits", "surrogate and depth in data", "surrogate and digits in data"],
 )
-def test_two_evils(text: str) -> None:
-    """An event that is hard to decode in two ways is refused like one that is so in one."""
-    refusal = refusal_of(text)
+def test_event_with_two_problems_is_rejected(text: str) -> None:
+    """An event with two values that the decoder does not support is rejected with the path of one of them."""
+    error = error_of(text)
 
-    assert refusal.code == "invalid_schema"
-    assert refusal.message.startswith(("service.name: ", "event.data: "))
+    assert error.code == "invalid_schema"
+    assert error.message.startswith(("service.name: ", "event.data: "))
 
 
 REPEATED_KEY = r'{"a":"\ud800","a":1}'
 
 
-def test_lone_surrogate_in_repeated_key() -> None:
-    """A lone surrogate in data is found there, also where its key stands twice."""
-    assert complaint(make_event(), REPEATED_KEY) == "event.data: holds a lone surrogate"
+def test_lone_surrogate_in_repeated_key_is_reported() -> None:
+    """The path of a lone surrogate in the data is reported even if its key is repeated."""
+    assert message_of(make_event(), REPEATED_KEY) == "event.data: contains a lone surrogate"
 
 
-def test_memory_for_long_keys() -> None:
-    """Where a lone surrogate stands is found in memory in proportion to the event, however long its keys are."""
+def test_search_for_lone_surrogate_needs_linear_memory() -> None:
+    """The memory for the search of a lone surrogate is proportional to the size of the event, even with long keys."""
     members = ",".join(f'"{number}":1' for number in range(4000))
     text = f'{{"{"k" * 40_000}":{{{members},"last":"\\ud800"}}}}'
     tracemalloc.start()
     try:
-        refusal = refusal_of(text)
+        error = error_of(text)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
 
-    assert refusal.code == "invalid_schema"
+    assert error.code == "invalid_schema"
     assert peak < 100 * len(text)
 
 
-# --- the id in a refusal
+# --- ids of invalid events
 
 ID = "0f9d5a3e-1c2b-4d3e-8f4a-5b6c7d8e9f00"
 
@@ -698,7 +707,7 @@ ID = "0f9d5a3e-1c2b-4d3e-8f4a-5b6c7d8e9f00"
         event_text(make_event(event_id=ID)),
         event_text(make_event(event_id=ID.upper())),
         f'{{"event_id":"{ID}"}}',
-        f'{{"surplus":1,"event_id":"{ID}"}}',
+        f'{{"unknown":1,"event_id":"{ID}"}}',
         event_text(make_event(event_id=ID, schema_version="2.0.0")),
         event_text(make_event(event_id=ID, schema_version="\ud800")),
         event_text(make_event(event_id=ID, service__name="\0")),
@@ -706,15 +715,15 @@ ID = "0f9d5a3e-1c2b-4d3e-8f4a-5b6c7d8e9f00"
         event_text(make_event(event_id=ID), nested(DEEP)),
         event_text(make_event(event_id=ID), "1e999999"),
         event_text(make_event(event_id=ID), f'"{"x" * MAX_EVENT_BYTES}"'),
-        f'{{"surplus":"\\ud800","event_id":"{ID}"}}',
+        f'{{"unknown":"\\ud800","event_id":"{ID}"}}',
         f'{{"\\ud800":1,"event_id":"{ID}"}}',
-        f'{{"surplus":{nested(DEEP)},"event_id":"{ID}"}}',
-        f'{{"surplus":{{"event_id":"\\ud800"}},"event_id":"{ID}"}}',
+        f'{{"unknown":{nested(DEEP)},"event_id":"{ID}"}}',
+        f'{{"unknown":{{"event_id":"\\ud800"}},"event_id":"{ID}"}}',
     ],
     ids=range(15),
 )
-def test_own_id(text: str) -> None:
-    """A refusal names the event's own id wherever that parses, whatever else is wrong with the event."""
+def test_id_of_invalid_event_is_found(text: str) -> None:
+    """The id of an event is found if it is valid, regardless of other errors."""
     assert event_id_of(text.encode()) == UUID(ID)
 
 
@@ -731,8 +740,8 @@ def test_own_id(text: str) -> None:
         r'["\ud800"]',
         nested(DEEP),
         f'{{"EVENT_ID":"{ID}"}}',
-        f'{{"surplus":{{"event_id":"{ID}"}}}}',
-        f'{{"surplus":{{"event_id":"{ID}"}},"x":"\\ud800"}}',
+        f'{{"unknown":{{"event_id":"{ID}"}}}}',
+        f'{{"unknown":{{"event_id":"{ID}"}},"x":"\\ud800"}}',
         '{"event_id":null}',
         '{"event_id":1}',
         '{"event_id":1e999999}',
@@ -746,78 +755,78 @@ def test_own_id(text: str) -> None:
     ],
     ids=lambda text: text[:40],
 )
-def test_nil_id(text: str) -> None:
-    """A refusal names the nil UUID where the event has no id that parses."""
+def test_event_without_valid_id_has_nil_id(text: str) -> None:
+    """The nil UUID is returned if an event has no valid id."""
     assert event_id_of(text.encode()) == NIL_UUID == UUID("00000000-0000-0000-0000-000000000000")
 
 
-# --- anything at all
+# --- arbitrary events
 
 
 @thorough
 @given(events(), st.booleans())
-def test_valid_events(event: dict[str, Any], ascii_only: bool) -> None:
-    """Events that keep every rule are taken, and their values are those that were sent."""
-    read_back = read_event(event_text(event, ascii_only=ascii_only).encode())
+def test_any_valid_event_is_read(sent: dict[str, Any], ascii_only: bool) -> None:
+    """Valid events are accepted, and their values are not changed."""
+    event = read_event(event_text(sent, ascii_only=ascii_only).encode())
 
-    assert read_back.event_id == UUID(event["event_id"])
+    assert event.event_id == UUID(sent["event_id"])
     for path in TIMES:
-        sent = value_at(event, path).upper().replace("Z", "+00:00")
-        assert value_at(read_back, path) == datetime.fromisoformat(sent)
+        time = value_at(sent, path).upper().replace("Z", "+00:00")
+        assert value_at(event, path) == datetime.fromisoformat(time)
     for path in [*TEXT_LIMITS, *COUNTS, "environment.ci"]:
-        assert value_at(read_back, path) == value_at(event, path)
+        assert value_at(event, path) == value_at(sent, path)
 
 
 @thorough
-@given(broken_events())
-def test_broken_events(broken: tuple[dict[str, Any], str]) -> None:
-    """Events with one mistake are refused for it, by its path."""
-    event, path = broken
+@given(invalid_events())
+def test_any_invalid_value_is_reported_with_path(invalid: tuple[dict[str, Any], str]) -> None:
+    """An event with one invalid value is rejected with the path of this value."""
+    event, path = invalid
 
-    assert complaint(event).startswith(f"{path}: ")
+    assert message_of(event).startswith(f"{path}: ")
 
 
 @thorough
 @given(events(), json_texts())
 @example(make_event(), REPEATED_KEY)
 @example(make_event(), f'["\\ud800",{MANY_DIGITS}]')
-def test_any_data(event: dict[str, Any], data: str) -> None:
-    """Data is kept to the byte where jsonb can hold it, and refused by its path where it cannot."""
+def test_any_data_is_unchanged_or_rejected(event: dict[str, Any], data: str) -> None:
+    """Data is not changed if ``jsonb`` accepts it, and is rejected with its path otherwise."""
     text = event_text(event, data)
     assume(len(text.encode()) <= MAX_EVENT_BYTES)
-    outcome = outcome_of(text)
+    result = event_or_error(text)
 
-    if isinstance(outcome, Event):
-        assert bytes(outcome.event.data) == data.encode()
+    if isinstance(result, Event):
+        assert bytes(result.event.data) == data.encode()
         assert event_validation.jsonb_objection(data.encode()) is None
     else:
-        assert outcome.code == "invalid_schema"
-        assert outcome.message.startswith("event.data: ")
-        assert event_validation.jsonb_objection(data.encode()) or may_hold_surrogates(data)
+        assert result.code == "invalid_schema"
+        assert result.message.startswith("event.data: ")
+        assert event_validation.jsonb_objection(data.encode()) or may_contain_surrogates(data)
 
 
 @thorough
 @given(json_texts())
 @example(f'["\\ud800",{nested(DEEP)}]')
 @example(f'["\\ud800",{MANY_DIGITS}]')
-def test_any_json(text: str) -> None:
-    """Whatever JSON stands for an event, or within one, nothing but InvalidEvent is raised, and it has an id."""
-    around = event_text(make_event(event_id=ID), text)
-    refusal = outcome_of(text)
-    outcome = outcome_of(around)
+def test_any_json_is_read_or_rejected(text: str) -> None:
+    """Any JSON value, as an event or as its data, is accepted or raises InvalidEvent, and the event id is found."""
+    with_data = event_text(make_event(event_id=ID), text)
+    error = event_or_error(text)
+    result = event_or_error(with_data)
 
-    assert isinstance(refusal, InvalidEvent)
-    assert refusal.code in {"invalid_schema", "event_too_large"}
-    assert isinstance(outcome, Event) or outcome.code in {"invalid_schema", "event_too_large"}
+    assert isinstance(error, InvalidEvent)
+    assert error.code in {"invalid_schema", "event_too_large"}
+    assert isinstance(result, Event) or result.code in {"invalid_schema", "event_too_large"}
     assert event_id_of(text.encode()) == NIL_UUID
-    assert event_id_of(around.encode()) == UUID(ID)
+    assert event_id_of(with_data.encode()) == UUID(ID)
 
 
-@pytest.mark.parametrize("surplus", [r'"\ud800"', nested(DEEP), MANY_DIGITS, r'{"\ud800":[1]}', '"\\u0000"'], ids=len)
-@pytest.mark.parametrize("part", ["", "service", "environment", "event", "metadata"])
-def test_anything_under_ignored_keys(surplus: str, part: str) -> None:
-    """Keys that are not listed are ignored at every level, also when their values are hard to decode."""
+@pytest.mark.parametrize("value", [r'"\ud800"', nested(DEEP), MANY_DIGITS, r'{"\ud800":[1]}', '"\\u0000"'], ids=len)
+@pytest.mark.parametrize("parent", ["", "service", "environment", "event", "metadata"])
+def test_unknown_keys_with_unsupported_values_are_ignored(value: str, parent: str) -> None:
+    """Unknown keys are ignored at every level even if the decoder does not support their values."""
     event = make_event()
-    (event[part] if part else event)["surplus"] = "@@"
-    text = json.dumps(event).replace('"@@"', surplus)
+    (event[parent] if parent else event)["unknown"] = "@@"
+    text = json.dumps(event).replace('"@@"', value)
     assert read_event(text.encode()).event_id == UUID(event["event_id"])

@@ -1,4 +1,4 @@
-"""What is signed, and how: vectors from other implementations, so that no two mistakes here can agree."""
+"""Signatures: the signed bytes, and test vectors of other implementations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.support.strategies import thorough
 from tkserver.wire.signature import matches, sign, signed_message
 
-# The demo application's. Of an odd length, so that whoever takes it for hexadecimal notices.
+# The secret of the demo application. Its length is odd, so it cannot be decoded as hexadecimal.
 SECRET = "9f4b3c2a1e8d7f6a5b4c3d2e1f0a9b8c7d6e5f4a3b2c1d0e9f8a7b6c5d4e3f2a1b0"
 TIMESTAMP = b"1700000000"
 NONCE = b"3f2b8c1e-5d4a-4b6c-9e7f-0a1b2c3d4e5f"
@@ -21,29 +21,29 @@ BODY = b'{"events":[]}'
 WITHOUT_NONCE = b"b121f0c4cd32e58cc60195f1b808f477584d4bf12739123d49487b37d6a83c67"
 WITH_NONCE = b"fe43b04e8cdbcb476092c56ba235f76cbc9af0b56f7eabc6e8f413696633200f"
 WITH_EMPTY_NONCE = b"a45278ccacd2641d85abc74aac94134552a3414563b0e2ede3f72604b4dacbd7"
-OF_COMPRESSED_BODY = b"43386aee4f2b6311a4c73f749f4a043b0f956a6273dcf210adfbbe2de485207a"
+WITH_COMPRESSED_BODY = b"43386aee4f2b6311a4c73f749f4a043b0f956a6273dcf210adfbbe2de485207a"
 WITH_UNICODE_SECRET = b"766a625e5f51470108ae268f4edfc3e13e7c8f76924d66dd843caa805c900a29"
 
 
 @pytest.mark.parametrize(
     ("nonce", "body", "signature"),
     [
-        pytest.param(None, BODY, WITHOUT_NONCE, id="documented: Authorization and no nonce"),
-        pytest.param(NONCE, BODY, WITH_NONCE, id="shipped SDK, or both: with a nonce"),
-        pytest.param(b"", BODY, WITH_EMPTY_NONCE, id="an empty nonce is a nonce"),
-        pytest.param(None, b"\x1f\x8b\x00\xff", OF_COMPRESSED_BODY, id="a compressed body, as it came"),
+        pytest.param(None, BODY, WITHOUT_NONCE, id="documented protocol, without nonce"),
+        pytest.param(NONCE, BODY, WITH_NONCE, id="shipped SDK, with nonce"),
+        pytest.param(b"", BODY, WITH_EMPTY_NONCE, id="empty nonce"),
+        pytest.param(None, b"\x1f\x8b\x00\xff", WITH_COMPRESSED_BODY, id="compressed body"),
     ],
 )
-def test_dialects(nonce: bytes | None, body: bytes, signature: bytes) -> None:
-    """Each dialect signs the bytes that the contract says, with the bytes of the secret as they are."""
+def test_signed_bytes_of_all_protocol_variants(nonce: bytes | None, body: bytes, signature: bytes) -> None:
+    """Every variant of the protocol signs the bytes that the contract defines."""
     message = signed_message(TIMESTAMP, nonce, body)
 
     assert sign(SECRET, message) == signature
     assert matches(SECRET, message, signature)
 
 
-def test_secret_is_utf8() -> None:
-    """The key is the UTF-8 of a secret that is not ASCII."""
+def test_secret_is_encoded_as_utf8() -> None:
+    """The key of the HMAC is the UTF-8 encoding of the secret."""
     message = signed_message(TIMESTAMP, None, '{"events":["naïve"]}'.encode())
 
     assert sign("schlüssel", message) == WITH_UNICODE_SECRET
@@ -60,14 +60,14 @@ def test_secret_is_utf8() -> None:
         ("\x0b" * 20, b"Hi There", b"b0344c61d8db38535ca8afceaf0bf12b881dc200c9833da726e9376c2e32cff7"),
     ],
 )
-def test_rfc_4231(key: str, message: bytes, signature: bytes) -> None:
-    """The HMAC is the one of RFC 4231, test cases 2 and 1."""
+def test_vectors_of_rfc_4231(key: str, message: bytes, signature: bytes) -> None:
+    """The HMAC has the values of test cases 2 and 1 of RFC 4231."""
     assert sign(key, message) == signature
 
 
 @pytest.mark.parametrize("signature", [WITH_NONCE.upper(), WITH_NONCE[:32].upper() + WITH_NONCE[32:]])
-def test_either_case(signature: bytes) -> None:
-    """A signature may be written in upper case, or partly so."""
+def test_upper_case_signature_is_accepted(signature: bytes) -> None:
+    """A signature in upper or mixed case is accepted."""
     assert matches(SECRET, signed_message(TIMESTAMP, NONCE, BODY), signature)
 
 
@@ -85,8 +85,8 @@ def test_either_case(signature: bytes) -> None:
         WITH_EMPTY_NONCE,
     ],
 )
-def test_wrong_signature(signature: bytes) -> None:
-    """A signature that is cut, longer, altered, not hexadecimal, or of another dialect does not match."""
+def test_wrong_signature_is_rejected(signature: bytes) -> None:
+    """A signature that is truncated, too long, changed, not hexadecimal, or of another variant is rejected."""
     assert not matches(SECRET, signed_message(TIMESTAMP, NONCE, BODY), signature)
 
 
@@ -104,8 +104,8 @@ def test_wrong_signature(signature: bytes) -> None:
         (SECRET, TIMESTAMP, NONCE, b'{"events": []}'),
     ],
 )
-def test_everything_is_signed(secret: str, timestamp: bytes, nonce: bytes | None, body: bytes) -> None:
-    """A signature holds for one secret, timestamp, nonce and body only, each to the byte."""
+def test_signature_covers_all_inputs(secret: str, timestamp: bytes, nonce: bytes | None, body: bytes) -> None:
+    """A signature is invalid for any other secret, timestamp, nonce or body."""
     assert not matches(secret, signed_message(timestamp, nonce, body), WITH_NONCE)
 
 
@@ -116,8 +116,10 @@ def test_everything_is_signed(secret: str, timestamp: bytes, nonce: bytes | None
     st.none() | st.binary(max_size=40),
     st.binary(max_size=80),
 )
-def test_matches_what_it_signs(secret: str, timestamp: bytes, nonce: bytes | None, body: bytes) -> None:
-    """Whatever the bytes are, a signature matches its own message and no other."""
+def test_any_signature_matches_only_its_message(
+    secret: str, timestamp: bytes, nonce: bytes | None, body: bytes
+) -> None:
+    """The signature of any message is valid for this message and invalid for another one."""
     message = signed_message(timestamp, nonce, body)
     signature = sign(secret, message)
 
@@ -126,8 +128,8 @@ def test_matches_what_it_signs(secret: str, timestamp: bytes, nonce: bytes | Non
 
 
 @pytest.mark.parametrize("signature", [WITH_NONCE, b"0" * 64, b""])
-def test_constant_time(signature: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole of both signatures is left to the comparison whose time tells nothing."""
+def test_signatures_are_compared_in_constant_time(signature: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both signatures are passed completely to ``hmac.compare_digest``."""
     compared: list[tuple[bytes, bytes]] = []
 
     def compare(expected: bytes, given: bytes) -> bool:

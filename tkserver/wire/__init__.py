@@ -1,4 +1,4 @@
-"""The wire contract, pure: bytes in, values and refusals out.
+"""The wire contract: signatures, batches, events and error codes.
 
-Nothing here knows a reactor, a database or a clock; what depends on the time takes it as an argument.
+This package contains pure functions only. It uses no reactor, no database and no clock.
 """

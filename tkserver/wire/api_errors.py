@@ -1,7 +1,7 @@
-"""Every way in which a request is refused, as typed errors.
+"""The errors of the API. Each class has an HTTP status and an error code.
 
-Handlers raise these; :mod:`tkserver.web.http.response` alone turns them into answers. The message of a refusal goes to
-the client, so it says what to do and never holds what a stranger should not learn.
+Handlers raise them, and :mod:`tkserver.web.http.response` turns them into responses. Clients receive the message, so
+it says how to correct the request, and never contains secrets or details of the server.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class ApiError(Exception):
 
     def __init__(self, message: str, *, retry_after: int | None = None) -> None:
         """
-        :param message: for a person who reads the log of the client.
-        :param retry_after: in whole seconds. Every 429 and 503 has one; the default is :data:`RETRY_AFTER`.
+        :param message: an explanation for developers, without a final period.
+        :param retry_after: in seconds. The default is :data:`RETRY_AFTER` if the status is 429 or 503.
         """
         super().__init__(message)
         self.message = message
@@ -43,6 +43,9 @@ class MethodNotAllowed(ApiError):
     status, code = 405, "method_not_allowed"
 
     def __init__(self, message: str, allowed: Sequence[str]) -> None:
+        """
+        :param allowed: the methods of the ``Allow`` header.
+        """
         super().__init__(message)
         self.allowed = tuple(allowed)
 
@@ -139,16 +142,16 @@ EVENT_TOO_LARGE = "event_too_large"
 EVENT_ID_CONFLICT = "event_id_conflict"
 
 EVENT_CODES = (INVALID_SCHEMA, UNSUPPORTED_SCHEMA, EVENT_TOO_LARGE, EVENT_ID_CONFLICT)
-"""The codes of events that are rejected permanently."""
+"""The error codes of events that are rejected permanently."""
 
 
 class EventError(Struct, frozen=True):
     """An event that is rejected permanently.
 
-    :ivar index: position of the event in its batch, from 0.
-    :ivar event_id: the nil UUID if the event has no id that can be parsed.
-    :ivar code: one of :data:`EVENT_CODES`; ``error`` in JSON.
-    :ivar message: begins with the path of the invalid field, if there is one.
+    :ivar index: the position of the event in its batch, starting at 0.
+    :ivar event_id: the nil UUID if the event has no valid id.
+    :ivar code: one of :data:`EVENT_CODES`. Its name in JSON is ``error``.
+    :ivar message: an explanation for developers. If a field is invalid, the message begins with its path.
     """
 
     index: int
@@ -161,6 +164,9 @@ class AllEventsRejected(ApiError):
     status, code = 400, "all_events_rejected"
 
     def __init__(self, message: str, errors: Sequence[EventError]) -> None:
+        """
+        :param errors: one for each event, ordered by index.
+        """
         super().__init__(message)
         self.errors = tuple(errors)
 
@@ -190,4 +196,7 @@ class InternalError(ApiError):
 
 
 class DoNotTrack(Exception):
-    """The client sent a do-not-track header. Its events are counted but not stored, and the response is a 204."""
+    """The client sent a do-not-track header.
+
+    Its events are counted but not stored, and the response is a 204.
+    """

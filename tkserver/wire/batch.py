@@ -1,4 +1,4 @@
-"""From the body of a request to its events: content type, compression, JSON, and the checks of the whole batch."""
+"""Decoding of request bodies: content type, compression, JSON, and the number of events."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from tkserver.wire.event_validation import InvalidEvent, event_id_of, read_event
 from tkserver.wire.scanner import Scanner
 
 MAX_EVENTS = 1000
-"""The maximum number of events in a batch."""
+"""Maximum number of events in a batch."""
 
 
 class Batch(Struct, frozen=True):
-    """The events of a body.
+    """A decoded body.
 
-    :ivar events: valid events by their index in the batch.
-    :ivar errors: the errors of all other events.
+    :ivar events: the valid events, by their index in the batch.
+    :ivar errors: one for each invalid event, ordered by index.
     """
 
     events: dict[int, Event]
@@ -42,17 +42,18 @@ class Batch(Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        """The number of events, valid or not."""
+        """Number of events, including invalid ones."""
         return len(self.events) + len(self.errors)
 
 
 def decode_body(body: bytes, *, content_type: str | None, content_encoding: str | None, max_bytes: int) -> bytes:
-    """Return the JSON text of a body, decompressed.
+    """Check the content type of a body, and return the body without compression.
 
     :param body: as received.
-    :param content_type: the value of the header, if sent; the same applies to ``content_encoding``.
-    :param max_bytes: the maximum size after decompression.
-    :raise ApiError: if the body is not JSON, not complete, too large, or compressed by other means than gzip.
+    :param content_type: the ``Content-Type`` header, or ``None`` if it was not sent.
+    :param content_encoding: the ``Content-Encoding`` header, or ``None`` if it was not sent.
+    :param max_bytes: maximum size after decompression.
+    :raise ApiError: if the content type or the encoding is not supported, or the gzip data is invalid or too large.
     """
     if (content_type or "").partition(";")[0].strip().lower() != "application/json":
         raise UnsupportedMediaType("send Content-Type: application/json")
@@ -65,7 +66,11 @@ def decode_body(body: bytes, *, content_type: str | None, content_encoding: str 
 
 
 def _decompress(body: bytes, max_bytes: int) -> bytes:
-    """Decompress a gzip body (RFC 1952) of one or more members, but at most ``max_bytes`` of it."""
+    """Decompress a gzip body (RFC 1952), which can consist of several members.
+
+    :raise InvalidEncoding: if it is not valid gzip.
+    :raise PayloadTooLarge: if the result is longer than ``max_bytes``. Only one byte more is decompressed.
+    """
     try:
         text = gzip.GzipFile(fileobj=BytesIO(body)).read(max_bytes + 1)
     except EOFError:
@@ -80,11 +85,11 @@ def _decompress(body: bytes, max_bytes: int) -> bytes:
 
 
 def read_batch(body: bytes, *, declared_size: str | None = None) -> Batch:
-    """Decode a body and validate each of its events separately.
+    """Parse a body, and validate each event separately.
 
     :param body: JSON, not compressed.
-    :param declared_size: the value of the header ``X-Batch-Size``, if sent.
-    :raise ApiError: if the whole body is invalid.
+    :param declared_size: the ``X-Batch-Size`` header, or ``None`` if it was not sent.
+    :raise ApiError: if the body as a whole is invalid.
     """
     events: dict[int, Event] = {}
     errors: list[EventError] = []
@@ -97,9 +102,10 @@ def read_batch(body: bytes, *, declared_size: str | None = None) -> Batch:
 
 
 def count_events(body: bytes) -> int:
-    """Return the number of events in a body without validating them; 0 if :func:`read_batch` would reject the body.
+    """Return the number of events in a body, without validating them.
 
     :param body: JSON, not compressed.
+    :return: 0 if :func:`read_batch` would reject the body.
     """
     try:
         return len(_raw_events(body, None))
@@ -108,9 +114,9 @@ def count_events(body: bytes) -> int:
 
 
 def _raw_events(body: bytes, declared_size: str | None) -> list[bytes] | list[Raw]:
-    """Return the JSON texts of the events.
+    """Return the events as JSON texts.
 
-    :raise ApiError: if the whole body is invalid.
+    :raise ApiError: if the body as a whole is invalid.
     """
     try:
         body.decode("utf-8")
@@ -130,7 +136,7 @@ def _check_size(size: int, declared: str | None) -> None:
         raise BatchSizeMismatch(f"X-Batch-Size is {declared[:20]}, but the batch has {size} events")
 
 
-# --- splitting a body into events
+# --- splitting of a body into events
 
 
 class _Envelope(Struct):
@@ -141,7 +147,7 @@ _envelope_decoder = msgspec.json.Decoder(_Envelope)
 
 
 def _split(body: bytes) -> list[bytes] | list[Raw]:
-    """Return the JSON texts of the events.
+    """Return the events as JSON texts.
 
     :raise InvalidJson: if the body is not a JSON object with an ``events`` array.
     """
@@ -157,7 +163,9 @@ def _split(body: bytes) -> list[bytes] | list[Raw]:
 
 
 def _scan(body: bytes) -> list[bytes]:
-    """Do the same as :func:`_split` for a body that the decoder rejects; stop after ``MAX_EVENTS`` + 1 events.
+    """Return the events of a body that the decoder rejects.
+
+    Stop after ``MAX_EVENTS`` + 1 events.
 
     :raise ValueError: if the body is not a JSON object with an ``events`` array.
     """

@@ -1,4 +1,4 @@
-"""The types of an event and the limits of its fields, as the contract defines them."""
+"""The fields of an event, their types and their limits."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from uuid import UUID
 from msgspec import Meta, Raw, Struct
 
 MAX_EVENT_BYTES = 102_400
-"""The longest event, in bytes of JSON as sent."""
+"""Maximum size of an event, in bytes of JSON as received."""
 
 USER_ID_PREFIXES = ("client_", "anon_")
 
 NIL_UUID = UUID(int=0)
-"""Stands for the id of an event that has none: SDKs parse the field as a UUID."""
+"""Reported as the id of an event without a valid id, because SDKs parse the field as a UUID."""
 
 _MAX_INTEGER = 2_147_483_647
 
@@ -36,7 +36,7 @@ class Service(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Environment(Struct, frozen=True, gc=False, omit_defaults=True):
-    """Where that program ran."""
+    """The system on which the program ran."""
 
     os: Text50
     os_version: Text100 | None = None
@@ -46,7 +46,10 @@ class Environment(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Occurrence(Struct, frozen=True, gc=False, omit_defaults=True):
-    """What happened. ``data`` keeps the client's own bytes: any JSON, never decoded and encoded again."""
+    """The action that the event reports.
+
+    :ivar data: any JSON value. The bytes are stored as received, without decoding them.
+    """
 
     type: Text100
     data: Raw
@@ -54,7 +57,7 @@ class Occurrence(Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class Metadata(Struct, frozen=True, gc=False):
-    """How the event was sent."""
+    """Information about the transmission of the event."""
 
     sdk_version: Text50
     transmission_timestamp: Time
@@ -63,7 +66,7 @@ class Metadata(Struct, frozen=True, gc=False):
 
 
 class Event(Struct, frozen=True, gc=False, omit_defaults=True):
-    """An event that keeps every rule of the contract. Keys that are not listed here are ignored."""
+    """An event. Unknown keys are ignored."""
 
     schema_version: Text20
     event_id: UUID

@@ -1,4 +1,4 @@
-"""Validation of one event: decode it, check every rule of the contract, and explain what is wrong with it."""
+"""Validation of events: decoding, the rules of the contract, and error messages for developers of SDKs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from uuid import UUID
 import msgspec
 from msgspec import Raw, Struct
 
+from tkserver.wire.api_errors import EVENT_TOO_LARGE, INVALID_SCHEMA, UNSUPPORTED_SCHEMA
 from tkserver.wire.event import MAX_EVENT_BYTES, NIL_UUID, USER_ID_PREFIXES, Event, Text20
 from tkserver.wire.scanner import Pairs, Scanner
 
 
 class InvalidEvent(Exception):
-    """An event that would be refused again for ever.
+    """The event violates the contract, and is rejected permanently.
 
     :ivar code: ``unsupported_schema``, ``invalid_schema`` or ``event_too_large``.
-    :ivar message: begins with the path of the field that is wrong, where one is.
+    :ivar message: begins with the path of the invalid field, if there is one.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -34,19 +35,19 @@ _event_decoder = msgspec.json.Decoder(Event)
 
 
 def read_event(raw: bytes | Raw) -> Event:
-    """Decode and check one event.
+    """Decode and validate one event.
 
-    :param raw: its JSON text, known to be well-formed.
-    :raise InvalidEvent: when it breaks a rule.
+    :param raw: well-formed JSON.
+    :raise InvalidEvent: if the event violates a rule of the contract.
     """
     text = bytes(raw)
     if len(text) > MAX_EVENT_BYTES:
-        raise InvalidEvent("event_too_large", f"the event has {len(text)} bytes, the limit is {MAX_EVENT_BYTES}")
+        raise InvalidEvent(EVENT_TOO_LARGE, f"the event has {len(text)} bytes, the limit is {MAX_EVENT_BYTES}")
     try:
         event = _decode(text)
     except (msgspec.DecodeError, RecursionError):
-        # Well-formed, and still not decoded: perhaps for something that is to be ignored.
-        text = _without_ignored_keys(text.decode(), Event).encode()
+        # The JSON is well-formed, but the decoder does not support it. The cause can be an unknown key.
+        text = _without_unknown_keys(text.decode(), Event).encode()
         event = _decode_or_explain(text)
     _check(event, text)
     return event
@@ -63,42 +64,45 @@ def _decode_or_explain(raw: bytes) -> Event:
     try:
         return _decode(raw)
     except msgspec.DecodeError:
-        # The decoder has no place for a lone surrogate, and nor has PostgreSQL.
-        raise _invalid(_path_of_lone_surrogate(raw), "holds a lone surrogate") from None
+        # Neither the decoder nor PostgreSQL accepts lone surrogates.
+        raise _invalid(_path_of_lone_surrogate(raw), "contains a lone surrogate") from None
     except RecursionError:
         raise _invalid("event.data", f"nested deeper than {MAX_DEPTH} levels") from None
 
 
-def _without_ignored_keys(text: str, struct: type[Struct]) -> str:
-    """The text of an object with those members only that the struct has, at every level."""
+def _without_unknown_keys(text: str, struct: type[Struct]) -> str:
+    """Return a JSON object without the keys that are not fields of the struct, at every level.
+
+    :param text: any JSON. A value that is not an object is returned unchanged.
+    """
     types = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
-    kept: list[str] = []
+    members: list[str] = []
     try:
         for key, (start, end) in Scanner(text).members():
             value = text[start:end]
             if key in types:
-                inner = types[key]
-                if isinstance(inner, type) and issubclass(inner, Struct):
-                    value = _without_ignored_keys(value, inner)
-                kept.append(f'"{key}":{value}')
+                field_type = types[key]
+                if isinstance(field_type, type) and issubclass(field_type, Struct):
+                    value = _without_unknown_keys(value, field_type)
+                members.append(f'"{key}":{value}')
     except ValueError:
-        return text  # no object at all
-    return "{" + ",".join(kept) + "}"
+        return text  # not an object
+    return "{" + ",".join(members) + "}"
 
 
 def _check(event: Event, raw: bytes) -> None:
-    """The rules that types alone do not express."""
+    """Check the rules that types cannot express."""
     if not event.schema_version.startswith("1."):
         raise _unsupported_schema(event.schema_version)
     if not event.user_id.startswith(USER_ID_PREFIXES):
-        raise _invalid("user_id", "must begin with client_ or anon_: only anonymous ids are taken")
+        raise _invalid("user_id", "must begin with client_ or anon_: only anonymous ids are accepted")
     _check_range("timestamp", event.timestamp)
     _check_range("metadata.transmission_timestamp", event.metadata.transmission_timestamp)
-    # JSON has one way only to write U+0000, so that its absence spares a look at every string.
+    # \u0000 is the only way to write U+0000 in JSON. Without it, the strings need not be checked.
     if rb"\u0000" in raw:
         for path, text in _texts(event):
             if "\0" in text:
-                raise _invalid(path, "holds U+0000")
+                raise _invalid(path, "contains U+0000")
     if objection := jsonb_objection(bytes(event.event.data)):
         raise _invalid("event.data", objection)
 
@@ -108,11 +112,11 @@ def _check_range(path: str, time: datetime) -> None:
         try:
             time.astimezone(timezone.utc)
         except OverflowError:
-            raise _invalid(path, "is out of range in UTC") from None
+            raise _invalid(path, "out of range in UTC") from None
 
 
 def _texts(struct: Struct, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every string of a struct and those within it, with its path."""
+    """Yield the path and the value of every string in a struct and in the structs that it contains."""
     for name in struct.__struct_fields__:
         value = getattr(struct, name)
         if isinstance(value, str):
@@ -122,7 +126,10 @@ def _texts(struct: Struct, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _path_of_lone_surrogate(raw: bytes) -> str:
-    """Where a lone surrogate stands, as a path; ``$`` where it is in a key of the event itself."""
+    """Return the path of the field that contains a lone surrogate.
+
+    :return: ``$`` if a key of the event itself contains it.
+    """
     try:
         pending: list[tuple[tuple[str, ...], Any]] = [((), Scanner(raw.decode()).value())]
     except (RecursionError, ValueError):
@@ -132,22 +139,25 @@ def _path_of_lone_surrogate(raw: bytes) -> str:
         if isinstance(value, str) and _SURROGATE.search(value):
             return ".".join(path) or "$"
         if isinstance(value, Pairs):
-            listed = len(path) < 2  # no path of the contract has more than two parts
-            pending += [((*path, key) if listed else path, inner) for key, inner in value]
+            has_fields = len(path) < 2  # paths in the contract have at most two parts
+            pending += [((*path, key) if has_fields else path, child) for key, child in value]
             pending += [(path, key) for key, _ in value]
         elif isinstance(value, list):
-            pending += [(path, inner) for inner in value]
+            pending += [(path, child) for child in value]
     return "$"
 
 
 def event_id_of(raw: bytes | Raw) -> UUID:
-    """The id of an event that may otherwise be broken; the nil UUID where it has none that parses."""
+    """Return the id of an event, which may be invalid otherwise.
 
-    class Identified(Struct):
+    :return: the nil UUID if the event has no valid id.
+    """
+
+    class EventId(Struct):
         event_id: UUID
 
     try:
-        return msgspec.json.decode(raw, type=Identified).event_id
+        return msgspec.json.decode(raw, type=EventId).event_id
     except msgspec.ValidationError:
         return NIL_UUID
     except (msgspec.DecodeError, RecursionError):
@@ -162,22 +172,22 @@ def _scan_for_event_id(text: str) -> UUID:
         return NIL_UUID
 
 
-# --- what is wrong, in words
+# --- error messages
 
 
 def _invalid(path: str, problem: str) -> InvalidEvent:
-    return InvalidEvent("invalid_schema", f"{path}: {problem}")
+    return InvalidEvent(INVALID_SCHEMA, f"{path}: {problem}")
 
 
 def _unsupported_schema(version: str) -> InvalidEvent:
-    return InvalidEvent("unsupported_schema", f"schema_version: {version!r} is not supported, only 1.x is")
+    return InvalidEvent(UNSUPPORTED_SCHEMA, f"schema_version: {version!r} is not supported, use 1.x")
 
 
 def _explain(raw: bytes | Raw, error: msgspec.ValidationError) -> InvalidEvent:
-    """Turn the decoder's complaint into the contract's code and a message for people."""
+    """Return the error code of the contract, and a readable message, for an error of the decoder."""
     version = _schema_version_of(raw)
     if version is not None and not version.startswith("1."):
-        # An event of another schema may well be shaped differently: say so rather than find fault with it.
+        # Another schema can have other fields, so their errors are not reported.
         return _unsupported_schema(version)
     problem, _, path = str(error).partition(" - at `$.")
     path = path.rstrip("`")
@@ -185,20 +195,20 @@ def _explain(raw: bytes | Raw, error: msgspec.ValidationError) -> InvalidEvent:
     if missing:
         path = f"{path}.{missing[1]}" if path else missing[1]
         return _invalid(path, "missing")
-    return _invalid(path or "$", _in_words(problem))
+    return _invalid(path or "$", _readable(problem))
 
 
 def _schema_version_of(raw: bytes | Raw) -> str | None:
-    class Versioned(Struct):
+    class SchemaVersion(Struct):
         schema_version: Text20
 
     try:
-        return msgspec.json.decode(raw, type=Versioned).schema_version
+        return msgspec.json.decode(raw, type=SchemaVersion).schema_version
     except (msgspec.DecodeError, RecursionError):
         return None
 
 
-_NOUNS = {
+_TYPE_NAMES = {
     "str": "a string",
     "int": "an integer",
     "float": "a number with a fraction",
@@ -211,37 +221,42 @@ _NOUNS = {
 }
 
 
-def _noun(name: str) -> str:
-    return _NOUNS.get(name.removesuffix(" | null"), name)
+def _type_name(name: str) -> str:
+    """Return the readable name of a type of msgspec. Other texts are returned unchanged."""
+    return _TYPE_NAMES.get(name.removesuffix(" | null"), name)
 
 
-# The decoder's messages are part of no promise; one that is not known here is passed on as it is.
-_WORDS = (
+# msgspec does not document its messages. A message that does not match is used unchanged.
+_MESSAGES = (
     (r"Expected `.+` of length <= (\d+)", "longer than {0} characters"),
     (r"Expected `.+` of length >= 1", "empty"),
     (r"Expected `int` >= (.+)", "less than {0}"),
     (r"Expected `int` <= (.+)", "greater than {0}"),
     (r"Expected `(.+)`, got `(.+)`", "must be {0}, not {1}"),
-    (r"Expected `datetime` with a timezone component", "has no offset: end it with Z or +hh:mm"),
+    (r"Expected `datetime` with a timezone component", "has no UTC offset: end it with Z or +hh:mm"),
     (r"Invalid RFC3339 encoded datetime", "not an RFC 3339 date-time"),
     (r"Invalid UUID", "not a UUID"),
 )
 
 
-def _in_words(problem: str) -> str:
-    for pattern, words in _WORDS:
+def _readable(problem: str) -> str:
+    """Return a readable form of a message of the decoder."""
+    for pattern, message in _MESSAGES:
         if match := re.fullmatch(pattern, problem):
-            return words.format(*map(_noun, match.groups()))
+            return message.format(*map(_type_name, match.groups()))
     return problem
 
 
 # --- values that jsonb does not accept
 
 MAX_DEPTH = 500
-"""Levels of nesting that are taken. PostgreSQL's own limit moves with its ``max_stack_depth``; this one does not,
-and lies well below both it and the decoder's."""
+"""Maximum number of nested arrays and objects.
 
-# numeric_in(): digits before and after the decimal point, and the largest exponent that it looks at.
+The limit of PostgreSQL depends on ``max_stack_depth``. This one is constant, and lower than the limits of PostgreSQL
+and of the decoder.
+"""
+
+# Limits of numeric_in() in PostgreSQL: digits before and after the decimal point, and the exponent.
 _MAX_INTEGRAL_DIGITS = 131_072
 _MAX_FRACTIONAL_DIGITS = 16_383
 _MAX_EXPONENT = 2_147_483_647 // 2
@@ -256,17 +271,19 @@ _BRACKETS = re.compile(rb"[\[{]+|[\]}]+")
 
 
 def jsonb_objection(text: bytes) -> str | None:
-    """Why ``jsonb`` would refuse this well-formed JSON text, or ``None`` when it takes it.
+    """Return the reason why the type ``jsonb`` does not accept a value, or ``None`` if it does.
 
-    Most values hold nothing that is even suspicious, and cost a few searches in C.
+    A few fast searches are sufficient for most values.
+
+    :param text: well-formed JSON.
     """
     if rb"\u0000" in text and _NUL.search(text):
-        return "holds U+0000"
+        return "contains U+0000"
     if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         return f"nested deeper than {MAX_DEPTH} levels"
     many_digits = len(text) >= _MANY_DIGITS and _SUSPICIOUS_DIGITS.search(text)
     if many_digits or _SUSPICIOUS_EXPONENT.search(text):
-        return _bad_number(text)
+        return _number_objection(text)
     return None
 
 
@@ -279,10 +296,10 @@ def _depth(text: bytes) -> int:
     return deepest
 
 
-def _bad_number(text: bytes) -> str | None:
+def _number_objection(text: bytes) -> str | None:
     for match in _NUMBER.finditer(_STRING.sub(b'""', text)):
         if not _fits_numeric(match[1], match[2] or b"", match[3] or b"0"):
-            return "holds a number beyond what PostgreSQL's numeric can hold"
+            return "contains a number outside the range of PostgreSQL's numeric type"
     return None
 
 

@@ -1,8 +1,8 @@
-"""A second, more lenient look at JSON that the decoder cannot take.
+"""A JSON scanner that accepts all well-formed JSON.
 
-Lone surrogates and very deep nesting are JSON, though neither the decoder nor PostgreSQL holds them. One event with
-such a thing is to be refused alone, so the bounds of its neighbours must be found all the same. This scanner is many
-times slower than the decoder and is asked only after that has failed.
+Lone surrogates and very deep nesting are valid JSON, but the decoder rejects a body that contains them. Only the
+affected event must be rejected, so the scanner finds where each event begins and ends. It is much slower than the
+decoder, and is used only if the decoder fails.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
 
 Span = tuple[int, int]
-"""Where a value begins, and the position after it."""
+"""Start and end of a value in the text, as for a slice."""
 
 
 class Pairs(list[tuple[str, Any]]):
-    """The members of an object, those included whose key stands twice."""
+    """The members of an object in their order, including repeated keys."""
 
 
 class Scanner:
-    """Finds the bounds of values in a JSON text.
+    """Finds the spans of values in a JSON text.
 
-    Methods that read raise :exc:`ValueError` where the text is no JSON. What lies within a value that is nested too
-    deeply for the standard library is the exception: only its brackets are looked at.
+    All methods raise :exc:`ValueError` if the text is not JSON. There is one exception: if a value is nested too deeply
+    for the standard library, only its brackets and strings are checked.
     """
 
     _SPACE = re.compile(r"[ \t\n\r]*")
@@ -33,13 +33,13 @@ class Scanner:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        # Numbers stay text: nobody asks for their values, and the longest ones cannot be converted.
+        # Numbers are not converted: their values are not needed, and Python limits the number of digits.
         self._decoder = json.JSONDecoder(
-            parse_constant=_refuse_constant, parse_int=str, parse_float=str, object_pairs_hook=Pairs
+            parse_constant=_reject_constant, parse_int=str, parse_float=str, object_pairs_hook=Pairs
         )
 
     def members(self) -> Iterator[tuple[str, Span]]:
-        """The keys of the object that the whole text is, and the bounds of their values."""
+        """Yield the keys of the object in the text, and the spans of their values."""
         position = self._skip("{", 0)
         while not self._at("}", position):
             if not self._at('"', position):
@@ -50,10 +50,10 @@ class Scanner:
             yield key, (start, end)
             position = self._next(end, "}")
         if self._skip("}", position) != len(self.text):
-            raise ValueError("something follows the object")
+            raise ValueError("unexpected text after the object")
 
     def elements(self, start: int) -> Iterator[Span]:
-        """The bounds of the elements of the array that begins at ``start``."""
+        """Yield the spans of the elements of the array that begins at ``start``."""
         position = self._skip("[", start)
         while not self._at("]", position):
             end = self._end_of_value(position)
@@ -61,9 +61,9 @@ class Scanner:
             position = self._next(end, "]")
 
     def value(self) -> Any:
-        """The whole text as a value, with numbers as text and objects as :class:`Pairs`.
+        """Decode the text, with numbers as strings and objects as :class:`Pairs`.
 
-        :raise RecursionError: when it is nested too deeply.
+        :raise RecursionError: if the value is nested too deeply.
         """
         return self._decoder.decode(self.text)
 
@@ -85,19 +85,23 @@ class Scanner:
                 return mark.start() + depth
             else:
                 depth -= len(run)
-        raise ValueError("a bracket is never closed")
+        raise ValueError("a bracket is not closed")
 
     def _next(self, end: int, closing: str) -> int:
-        """From the end of an element to the next one, or to the bracket that closes the last."""
+        """Return the position of the next element, or of the closing bracket.
+
+        :param end: end of the current element.
+        """
         position = self._skip_space(end)
         if self._at(closing, position):
             return position
         position = self._skip(",", position)
         if self._at(closing, position):
-            raise ValueError("a comma with nothing behind it")
+            raise ValueError("trailing comma")
         return position
 
     def _skip(self, mark: str, position: int) -> int:
+        """Return the position after a punctuation mark and the white space around it."""
         position = self._skip_space(position)
         if not self._at(mark, position):
             raise ValueError(f"{mark} expected")
@@ -111,6 +115,6 @@ class Scanner:
         return self.text.startswith(mark, position)
 
 
-def _refuse_constant(name: str) -> None:
-    """The standard library takes NaN and the infinities; JSON has none."""
-    raise ValueError(f"{name} is no JSON")
+def _reject_constant(name: str) -> None:
+    """Reject NaN and infinities, which the standard library accepts but JSON does not contain."""
+    raise ValueError(f"{name} is not JSON")

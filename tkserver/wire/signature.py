@@ -1,7 +1,7 @@
-"""The signature of a request: which bytes are signed, and how they are checked.
+"""Signatures of requests.
 
-Three dialects are spoken by clients in the field; all of them sign ``{timestamp}:{body}``, with ``{nonce}:`` in
-between exactly when the ``X-Nonce`` header is sent. Everything is taken as the raw bytes that came over the wire.
+Existing clients use three variants of the protocol. All of them sign ``{timestamp}:{body}``, or
+``{timestamp}:{nonce}:{body}`` if they send the ``X-Nonce`` header. The signed bytes are those that are sent.
 """
 
 from __future__ import annotations
@@ -10,21 +10,27 @@ import hmac
 
 
 def signed_message(timestamp: bytes, nonce: bytes | None, body: bytes) -> bytes:
-    """The bytes that a client signs.
+    """Return the bytes that a client signs.
 
     :param timestamp: the ``X-Timestamp`` header as sent.
-    :param nonce: the ``X-Nonce`` header as sent, or ``None`` where there is none; an empty header is a header.
-    :param body: the body as sent, still compressed where it is.
+    :param nonce: the ``X-Nonce`` header as sent, even if it is empty, or ``None`` if it was not sent.
+    :param body: the body as sent, before decompression.
     """
     parts = (timestamp, body) if nonce is None else (timestamp, nonce, body)
     return b":".join(parts)
 
 
 def sign(secret: str, message: bytes) -> bytes:
-    """HMAC-SHA256 (RFC 2104) in lower-case hexadecimal; the key is the secret's own UTF-8 bytes."""
+    """Return the HMAC-SHA256 (RFC 2104) of a message in lower-case hexadecimal.
+
+    :param secret: its UTF-8 bytes are the key, even if it looks like hexadecimal.
+    """
     return hmac.digest(secret.encode(), message, "sha256").hex().encode()
 
 
 def matches(secret: str, message: bytes, signature: bytes) -> bool:
-    """Whether ``signature``, hexadecimal in either case, signs ``message``. Takes the same time either way."""
+    """Return true if a signature is valid. The comparison takes constant time.
+
+    :param signature: hexadecimal, in upper or lower case.
+    """
     return hmac.compare_digest(sign(secret, message), signature.lower())

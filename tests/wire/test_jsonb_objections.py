@@ -1,4 +1,4 @@
-"""What ``jsonb`` refuses: as the rules say it, and then as a real PostgreSQL does it."""
+"""The values that ``jsonb`` does not accept: test cases, and comparisons with PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from tests.support.database import Database
 from tests.support.strategies import json_texts, nested, number_texts, thorough
 from tkserver.wire import event_validation
 
-NUL = "holds U+0000"
-NUMBER = "holds a number beyond what PostgreSQL's numeric can hold"
+NUL = "contains U+0000"
+NUMBER = "contains a number outside the range of PostgreSQL's numeric type"
 DEEP = "nested deeper than 500 levels"
 
 
@@ -51,14 +51,14 @@ WITHOUT_NUL = [
 
 
 @pytest.mark.parametrize("text", WITH_NUL)
-def test_nul(text: str) -> None:
-    """U+0000 is found in values, keys and behind escaped backslashes."""
+def test_nul_is_rejected(text: str) -> None:
+    """U+0000 is rejected in values, in keys and after escaped backslashes."""
     assert objection(text) == NUL
 
 
 @pytest.mark.parametrize("text", WITHOUT_NUL)
-def test_no_nul(text: str) -> None:
-    """An escaped backslash before ``u0000`` is no U+0000, nor is anything else that looks like it."""
+def test_text_similar_to_nul_is_accepted(text: str) -> None:
+    """An escaped backslash followed by ``u0000`` is accepted, and so are other similar texts."""
     assert objection(text) is None
 
 
@@ -67,7 +67,7 @@ def test_no_nul(text: str) -> None:
 ZEROS = "0" * 16_384
 NINES = "9" * 131_073
 
-FITTING = [
+NUMBERS_IN_RANGE = [
     "0",
     "-0",
     "0.0",
@@ -84,7 +84,7 @@ FITTING = [
     "1.0e-16382",
     "0.1e-16382",
     "100e-16383",
-    # Zero has no digits before the point, however large its exponent is.
+    # Zero has no digits before the decimal point, regardless of its exponent.
     "0e131072",
     "0e999999",
     "0.000e1000000",
@@ -97,7 +97,7 @@ FITTING = [
     "0." + ZEROS[1:],
     "1." + ZEROS[1:],
     NINES[1:] + "." + NINES[:16_383],
-    # Digits on one side of the point, moved to the other by the exponent.
+    # The exponent moves digits to the other side of the decimal point.
     NINES + "e-1",
     NINES + "9" * 16_382 + "e-16383",
     NINES[1:] + "e0",
@@ -105,7 +105,7 @@ FITTING = [
     "0." + ZEROS + "1e131072",
 ]
 
-BEYOND = [
+NUMBERS_OUT_OF_RANGE = [
     "1e131072",
     "-1e131072",
     "1E+131072",
@@ -144,40 +144,40 @@ BEYOND = [
     "0." + ZEROS + "1e1",
 ]
 
-# What is no number, though it reads like one that is beyond.
-NO_NUMBERS = ['"1e999999"', r'"\"1e999999"', '{"1e999999":1}', f'"{NINES}"', f'["\\\\","{NINES}"]']
+# Strings that contain the text of a number outside the range.
+STRINGS_LIKE_NUMBERS = ['"1e999999"', r'"\"1e999999"', '{"1e999999":1}', f'"{NINES}"', f'["\\\\","{NINES}"]']
 
 
-def _brief(text: str) -> str:
+def _abbreviated(text: str) -> str:
     return text if len(text) < 40 else f"{text[:12]}...{text[-8:]} ({len(text)})"
 
 
-@pytest.mark.parametrize("text", FITTING + NO_NUMBERS, ids=_brief)
-def test_fitting_number(text: str) -> None:
-    """A number of up to 131072 digits before the point and 16383 behind it is taken, however it is written."""
+@pytest.mark.parametrize("text", NUMBERS_IN_RANGE + STRINGS_LIKE_NUMBERS, ids=_abbreviated)
+def test_number_in_range_is_accepted(text: str) -> None:
+    """A number with up to 131072 digits before the decimal point and 16383 after it is accepted in any notation."""
     assert objection(text) is None
     assert objection(f'[1,"x",{{"a": {text} ,"b":2}}]') is None
 
 
-@pytest.mark.parametrize("text", BEYOND, ids=_brief)
-def test_number_beyond(text: str) -> None:
-    """One digit more on either side of the point is refused, however it is written and wherever it stands."""
+@pytest.mark.parametrize("text", NUMBERS_OUT_OF_RANGE, ids=_abbreviated)
+def test_number_out_of_range_is_rejected(text: str) -> None:
+    """A number with one digit more before or after the decimal point is rejected in any notation and position."""
     assert objection(text) == NUMBER
     assert objection(f'[1,"x",{{"a": {text} ,"b":2}}]') == NUMBER
     assert objection(f'["\\"",{text}]') == NUMBER
 
 
-ZEROS_IN_EXPONENT = ["1e0000000000001", "1e+000000000001", "1e-00000000000000016383", f"1e{ZEROS}"]
+LEADING_ZEROS_IN_EXPONENT = ["1e0000000000001", "1e+000000000001", "1e-00000000000000016383", f"1e{ZEROS}"]
 
 
-@pytest.mark.parametrize("text", ZEROS_IN_EXPONENT, ids=_brief)
-def test_zeros_in_exponent(text: str) -> None:
-    """Zeros before an exponent do not make it larger."""
+@pytest.mark.parametrize("text", LEADING_ZEROS_IN_EXPONENT, ids=_abbreviated)
+def test_leading_zeros_in_exponent_are_ignored(text: str) -> None:
+    """A number in range with leading zeros in its exponent is accepted."""
     assert objection(text) is None
 
 
-def test_long_exponent_beyond() -> None:
-    """Zeros before an exponent that is too large do not make it smaller."""
+def test_large_exponent_with_leading_zeros_is_rejected() -> None:
+    """A number out of range with leading zeros in its exponent is rejected."""
     assert objection("1e00000000000000131072") == NUMBER
     assert objection("1e-00000000000000016384") == NUMBER
 
@@ -186,8 +186,8 @@ def test_long_exponent_beyond() -> None:
 
 
 @pytest.mark.parametrize("bracket", ["[", "{"])
-def test_nesting(bracket: str) -> None:
-    """500 levels are taken and 501 are not, of arrays as of objects."""
+def test_more_than_500_levels_are_rejected(bracket: str) -> None:
+    """500 levels of nested arrays or objects are accepted, and 501 are rejected."""
     assert objection(nested(500, bracket=bracket)) is None
     assert objection(nested(501, bracket=bracket)) == DEEP
     assert objection(nested(20_000, bracket=bracket)) == DEEP
@@ -205,8 +205,8 @@ def test_nesting(bracket: str) -> None:
         "[" + nested(499) + "," + nested(499, bracket="{") + "]",
     ],
 )
-def test_many_brackets(text: str) -> None:
-    """Brackets side by side, or within strings, are no nesting."""
+def test_brackets_that_are_not_nested_are_accepted(text: str) -> None:
+    """Brackets next to each other, and brackets in strings, are not nested levels."""
     assert objection(text) is None
 
 
@@ -221,16 +221,16 @@ def test_many_brackets(text: str) -> None:
         '{"a": [' * 250 + "[]" + "]}" * 250,
     ],
 )
-def test_nesting_in_disguise(text: str) -> None:
-    """Levels are counted across kinds of brackets and white space, and whatever strings there are."""
+def test_levels_are_counted_across_brackets_and_strings(text: str) -> None:
+    """Nested levels are counted across arrays, objects, white space and strings."""
     assert objection(text) == DEEP
 
 
-# --- time: what takes more than its share runs into the timeout of every test
+# --- time: tests that take too long fail by the timeout of pytest
 
 
-def test_time_for_digits() -> None:
-    """Values of many long numbers take time in proportion to their length."""
+def test_many_long_numbers_take_linear_time() -> None:
+    """The time for values with many long numbers is proportional to their length."""
     text = b"[" + b",".join([b"1" * 14_999] * 300) + b"]"
     assert event_validation.jsonb_objection(text) is None
 
@@ -248,22 +248,22 @@ def test_time_for_digits() -> None:
     ],
     ids=["backslashes", "quotes", "no U+0000", "brackets in a string", "numbers", "strings", "arrays"],
 )
-def test_time(text: bytes) -> None:
-    """Values that are made to look suspicious take time in proportion to their length."""
+def test_malicious_values_take_linear_time(text: bytes) -> None:
+    """The time for values that need the slow checks is proportional to their length."""
     assert event_validation.jsonb_objection(text) is None
 
 
-# --- a real PostgreSQL
+# --- comparison with PostgreSQL
 
 
-class Server:
-    """Says what a PostgreSQL thinks of a text as ``jsonb``."""
+class PostgreSQL:
+    """A connection that checks whether a PostgreSQL server accepts values as ``jsonb``."""
 
     def __init__(self, connection: psycopg2.extensions.connection) -> None:
         self._cursor = connection.cursor()
 
-    def takes(self, text: str) -> bool:
-        # The value itself is not asked for, since the driver would convert it.
+    def accepts(self, text: str) -> bool:
+        # The query does not return the value, because the driver would convert it.
         try:
             self._cursor.execute("SELECT jsonb_typeof(%s::jsonb)", (text,))
         except (psycopg2.DataError, psycopg2.errors.StatementTooComplex):
@@ -272,60 +272,61 @@ class Server:
 
 
 @contextmanager
-def _server(database: Database) -> Iterator[Server]:
+def _connect(database: Database) -> Iterator[PostgreSQL]:
     with closing(psycopg2.connect(database.dsn)) as connection:
         connection.autocommit = True
-        yield Server(connection)
+        yield PostgreSQL(connection)
 
 
-def test_postgresql_agrees_on_vectors(database: Database) -> None:
-    """PostgreSQL draws the line exactly where the cases above do."""
-    with _server(database) as server:
-        texts = WITHOUT_NUL + FITTING + NO_NUMBERS + ZEROS_IN_EXPONENT + [nested(500), nested(500, bracket="{")]
-        refused = [_brief(text) for text in texts if not server.takes(text)]
-        taken = [_brief(text) for text in WITH_NUL + BEYOND if server.takes(text)]
+def test_postgresql_agrees_with_test_cases(database: Database) -> None:
+    """PostgreSQL accepts and rejects the same values as the tests above."""
+    with _connect(database) as postgresql:
+        numbers = NUMBERS_IN_RANGE + STRINGS_LIKE_NUMBERS + LEADING_ZEROS_IN_EXPONENT
+        texts = WITHOUT_NUL + numbers + [nested(500), nested(500, bracket="{")]
+        rejected = [_abbreviated(text) for text in texts if not postgresql.accepts(text)]
+        accepted = [_abbreviated(text) for text in WITH_NUL + NUMBERS_OUT_OF_RANGE if postgresql.accepts(text)]
 
-    assert refused == []
-    assert taken == []
+    assert rejected == []
+    assert accepted == []
 
 
-# The database stays the same for all examples of a test, and nothing is written to it.
+# All examples of a test can use the same database, because they do not write to it.
 against_postgresql = settings(thorough, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def test_postgresql_takes_what_is_not_objected_to(database: Database) -> None:
-    """PostgreSQL takes any value to which there is no objection, and refuses one with a number or U+0000 beyond it."""
-    with _server(database) as server:
+def test_postgresql_agrees_on_any_json(database: Database) -> None:
+    """PostgreSQL accepts all values without objections, and rejects those with objections to numbers or U+0000."""
+    with _connect(database) as postgresql:
 
         @against_postgresql
         @given(json_texts(surrogates=False))
         @example(r'"\u0000"')
         @example("1e131072")
         def check(text: str) -> None:
-            _agree(server, text)
+            _compare(postgresql, text)
 
         check()
 
 
-def test_postgresql_agrees_on_numbers(database: Database) -> None:
-    """PostgreSQL takes exactly the numbers to which there is no objection."""
-    with _server(database) as server:
+def test_postgresql_agrees_on_any_number(database: Database) -> None:
+    """PostgreSQL accepts exactly the numbers without objections."""
+    with _connect(database) as postgresql:
 
         @against_postgresql
         @given(number_texts())
         @example("1e0000000000001")
         def check(text: str) -> None:
-            _agree(server, text)
+            _compare(postgresql, text)
 
         check()
 
 
-def _agree(server: Server, text: str) -> None:
+def _compare(postgresql: PostgreSQL, text: str) -> None:
     problem = objection(text)
     if problem is None:
-        assert server.takes(text)
+        assert postgresql.accepts(text)
     elif problem in (NUL, NUMBER):
-        assert not server.takes(text)
+        assert not postgresql.accepts(text)
     else:
-        # PostgreSQL may well take more levels; the limit here lies below its own.
+        # The limit of PostgreSQL for nested levels is higher.
         assert problem == DEEP
