@@ -1,4 +1,4 @@
-"""A client for Python programs that want to send events, on Twisted.
+"""A client for Python programs on Twisted that send events.
 
 .. code:: python
 
@@ -16,12 +16,13 @@
 
     react(main)
 
-An event that was not accepted may be sent again at any time: each is stored once, by its id.
+It is safe to send an event again: the server identifies events by their ids, and stores each event only once.
 """
 
 from tkserver.client.client import Client
 from tkserver.client.events import Event, EventBuilder, environment_here, service
-from tkserver.client.responses import EventError, NotNow, Refused, Result, SendError
+from tkserver.client.responses import NotNow, Refused, Result, SendError
+from tkserver.wire.api_errors import EventError
 from tkserver.wire.event import Environment, Service
 
 __all__ = [

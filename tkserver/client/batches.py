@@ -1,4 +1,4 @@
-"""Events as bodies: encoded once, and put together into batches that the server takes. Pure."""
+"""Encoding of events, and their division into batches that fit the limits of the server."""
 
 from __future__ import annotations
 
@@ -15,74 +15,75 @@ from tkserver.wire.batch import MAX_EVENTS
 from tkserver.wire.event import Metadata
 
 MAX_BYTES = 5_242_880
-"""The longest body that a server takes by its default setting, in bytes."""
+"""Maximum size of a body that the server accepts with its default settings."""
 
 Sendable = Event | Mapping[str, Any] | bytes
-"""An event: built, as a mapping in the shape of the contract, or as its JSON text."""
+"""An event: from an :class:`~tkserver.client.events.EventBuilder`, as a mapping with its JSON keys, or as JSON text."""
 
-_METADATA_ROOM = 256
-"""Bytes for the metadata of one event, and more than it needs."""
+_METADATA_BYTES = 256
+"""Upper bound for the size of the metadata of an event."""
 
 
-class _Peek(Struct):
-    """Whether an event has metadata of its own."""
+class _OptionalMetadata(Struct):
+    """Used to find out if an event has metadata."""
 
     metadata: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Events that are sent together.
+    """Events that are sent in one request.
 
-    :ivar texts: their JSON texts.
-    :ivar complete: for each of them, whether it has metadata already: one that was sent before, and is sent again.
+    :ivar texts: the events as JSON.
+    :ivar complete: for each event, true if it already has metadata, for example because it was sent before.
     """
 
     texts: Sequence[bytes]
     complete: Sequence[bool]
 
     def body(self, sdk_version: str, now: datetime, retry: int) -> bytes:
-        """The body of a request, with metadata in those events that have none.
+        """Return the body of a request. Events without metadata get metadata.
 
-        :param retry: how often it was sent before.
+        :param now: the time of the transmission.
+        :param retry: the number of earlier attempts.
         """
         metadata = msgspec.json.encode(Metadata(sdk_version, now, len(self.texts), retry))
-        whole = (
+        events = (
             text if complete else b'%s,"metadata":%s}' % (text[:-1], metadata)
             for text, complete in zip(self.texts, self.complete, strict=True)
         )
-        return b'{"events":[%s]}' % b",".join(whole)
+        return b'{"events":[%s]}' % b",".join(events)
 
 
 def batches(events: Iterable[Sendable], *, max_events: int = MAX_EVENTS, max_bytes: int = MAX_BYTES) -> Iterator[Batch]:
-    """Put events into as few batches as keep the limits, in their order. Holds one batch at a time.
+    """Divide events into batches, in their order. Only one batch is in memory at a time.
 
-    An event that is too long for any batch has one of its own: the server says what it thinks of it.
+    An event that is too long for a batch gets a batch of its own, so that the server reports the error.
 
-    :raise TypeError: when something is no event.
-    :raise ValueError: when a text is no JSON object.
+    :raise TypeError: if an event cannot be encoded as JSON.
+    :raise ValueError: if a text is not a JSON object.
     """
     texts: list[bytes] = []
     complete: list[bool] = []
     size = 0
     for event in events:
-        text, whole = _encode(event)
-        length = len(text) + 1 + (0 if whole else _METADATA_ROOM)
-        if texts and (len(texts) == max_events or size + length > max_bytes - _METADATA_ROOM):
+        text, has_metadata = _encode(event)
+        length = len(text) + 1 + (0 if has_metadata else _METADATA_BYTES)
+        if texts and (len(texts) == max_events or size + length > max_bytes - _METADATA_BYTES):
             yield Batch(texts, complete)
             texts, complete, size = [], [], 0
         texts.append(text)
-        complete.append(whole)
+        complete.append(has_metadata)
         size += length
     if texts:
         yield Batch(texts, complete)
 
 
 def _encode(event: Sendable) -> tuple[bytes, bool]:
-    """The JSON text of an event, and whether it has metadata."""
+    """Return the JSON text of an event, and true if it must be sent without changes."""
     if isinstance(event, Event):
         return msgspec.json.encode(event), False
     text = event.strip() if isinstance(event, bytes) else msgspec.json.encode(event)
-    whole = msgspec.json.decode(text, type=_Peek).metadata is not msgspec.UNSET
-    # An object with nothing in it cannot be added to, and is no event either way.
-    return text, whole or text[1:-1].strip() == b""
+    has_metadata = msgspec.json.decode(text, type=_OptionalMetadata).metadata is not msgspec.UNSET
+    # Metadata cannot be appended to an empty object. The server rejects it in any case.
+    return text, has_metadata or text[1:-1].strip() == b""

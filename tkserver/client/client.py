@@ -1,4 +1,4 @@
-"""Signed batches over HTTP, sent again where that may help."""
+"""A client that sends signed batches over HTTP, and retries after temporary errors."""
 
 from __future__ import annotations
 
@@ -23,29 +23,30 @@ from twisted.web.http_headers import Headers
 
 from tkserver import __version__
 from tkserver.client.batches import MAX_BYTES, Batch, Sendable, batches
-from tkserver.client.responses import NotNow, Result, SendError, result_of, unreachable, with_result
+from tkserver.client.responses import NotNow, Result, SendError, parse_response, unreachable, with_result
 from tkserver.wire.signature import sign, signed_message
 
-FIRST_WAIT = 0.5
-"""Seconds before the second try; twice as long before each further one."""
+FIRST_RETRY_DELAY = 0.5
+"""Maximum delay before the first retry, in seconds. It is doubled for each further retry."""
 
-_LOST = (ConnectionClosed, RequestTransmissionFailed, ResponseFailed)
+_CONNECTION_LOST = (ConnectionClosed, RequestTransmissionFailed, ResponseFailed)
 
 
 class Client:
-    """Sends the events of one application.
+    """A client that sends the events of one application.
 
-    :param endpoint: the server's URL, such as ``https://telemetry.example.org``.
-    :param secret: the signing key that goes with the token. Neither is ever shown.
-    :param reactor: Twisted's.
-    :param compress: whether bodies are sent with gzip.
-    :param tries: how often a batch is sent at the most.
-    :param max_wait: seconds to wait between two tries at the most. A server that asks for more gets no further try.
-    :param timeout: seconds for an answer.
-    :param max_bytes: the longest body that the server takes, in bytes before compression.
-    :param now: seconds since 1970.
-    :param random_fraction: a number from 0 to 1, anew with each call; spreads out those who try again.
-    :param new_nonce: another one with each call.
+    :param endpoint: the URL of the server, such as ``https://telemetry.example.org``.
+    :param secret: the signing key of the token. Neither of them appears in the representation of the client.
+    :param reactor: the Twisted reactor.
+    :param compress: true to compress bodies with gzip.
+    :param tries: the maximum number of attempts to send a batch.
+    :param max_wait: the maximum delay between two attempts, in seconds. If the server asks for a longer delay, the
+        client does not try again.
+    :param timeout: the maximum time from the start of a request to the end of the response, in seconds.
+    :param max_bytes: the maximum size of a body that the server accepts, before compression.
+    :param now: returns Unix time.
+    :param random_fraction: returns a random number between 0 and 1, so that many clients do not retry simultaneously.
+    :param new_nonce: returns a new nonce.
     """
 
     def __init__(
@@ -76,24 +77,24 @@ class Client:
         self._http = HTTPClient(Agent(reactor, pool=self._pool))
 
     async def send(self, events: Iterable[Sendable]) -> Result:
-        """Send events, in batches of 1000 at the most, one after another.
+        """Send events in batches of up to 1000, one batch after another.
 
-        :param events: of any number; those of one batch are held in memory.
-        :return: what became of each: also where none of them was accepted.
-        :raise NotNow: when a batch could not be sent with all tries. It may have been stored all the same: send it
-            again, with the same ids.
-        :raise Refused: when the server will not have it.
+        :param events: any number of events. Only one batch is in memory at a time.
+        :return: the sum of the results of all batches. This method also returns if the server rejects all events.
+        :raise NotNow: if all attempts to send a batch failed. The server may have stored the events of this batch. Send
+            them again with the same ids.
+        :raise Refused: if the server rejects a batch permanently.
         """
         result = Result()
         for batch in batches(events, max_bytes=self._max_bytes):
             try:
-                result = result.followed_by(await self._persist(batch))
+                result = result.followed_by(await self._send_with_retries(batch))
             except SendError as error:
                 raise with_result(error, result) from None
         return result
 
     async def close(self) -> None:
-        """Close the connections that are kept open between requests."""
+        """Close idle connections."""
         await self._pool.closeCachedConnections()
 
     async def __aenter__(self) -> Client:
@@ -104,34 +105,34 @@ class Client:
     ) -> None:
         await self.close()
 
-    async def _persist(self, batch: Batch) -> Result:
-        """Send a batch until it is answered, with the same event ids and a new nonce each time."""
+    async def _send_with_retries(self, batch: Batch) -> Result:
+        """Send a batch until an attempt succeeds, with the same event ids and a new nonce for each attempt."""
         retrying = AsyncRetrying(
             sleep=lambda seconds: deferLater(self._reactor, seconds),
-            retry=retry_if_exception(self._may_pass),
-            wait=self._wait,
+            retry=retry_if_exception(self._is_retryable),
+            wait=self._retry_delay,
             stop=stop_after_attempt(self._tries),
             reraise=True,
         )
         async for attempt in retrying:
             with attempt:
-                return await self._try(batch, attempt.retry_state.attempt_number - 1)
-        raise AssertionError("the last try returns or raises")
+                return await self._send_once(batch, attempt.retry_state.attempt_number - 1)
+        raise AssertionError("the last attempt returns or raises")
 
-    async def _try(self, batch: Batch, retry: int) -> Result:
+    async def _send_once(self, batch: Batch, retry: int) -> Result:
         now = self._now()
         body = batch.body(f"tkserver-{__version__}", datetime.fromtimestamp(now, timezone.utc), retry)
         if self._compress:
             body = gzip.compress(body, mtime=0)
-        exchange: Deferred[Result] = ensureDeferred(self._exchange(body, str(int(now))))
+        result: Deferred[Result] = ensureDeferred(self._post(body, str(int(now))))
         try:
-            return await exchange.addTimeout(self._timeout, self._reactor, _no_answer_in_time)
+            return await result.addTimeout(self._timeout, self._reactor, _timed_out)
         except (ConnectError, DNSLookupError) as error:
             raise unreachable(str(error)) from None
-        except _LOST:
-            raise unreachable("the connection was lost before the answer") from None
+        except _CONNECTION_LOST:
+            raise unreachable("the connection was lost before the response") from None
 
-    async def _exchange(self, body: bytes, timestamp: str) -> Result:
+    async def _post(self, body: bytes, timestamp: str) -> Result:
         nonce = self._new_nonce()
         message = signed_message(timestamp.encode(), nonce.encode(), body)
         headers = Headers()
@@ -145,27 +146,28 @@ class Client:
             headers.addRawHeader("Content-Encoding", "gzip")
         response = await self._http.post(self._url, headers=headers, data=body, allow_redirects=False)
         content = await treq.content(response)
-        return result_of(response.code, response.headers.getRawHeaders("Retry-After", [None])[-1], content, self._now())
+        retry_after = response.headers.getRawHeaders("Retry-After", [None])[-1]
+        return parse_response(response.code, retry_after, content, self._now())
 
-    def _wait(self, state: RetryCallState) -> float:
+    def _retry_delay(self, state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
-        asked = error.retry_after if isinstance(error, SendError) else None
-        return wait(state.attempt_number, asked, self._max_wait, self._random_fraction())
+        retry_after = error.retry_after if isinstance(error, SendError) else None
+        return retry_delay(state.attempt_number, retry_after, self._max_wait, self._random_fraction())
 
-    def _may_pass(self, error: BaseException) -> bool:
+    def _is_retryable(self, error: BaseException) -> bool:
         return isinstance(error, NotNow) and (error.retry_after or 0) <= self._max_wait
 
 
-def wait(tried: int, asked: float | None, max_wait: float, fraction: float) -> float:
-    """Seconds to the next try: what the server asks for, and a random part of twice as long as before.
+def retry_delay(attempts: int, retry_after: float | None, max_wait: float, fraction: float) -> float:
+    """Return the seconds until the next attempt: exponential backoff, in addition to the delay of the server.
 
-    :param tried: how often, so far.
-    :param asked: ``retry_after`` of the last answer.
-    :param max_wait: the most that the second part may be.
-    :param fraction: random, from 0 to 1.
+    :param attempts: the number of attempts so far.
+    :param retry_after: the delay that the server asked for.
+    :param max_wait: the maximum backoff.
+    :param fraction: a random number between 0 and 1, by which the backoff is multiplied.
     """
-    return (asked or 0.0) + fraction * float(min(FIRST_WAIT * 2 ** (tried - 1), max_wait))
+    return (retry_after or 0.0) + fraction * float(min(FIRST_RETRY_DELAY * 2 ** (attempts - 1), max_wait))
 
 
-def _no_answer_in_time(_: object, __: float) -> Failure:
-    return Failure(unreachable("no answer in time"))
+def _timed_out(_: object, __: float) -> Failure:
+    return Failure(unreachable("no response within the timeout"))

@@ -1,4 +1,4 @@
-"""Events, made with what can be known without asking: when, by what, where."""
+"""Events, and the information about program and system that all events of a program share."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SCHEMA_VERSION = "1.0.0"
 
 
 class Event(Struct, frozen=True, omit_defaults=True):
-    """An event as the contract has it, but for ``metadata``: the client adds that when it sends it."""
+    """An event without ``metadata``, which the client adds when it sends the event."""
 
     schema_version: str
     event_id: UUID
@@ -31,12 +31,12 @@ class Event(Struct, frozen=True, omit_defaults=True):
 
 
 def service(name: str, version: str) -> Service:
-    """A program that is written in Python, and runs on this one."""
+    """Return the description of a program that runs on this version of Python."""
     return Service(name, version, "python", platform.python_version())
 
 
 def environment_here(variables: Mapping[str, str] = os.environ) -> Environment:
-    """The machine that this runs on. Holds no host name, no user name and no path."""
+    """Return the description of this system, which contains no host name, no user name and no path."""
     return Environment(
         os=platform.system().lower()[:50] or "unknown",
         os_version=platform.release()[:100] or None,
@@ -47,13 +47,13 @@ def environment_here(variables: Mapping[str, str] = os.environ) -> Environment:
 
 
 class EventBuilder:
-    """Makes the events of one program and one user.
+    """Creates the events of one program and one user.
 
-    :param user_id: begins with ``client_`` or ``anon_``. One that is left out is random, so that nothing links the
-        events of two builders.
-    :param environment: that of this machine, where it is left out.
-    :param now: the time; with an offset.
-    :param new_id: a random UUID, another one with each call.
+    :param user_id: must begin with ``client_`` or ``anon_``. The default is a random id, so that the events of two
+        builders cannot be linked.
+    :param environment: the default is :func:`environment_here`.
+    :param now: returns the current time, with a time zone.
+    :param new_id: returns a new random UUID.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class EventBuilder:
         self._new_id = new_id
 
     def event(self, event_type: str, data: object = None, *, category: str | None = None) -> Event:
-        """Something that happened just now.
+        """Return an event that happened now.
 
-        :param data: anything that is JSON.
-        :raise TypeError: when it is not.
+        :param data: anything that can be encoded as JSON.
+        :raise TypeError: if ``data`` cannot be encoded.
         """
         return Event(
             schema_version=SCHEMA_VERSION,

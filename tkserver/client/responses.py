@@ -1,40 +1,28 @@
-"""What the server answers, as results and exceptions. Pure."""
+"""Parsing of responses into results and exceptions."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from datetime import timezone
 from email.utils import parsedate_to_datetime
-from uuid import UUID
 
 import msgspec
 from msgspec import Struct
 
-TIMEOUT, RATE_LIMITED = 408, 429
+from tkserver.wire.api_errors import AllEventsRejected, EventError, RateLimited, RequestTimeout
 
-
-class EventError(Struct, frozen=True):
-    """One event that would be refused again for ever.
-
-    :ivar index: its place among the events that were sent, from 0.
-    :ivar event_id: the nil UUID where the event has none that parses.
-    :ivar code: such as ``invalid_schema``.
-    :ivar message: begins with the path of the field that is wrong, where one is.
-    """
-
-    index: int
-    event_id: UUID
-    code: str = msgspec.field(name="error")
-    message: str = ""
+UNREACHABLE = "unreachable"
+UNEXPECTED_ANSWER = "unexpected_answer"
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of events that were sent.
+    """The result of sending events.
 
-    :ivar accepted: how many are stored, now or since earlier.
-    :ivar rejected: how many never will be; ``errors`` says which and why.
-    :ivar duplicates: how many of the accepted ones had been stored before.
+    :ivar accepted: the number of events that are stored, including ``duplicates``.
+    :ivar rejected: the number of events that are permanently rejected.
+    :ivar duplicates: the number of events that were already stored.
+    :ivar errors: one for each rejected event.
     """
 
     accepted: int = 0
@@ -44,29 +32,29 @@ class Result:
 
     @property
     def events(self) -> int:
-        """How many were answered."""
+        """Number of events for which the server has responded."""
         return self.accepted + self.rejected
 
     def followed_by(self, other: Result) -> Result:
-        """Both, where the other is of the events that came next."""
-        moved = tuple(msgspec.structs.replace(error, index=error.index + self.events) for error in other.errors)
+        """Return the sum of both results, where ``other`` is the result of the events that follow."""
+        shifted = tuple(msgspec.structs.replace(error, index=error.index + self.events) for error in other.errors)
         return Result(
             self.accepted + other.accepted,
             self.rejected + other.rejected,
             self.duplicates + other.duplicates,
-            self.errors + moved,
+            self.errors + shifted,
         )
 
 
 @dataclass(eq=False)
 class SendError(Exception):
-    """Events that were not taken, and not for any fault of a single one.
+    """A batch was not accepted, for a reason that does not depend on a single event.
 
-    :ivar code: the server's ``error.code``; ``unreachable`` where there was no answer, ``unexpected_answer`` where it
-        was not the server's.
-    :ivar status: HTTP's, or ``None`` where there was no answer.
-    :ivar retry_after: seconds after which to try again, where the server said so.
-    :ivar so_far: what became of the batches before this one.
+    :ivar code: the ``error.code`` of the response, ``unreachable`` if there was no response, or ``unexpected_answer``
+        if the response is not from a tkserver.
+    :ivar status: the HTTP status, or ``None`` if there was no response.
+    :ivar retry_after: the number of seconds after which the server permits another attempt, if it sent one.
+    :ivar so_far: the result of the batches that were sent before this one.
     """
 
     code: str
@@ -80,77 +68,82 @@ class SendError(Exception):
 
 
 class NotNow(SendError):
-    """It may pass later, with the same events: too many requests, the server or the network is having a bad time."""
+    """A temporary error: another attempt with the same events can succeed.
+
+    Examples are rate limits, an overloaded server, and network errors.
+    """
 
 
 class Refused(SendError):
-    """It would not pass later either: wrong credentials, for one."""
+    """A permanent error, such as wrong credentials: another attempt fails too."""
 
 
-class _Counts(Struct):
+class _SuccessBody(Struct):
     accepted: int
     rejected: int = 0
     duplicates: int = 0
     errors: list[EventError] = []
 
 
-class _Error(Struct):
+class _ErrorDetail(Struct):
     code: str
     message: str = ""
 
 
-class _Refusal(Struct):
-    error: _Error
+class _ErrorBody(Struct):
+    error: _ErrorDetail
     retry_after: float | None = None
     errors: list[EventError] = []
 
 
-def result_of(status: int, retry_after: str | None, body: bytes, now: float) -> Result:
-    """Read an answer.
+def parse_response(status: int, retry_after: str | None, body: bytes, now: float) -> Result:
+    """Return the result that a response contains.
 
-    :param retry_after: the header ``Retry-After``.
-    :param now: seconds since 1970, for a header that is a date.
-    :raise SendError: when it is not one about the events, each by itself.
+    :param retry_after: the ``Retry-After`` header, if there is one.
+    :param now: Unix time, for a header that contains a date.
+    :raise SendError: if the whole batch was not accepted, except if all of its events are invalid.
     """
     if status in (200, 207):
-        return _stored(status, body)
+        return _parse_success(status, body)
     try:
-        refusal = msgspec.json.decode(body, type=_Refusal)
+        content = msgspec.json.decode(body, type=_ErrorBody)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        refusal = _Refusal(_Error("unexpected_answer", f"HTTP status {status}, and no message of the server's"))
-    if refusal.error.code == "all_events_rejected":
-        return Result(rejected=len(refusal.errors), errors=tuple(refusal.errors))
-    kind = NotNow if status >= 500 or status in (TIMEOUT, RATE_LIMITED) else Refused
-    wait = refusal.retry_after if refusal.retry_after is not None else _seconds(retry_after, now)
-    raise kind(refusal.error.code, refusal.error.message, status, wait)
+        content = _ErrorBody(
+            _ErrorDetail(UNEXPECTED_ANSWER, f"HTTP status {status} without an error message of tkserver")
+        )
+    if content.error.code == AllEventsRejected.code:
+        return Result(rejected=len(content.errors), errors=tuple(content.errors))
+    is_temporary = status >= 500 or status in (RequestTimeout.status, RateLimited.status)
+    seconds = content.retry_after if content.retry_after is not None else _parse_retry_after(retry_after, now)
+    raise (NotNow if is_temporary else Refused)(content.error.code, content.error.message, status, seconds)
 
 
 def unreachable(problem: str) -> NotNow:
-    """For a request that has no answer: whether it arrived is not known."""
-    return NotNow("unreachable", problem)
+    """Return the error of a request without a response. The server may have received the request."""
+    return NotNow(UNREACHABLE, problem)
 
 
 def with_result(error: SendError, so_far: Result) -> SendError:
-    """The same error, with what became of the batches before."""
+    """Return the same error, with the result of the earlier batches."""
     return replace(error, so_far=so_far)
 
 
-def _stored(status: int, body: bytes) -> Result:
+def _parse_success(status: int, body: bytes) -> Result:
     try:
-        counts = msgspec.json.decode(body, type=_Counts)
+        content = msgspec.json.decode(body, type=_SuccessBody)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise Refused("unexpected_answer", "whatever answers there is no tkserver", status) from None
-    return Result(counts.accepted, counts.rejected, counts.duplicates, tuple(counts.errors))
+        raise Refused(UNEXPECTED_ANSWER, "the response is not from a tkserver", status) from None
+    return Result(content.accepted, content.rejected, content.duplicates, tuple(content.errors))
 
 
-def _seconds(retry_after: str | None, now: float) -> float | None:
-    """RFC 9110, section 10.2.3: seconds or a date, which proxies write."""
-    if retry_after is None:
+def _parse_retry_after(header: str | None, now: float) -> float | None:
+    """Return the seconds of a ``Retry-After`` header, which proxies may send as a date (RFC 9110, section 10.2.3)."""
+    if header is None:
         return None
-    if retry_after.strip().isdecimal():
-        return float(retry_after)
+    if header.strip().isdecimal():
+        return float(header)
     try:
-        then = parsedate_to_datetime(retry_after)
+        then = parsedate_to_datetime(header)
     except ValueError:
         return None
     return max(0.0, then.replace(tzinfo=then.tzinfo or timezone.utc).timestamp() - now)
