@@ -1,4 +1,7 @@
-"""For ``twistd -y``: the server, with routes that do what no handler should. Of a failure's text, the body is a part."""
+"""For ``twistd -y``: the server with additional routes whose handlers fail, each in a different way.
+
+The text of every exception contains the body of the request, which must not be logged.
+"""
 
 import gc
 import threading
@@ -13,18 +16,19 @@ from twisted.python import log as legacy
 from tkserver import log
 from tkserver.tap import makeService, options_in_tac
 from tkserver.web.api import Api
-from tkserver.wire import answer
+from tkserver.web.http.response import no_content
 
-LATER = 0.05
+DELAY = 0.05
+"""Seconds, so that the request has been responded to."""
 
-_log = log.logger("tkserver.careless")
+_log = log.logger("tkserver.faulty")
 
 
-def explode(_, request):
+def raise_error(_, request):
     raise ValueError(request.text)
 
 
-class Explosive:
+class RaisesWhenDeleted:
     def __init__(self, text):
         self.text = text
 
@@ -32,18 +36,18 @@ class Explosive:
         raise ValueError(self.text)
 
 
-async def fail_later(request):
-    await deferLater(reactor, LATER)
-    explode_late(None, request)
+async def raise_later(request):
+    await deferLater(reactor, DELAY)
+    log_and_raise(None, request)
 
 
-def explode_late(_, request):
-    _log.info("still at it", event="still_at_it")
-    explode(None, request)
+def log_and_raise(_, request):
+    _log.info("still running", event="still_running")
+    raise_error(None, request)
 
 
 def raise_value(request):
-    explode(None, request)
+    raise_error(None, request)
 
 
 def raise_decode(request):
@@ -52,7 +56,7 @@ def raise_decode(request):
 
 def raise_caused(request):
     try:
-        explode(None, request)
+        raise_error(None, request)
     except ValueError as error:
         raise KeyError(request.text) from error
 
@@ -62,22 +66,22 @@ def leave_failed(request):
 
 
 def leave_raised(request):
-    maybeDeferred(explode, None, request)
+    maybeDeferred(raise_error, None, request)
 
 
 def leave_coroutine(request):
-    ensureDeferred(fail_later(request))
+    ensureDeferred(raise_later(request))
 
 
 def leave_chain(request):
-    deferLater(reactor, LATER).addCallback(explode_late, request)
+    deferLater(reactor, DELAY).addCallback(log_and_raise, request)
 
 
 def leave_cycle(request):
-    """To be found by the garbage collector, while another request is handled."""
+    """Leave a failed Deferred in a reference cycle: the garbage collector finds it during another request."""
     deferred = Deferred()
     deferred.itself = deferred
-    deferred.addCallback(explode, request)
+    deferred.addCallback(raise_error, request)
     deferred.callback(None)
 
 
@@ -88,24 +92,24 @@ def collect(_):
 def log_exceptions(request):
     error = ValueError(request.text)
     _log.warn("one, {error}, and\nanother line", error=error, event="odd", odd=[1], none=None)
-    _log.warn("no such {thing}", error=error, event="odd")
-    legacy.err(error, "an old line")
-    legacy.msg(format="an old line: %(error)s", error=error)
+    _log.warn("no such {key}", error=error, event="odd")
+    legacy.err(error, "a legacy line")
+    legacy.msg(format="a legacy line: %(error)s", error=error)
     warnings.warn("a warning", RuntimeWarning, stacklevel=1)
     warnings.warn(request.text, stacklevel=1)
     print("printed\nin two lines")
 
 
-def uncaught(request):
-    threading.Thread(target=explode, args=(None, request)).start()
-    Explosive(request.text)
+def raise_uncaught(request):
+    threading.Thread(target=raise_error, args=(None, request)).start()
+    RaisesWhenDeleted(request.text)
 
 
-@Api._router.route("/careless/<way>", methods=["POST"])
-async def careless(self, request, way):
-    request.text = request.body().decode()  # the body itself is let go of with the answer
-    globals()[way](request)
-    return answer.no_content()
+@Api._router.route("/faulty/<handler>", methods=["POST"])
+async def faulty(self, request, handler):
+    request.text = request.body().decode()  # the body itself is freed with the response
+    globals()[handler](request)
+    return no_content()
 
 
 application = Application("tkserver")

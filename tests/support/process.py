@@ -103,7 +103,13 @@ class Twistd:
 
     def wait_for_line(self, pattern: str) -> str:
         """Wait until the log matches a pattern, and return the first match."""
-        return str(wait_for(lambda: re.search(pattern, self.log), self._explain)[0])
+        return str(wait_for(lambda: self._find(pattern), self._explain)[0])
+
+    def _find(self, pattern: str) -> re.Match[str] | None:
+        failed = self._process is not None and self._process.poll() not in (None, 0)
+        match = re.search(pattern, self.log)
+        assert match or not failed, self._explain()
+        return match
 
     def wait_until_ready(self) -> None:
         """Wait until the server can store events."""
