@@ -1,4 +1,4 @@
-"""Settings: environment variables that begin with ``TK__``, or a ``.env`` file, or the command line."""
+"""The settings, from environment variables that begin with ``TK__``, a ``.env`` file, and the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENV_FILE = ".env"
 
 
 class InvalidSettings(Exception):
-    """A setting that cannot be used. The text is one line that names it, and holds no value that may be secret."""
+    """A setting is invalid. The text is one line that names it and contains no password."""
 
 
 class _Group(BaseModel):
@@ -29,51 +29,68 @@ class _Group(BaseModel):
 
 
 OTHER_FILES = 256
-"""Open files that are no connections of clients: the database's, logs, programs."""
+"""Open files other than client connections: database connections, logs, subprocesses."""
 
 
 class Server(_Group):
-    """Where and how it listens. Times in seconds."""
+    """The public port, its connections, and the log."""
 
-    host: Annotated[str, Field(min_length=1, description="Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535, description="Port to listen on; 0 takes a free one.")] = 3000
+    host: Annotated[
+        str, Field(min_length=1, description="The IP address to listen on. 0.0.0.0 means all IPv4 addresses.")
+    ] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="The port to listen on. 0 selects a free port.")] = 3000
     endpoint: Annotated[
         str | None,
-        Field(
-            description="Twisted endpoint to listen on, such as ssl:… or unix:…, instead of host and port.",
-        ),
+        Field(description="A Twisted endpoint to listen on, such as ssl:… or unix:…. It replaces host and port."),
     ] = None
     log_level: Annotated[
         Literal["debug", "info", "warn", "error", "critical"],
-        Field(description="The least severe messages that are logged."),
+        Field(description="The lowest level that is logged: debug, info, warn, error or critical."),
     ] = "info"
     log_format: Annotated[
-        Literal["text", "json"], Field(description="How lines of the log look: text for people, json for programs.")
+        Literal["text", "json"], Field(description="The format of log lines: text for people, json for programs.")
     ] = "text"
     log_sample: Annotated[
-        float, Field(ge=0, le=1, description="The share of the requests that succeed which is logged, from 0 to 1.")
+        float,
+        Field(
+            ge=0,
+            le=1,
+            description="The fraction of successful requests that are logged, from 0 to 1. Other requests are always"
+            " logged.",
+        ),
     ] = 1
     cors_origins: Annotated[
         tuple[str, ...],
         NoDecode,
-        Field(description="Web origins that may send events, separated by commas; * for any."),
+        Field(
+            description="The web origins that may send events, such as https://example.com, separated by commas."
+            " * means all."
+        ),
     ] = ("*",)
     trusted_proxies: Annotated[
         tuple[str, ...],
         NoDecode,
         Field(
-            description="Proxies whose X-Forwarded-For is believed: addresses or networks, separated by commas;"
-            " unix for those on a Unix socket."
+            description="The proxies whose X-Forwarded-For header is trusted: IP addresses or networks, separated by"
+            " commas. unix means everyone who connects to a Unix socket."
         ),
     ] = ()
-    max_connections: Annotated[int, Field(ge=1, description="Connections beyond this are closed at once.")] = 4096
-    header_timeout: Annotated[float, Field(gt=0, description="Seconds for the headers of a request to arrive.")] = 10
-    body_timeout: Annotated[float, Field(gt=0, description="Seconds for the body of a request to arrive.")] = 60
+    max_connections: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="The maximum number of client connections. Further connections are closed immediately.",
+        ),
+    ] = 4096
+    header_timeout: Annotated[
+        float, Field(gt=0, description="Seconds in which the headers of a request must arrive.")
+    ] = 10
+    body_timeout: Annotated[float, Field(gt=0, description="Seconds in which the body of a request must arrive.")] = 60
     idle_timeout: Annotated[
-        float, Field(gt=0, description="Seconds that a connection may stay open between requests.")
+        float, Field(gt=0, description="Seconds that a connection may stay open between two requests.")
     ] = 75
     shutdown_timeout: Annotated[
-        float, Field(ge=0, description="Seconds for requests in flight to finish at a stop.")
+        float, Field(ge=0, description="Seconds that requests in progress have to finish when the server stops.")
     ] = 10
 
     @field_validator("cors_origins", "trusted_proxies", mode="before")
@@ -94,27 +111,30 @@ class Server(_Group):
                 if name != "unix":
                     ip_network(name)
             except ValueError as error:
-                raise ValueError(f"neither an address, nor a network, nor unix: {error}") from None
+                raise ValueError(f"must be IP addresses, networks, or unix: {error}") from None
         return value
 
     @property
     def open_files(self) -> int:
-        """How many the process may need at once."""
+        """The number of open files that the process needs."""
         return self.max_connections + OTHER_FILES
 
     def connections_within(self, open_files: int) -> int:
-        """How many connections there may be, so that some of these open files are left for all else."""
+        """Return how many connections are possible with this limit of open files, some of which other parts need."""
         return max(1, min(self.max_connections, open_files - min(OTHER_FILES, open_files // 2)))
 
 
 class Admin(_Group):
-    """The private listener: what strangers must not see."""
+    """The admin port."""
 
-    host: Annotated[
-        str, Field(min_length=1, description="Address to listen on for what is private, such as /metrics.")
-    ] = "127.0.0.1"
+    host: Annotated[str, Field(min_length=1, description="The IP address of the admin port.")] = "127.0.0.1"
     port: Annotated[
-        int | None, Field(ge=0, le=65535, description="Port for it; 0 takes a free one, an empty one is none.")
+        int | None,
+        Field(
+            ge=0,
+            le=65535,
+            description="The admin port, for /metrics. 0 selects a free port. An empty value disables it.",
+        ),
     ] = 3001
 
     @field_validator("port", mode="before")
@@ -124,14 +144,15 @@ class Admin(_Group):
 
 
 class Database(_Group):
-    """Where the events are stored."""
+    """The database that stores the events."""
 
     url: Annotated[
-        SecretStr | None, Field(description="PostgreSQL URL; without one the embedded PostgreSQL is used.")
+        SecretStr | None,
+        Field(description="The URL of the PostgreSQL database. Without it, the server uses the embedded PostgreSQL."),
     ] = None
-    data_dir: Annotated[Path | None, Field(description="Where the embedded PostgreSQL keeps its data.")] = None
+    data_dir: Annotated[Path | None, Field(description="The data directory of the embedded PostgreSQL.")] = None
     max_connections: Annotated[
-        int, Field(ge=1, description="Connections to the database that this server keeps open.")
+        int, Field(ge=1, description="The number of database connections that each server keeps open for requests.")
     ] = 10
 
     @field_validator("url")
@@ -139,7 +160,8 @@ class Database(_Group):
     def _is_url(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and not _is_dsn(value.get_secret_value()):
             raise ValueError(
-                "not a PostgreSQL URL such as postgresql://user:password@host:5432/database; @ in a password is %40"
+                "not a PostgreSQL URL such as postgresql://user:password@host:5432/database; in a password, write @"
+                " as %40"
             )
         return value
 
@@ -149,14 +171,14 @@ class Database(_Group):
         try:
             return value and value.expanduser()
         except RuntimeError:
-            raise ValueError("there is no such user's home directory") from None
+            raise ValueError("the home directory of this user is not known") from None
 
 
 _SSL_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
 def _is_dsn(text: str) -> bool:
-    """Whether libpq would try to connect; what it would refuse for ever is better said at the start."""
+    """Return whether libpq accepts a connection string. Otherwise, the server would try to connect forever."""
     try:
         parts = parse_dsn(text)
     except psycopg2.ProgrammingError:
@@ -164,67 +186,97 @@ def _is_dsn(text: str) -> bool:
     ports = parts.get("port", "").split(",")
     return (
         bool(parts)
-        and "@" not in parts.get("host", "")[1:]  # the end of a password, which errors would name as the host
+        and "@" not in parts.get("host", "")[1:]  # the end of a password: errors would show it as the host
         and all(port.isdigit() or not port for port in ports)
         and parts.get("sslmode", "prefer") in _SSL_MODES
     )
 
 
 class Ingest(_Group):
-    """What is taken in."""
+    """Limits of ingestion."""
 
-    max_body_bytes: Annotated[int, Field(ge=1, description="Bytes of a body, before and after decompression.")] = (
-        5_242_880
-    )
+    max_body_bytes: Annotated[
+        int,
+        Field(ge=1, description="The maximum size of a request body in bytes, both before and after decompression."),
+    ] = 5_242_880
     max_body_memory: Annotated[
-        int, Field(ge=1, description="Bytes of all bodies that are being received or handled; others wait.")
+        int,
+        Field(
+            ge=1,
+            description="The maximum size in bytes of all bodies that are being received or processed. Further requests"
+            " wait for up to 10 s and then get a 503.",
+        ),
     ] = 67_108_864
     max_queue_events: Annotated[
-        int, Field(ge=1, description="Events that may wait to be committed; beyond it requests are answered 503.")
+        int,
+        Field(
+            ge=1,
+            description="The maximum number of events that wait for a commit. If it is reached, requests get a 503.",
+        ),
     ] = 100_000
     max_queue_bytes: Annotated[
-        int, Field(ge=1, description="Bytes of events that may wait to be committed; likewise.")
+        int,
+        Field(
+            ge=1,
+            description="The maximum size in bytes of the events that wait for a commit. If it is reached, requests get"
+            " a 503.",
+        ),
     ] = 67_108_864
     commit_timeout: Annotated[
-        float, Field(gt=0, description="Seconds for a request to be committed; then it is answered 503.")
+        float,
+        Field(
+            gt=0,
+            description="Seconds in which the events of a request must be committed. Otherwise the request gets a 503.",
+        ),
     ] = 10
     timestamp_tolerance: Annotated[
-        int, Field(ge=0, description="Seconds by which a request's timestamp may be off.")
+        int,
+        Field(ge=0, description="Seconds by which the timestamp of a request may differ from the clock of the server."),
     ] = 600
 
 
 class Retention(_Group):
-    """For how long events are kept."""
+    """How long events are stored."""
 
     days: Annotated[
         int | None,
         Field(
-            ge=1, le=36_500, description="Days for which events are kept, where their application has no other number."
+            ge=1,
+            le=36_500,
+            description="The number of days for which events are stored, for applications without their own number."
+            " Without it, events are stored forever.",
         ),
     ] = None
 
 
 class RateLimit(_Group):
-    """How often an application may send, and an address fail to authenticate."""
+    """Limits on requests of applications, and on failed authentications of addresses."""
 
     free_rpm: Annotated[
-        int | None, Field(ge=1, description="Requests a minute of an application whose token is of the tier free.")
+        int | None,
+        Field(
+            ge=1,
+            description="Requests per minute for each application whose token has the tier free. Without it, there is"
+            " no limit.",
+        ),
     ] = None
-    pro_rpm: Annotated[int | None, Field(ge=1, description="Likewise of the tier pro.")] = None
-    business_rpm: Annotated[int | None, Field(ge=1, description="Likewise of the tier business.")] = None
-    enterprise_rpm: Annotated[int | None, Field(ge=1, description="Likewise of the tier enterprise.")] = None
+    pro_rpm: Annotated[int | None, Field(ge=1, description="The same for the tier pro.")] = None
+    business_rpm: Annotated[int | None, Field(ge=1, description="The same for the tier business.")] = None
+    enterprise_rpm: Annotated[int | None, Field(ge=1, description="The same for the tier enterprise.")] = None
     auth_failures_per_minute: Annotated[
         int,
         Field(
             ge=0,
-            description="Requests a minute of one address that may fail to authenticate; then all of its requests are"
-            " answered 429. 0 for any number.",
+            description="Failed authentications per minute for each client address. If an address exceeds this limit,"
+            " all its requests get a 429. 0 disables the limit.",
         ),
     ] = 60
-    auth_failures_burst: Annotated[int, Field(ge=1, description="How many of them may come at once.")] = 100
+    auth_failures_burst: Annotated[
+        int, Field(ge=1, description="Failed authentications that an address may have in quick succession.")
+    ] = 100
 
     def per_minute(self) -> dict[str, int]:
-        """The limits by tier, of those tiers that have one."""
+        """Return the requests per minute by tier. Tiers without a limit are missing."""
         limits = {
             "free": self.free_rpm,
             "pro": self.pro_rpm,
@@ -235,11 +287,14 @@ class RateLimit(_Group):
 
 
 class Redis(_Group):
-    """Where the limits of applications are kept, so that they hold for all servers together."""
+    """A Redis server, with which all servers share the limits of applications."""
 
     url: Annotated[
         SecretStr | None,
-        Field(description="Redis or Valkey URL; without one the limits of applications hold for each server."),
+        Field(
+            description="The URL of a Redis or Valkey server, such as redis://user:password@host:6379/0, or rediss://"
+            " with TLS. All servers then share the limits by tier. Without it, each server has its own."
+        ),
     ] = None
 
     @field_validator("url")
@@ -267,7 +322,7 @@ def _is_redis_url(text: str) -> bool:
 
 
 class Settings(BaseSettings):
-    """All settings. The environment wins over the file, and what is passed to :func:`load` over both."""
+    """All settings. Overrides have precedence over the environment, and the environment over the ``.env`` file."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_nested_delimiter="__", extra="ignore", frozen=True)
 
@@ -283,8 +338,8 @@ class Settings(BaseSettings):
 def load(overrides: Mapping[str, Any]) -> Settings:
     """Read the settings.
 
-    :param overrides: values by the name of their variable, such as ``TK__SERVER__PORT``.
-    :raise InvalidSettings: when one of them does not parse, or is none.
+    :param overrides: values by the names of their variables, such as ``TK__SERVER__PORT``.
+    :raise InvalidSettings: if a value is invalid, or if a variable that begins with ``TK__`` is not a setting.
     """
     try:
         _check_names([*os.environ, *dotenv_values(ENV_FILE)])
@@ -298,16 +353,16 @@ def load(overrides: Mapping[str, Any]) -> Settings:
     except UnicodeDecodeError:
         raise InvalidSettings(f"{ENV_FILE}: cannot be read as UTF-8") from None
     except SettingsError:
-        raise InvalidSettings(f"{PREFIX}…: a group of settings has no value of its own") from None
+        raise InvalidSettings(f"{PREFIX}…: this is a group of settings and has no value") from None
 
 
 def variable(*path: str) -> str:
-    """The name of the variable of a setting, such as ``("server", "port")``."""
+    """Return the name of the variable of a setting, such as ``("server", "port")``."""
     return PREFIX + "__".join(path).upper()
 
 
 def variables() -> Iterator[tuple[str, Any, str]]:
-    """Every variable, with its default and what it is for."""
+    """Return the name, the default and the description of each variable."""
     for group_name, group in Settings.model_fields.items():
         for name, field in type(group.default).model_fields.items():
             yield variable(group_name, name), field.default, field.description or ""
@@ -319,7 +374,7 @@ def _check_names(names: list[str]) -> None:
         if name.upper().startswith(PREFIX) and name.upper() not in known:
             similar = difflib.get_close_matches(name.upper(), known, n=1)
             hint = f"; did you mean {similar[0]}?" if similar else ""
-            raise InvalidSettings(f"{name}: there is no such setting{hint}")
+            raise InvalidSettings(f"{name}: unknown setting{hint}")
 
 
 def _nested(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -64,7 +64,7 @@ def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd
     from twisted.internet import reactor
 
     from tkserver.server.supervisor import Supervisor
-    from tkserver.storage.embedded.postgres import EmbeddedError
+    from tkserver.storage.embedded.exceptions import EmbeddedError
 
     overrides = {name: options[option] for option, name in _OPTIONS.items() if options.get(option) is not None}
     try:

@@ -1,4 +1,4 @@
-"""``deploy/.env.example``, made from the settings that there are: ``python -m tests.deploy.env_example``."""
+"""Generates ``deploy/.env.example`` from the settings: ``python -m tests.deploy.env_example``."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from tkserver.config import variables
 FILE = Path(__file__).parents[2] / "deploy" / ".env.example"
 
 HEAD = """\
-# All settings, with their defaults. Those without a default stand without a value. The file goes where README.md,
-# beside it, says; what stands in the environment wins over it.
+# All settings with their defaults. A setting without a value has no default. README.md in this directory says where to
+# put this file. Environment variables have precedence over it.
 
-# Only for docker-compose.yml: the password of the database's role, such as `openssl rand -hex 24` prints.
+# Only for docker-compose.yml: the password of the database role. Generate one with `openssl rand -hex 24`.
 POSTGRES_PASSWORD=
 """
 
 
 def example() -> str:
+    """Return the content of the file."""
     return "\n".join([HEAD, *_settings()])
 
 
 def _settings() -> Iterator[str]:
     for name, default, description in variables():
         yield textwrap.fill(description, 118, initial_indent="# ", subsequent_indent="# ")
-        yield f"#{name}={_written(default)}\n"
+        yield f"#{name}={_format(default)}\n"
 
 
-def _written(default: Any) -> str:
+def _format(default: Any) -> str:
     if default is None:
         return ""
     return ",".join(default) if isinstance(default, tuple) else str(default)

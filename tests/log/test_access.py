@@ -1,27 +1,23 @@
-"""The line of a request."""
+"""The access log."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import cycle
 
 import pytest
 from twisted.logger import LogEvent, formatEvent
 
-from tkserver import log
 from tkserver.log.access import CLIENT_CLOSED_REQUEST, AccessLog, RequestRecord
 
 
 @pytest.fixture
-def events() -> Iterator[list[LogEvent]]:
-    log.set_level("debug")
-    yield []
-    log.set_level("info")
+def events() -> list[LogEvent]:
+    return []
 
 
-def access_log(events: list[LogEvent], sample: float = 1) -> AccessLog:
+def access_log(events: list[LogEvent], sample: float = 1, level: str = "debug") -> AccessLog:
     fractions = cycle([0.0, 0.25, 0.5, 0.75])
-    return AccessLog(events.append, sample, lambda: next(fractions), lambda: 1.0)
+    return AccessLog(events.append, level, sample, lambda: next(fractions), lambda: 1.0)
 
 
 @pytest.mark.parametrize(
@@ -39,15 +35,14 @@ def access_log(events: list[LogEvent], sample: float = 1) -> AccessLog:
     ],
 )
 def test_level(events: list[LogEvent], status: int, route: str, level: str) -> None:
-    """Faults of the server stand out, mistakes of clients do not, and probes are no news."""
+    """Errors of the server have a higher level than errors of clients, and health checks have a lower one."""
     access_log(events)(RequestRecord(route=route, status=status))
     assert events[0]["log_level"].name == level
 
 
-def test_below_the_level(events: list[LogEvent]) -> None:
-    """Nothing is made of what would not be written."""
-    log.set_level("error")
-    access_log(events)(RequestRecord(status=503))
+def test_requests_below_the_level_are_not_logged(events: list[LogEvent]) -> None:
+    """A record that is less severe than the log level is not published."""
+    access_log(events, level="error")(RequestRecord(status=503))
     assert not events
 
 
@@ -55,19 +50,19 @@ def test_below_the_level(events: list[LogEvent]) -> None:
     ("status", "sample", "logged"), [(200, 0.5, 4), (204, 0, 0), (207, 1, 8), (304, 0, 8), (401, 0, 8), (503, 0, 8)]
 )
 def test_sample(events: list[LogEvent], status: int, sample: float, logged: int) -> None:
-    """Only of what succeeds some is left out."""
-    write = access_log(events, sample)
+    """A sample of the successful requests is logged, and all other requests."""
+    log_request = access_log(events, sample)
     for _ in range(8):
-        write(RequestRecord(status=status))
+        log_request(RequestRecord(status=status))
     assert len(events) == logged
 
 
-def test_any_observer_can_read_it(events: list[LogEvent]) -> None:
-    """Twisted's own formatting works on it; what is not known is not there."""
+def test_event_can_be_formatted_by_twisted(events: list[LogEvent]) -> None:
+    """Twisted formats the event as text; the fields do not contain values that are not known."""
     access_log(events)(
         RequestRecord("r", method="POST", route="/{org_id}", status=400, code="odd", seconds=0.0123, received=2)
     )
     assert formatEvent(events[0]) == "POST /{org_id} 400 12.3ms odd received=2"
-    fields = events[0]["record"].fields()
+    fields = events[0]["exchange"].fields()
     assert fields["code"] == "odd"
     assert "accepted" not in fields

@@ -1,66 +1,66 @@
-"""Which request a line is of."""
+"""Request ids in log events."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextvars import Context
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.logger import LogEvent, globalLogPublisher
+from twisted.logger import LogEvent
 from twisted.python.failure import Failure
 
-from tests.support.logs import Lines
+from tests.support.logs import Lines, observing
 from tkserver import log
 from tkserver.deferreds import SharedDeferred
 from tkserver.log.access import RequestRecord
 from tkserver.log.context import request_id_of
 
+T = TypeVar("T")
+
 _log = log.logger("tkserver.test")
 
 
-class Ids(Lines):
-    """The ids of the requests that lines are of."""
+class RequestIds(Lines):
+    """The request ids of events."""
 
     def __call__(self, event: LogEvent) -> None:
         if event.get("log_namespace") == "tkserver.test":
             self.append(str(event.get("request_id")))
 
 
-def within(request_id: str, work: Any) -> Any:
-    """Do it as a part of this request."""
-    outer = log.request_id.set(request_id)
+def in_request(request_id: str, work: Callable[[], T]) -> T:
+    """Call a function as part of a request."""
+    previous = log.request_id.set(request_id)
     try:
         return work()
     finally:
-        log.request_id.reset(outer)
+        log.request_id.reset(previous)
 
 
-def test_lines() -> None:
-    """A coroutine's are of the request that began it, also after it has waited; work for several has none."""
-    ids = Ids()
-    globalLogPublisher.addObserver(ids)
-    shared_work: Deferred[None] = Deferred()
-    shared = SharedDeferred(shared_work)
+def test_events_have_the_id_of_their_request() -> None:
+    """A coroutine logs the id of the request that started it, also after waiting; shared work logs no id."""
+    operation: Deferred[None] = Deferred()
+    shared = SharedDeferred(operation)
 
     async def handle() -> None:
-        _log.info("at once")
+        _log.info("immediately")
         shared.wait().addCallback(lambda _: _log.info("in a callback"))
-        log.outside_requests(_log.info, "for all")
+        Context().run(_log.info, "in shared work")
         await shared.wait()
-        _log.info("later")
+        _log.info("after waiting")
 
-    try:
+    with observing(RequestIds()) as ids:
         for name in ("a", "b"):
-            within(name, lambda: ensureDeferred(handle()))
-        within("c", lambda: shared_work.callback(None))
-        _log.info("none")
-        _log.info("said", request_id="d")
-    finally:
-        globalLogPublisher.removeObserver(ids)
+            in_request(name, lambda: ensureDeferred(handle()))
+        in_request("c", lambda: operation.callback(None))
+        _log.info("outside of requests")
+        _log.info("with an explicit id", request_id="d")
     assert ids == ["a", "None", "b", "None", "a", "a", "b", "b", "None", "d"]
 
 
-def test_failures() -> None:
-    """A failure is of the request whose coroutine it went through, or that a frame of it has at hand."""
+def test_failures_have_the_id_of_their_request() -> None:
+    """The request of a failure is found in the context of its coroutine, or in the local variables of a frame."""
 
     async def work() -> None:
         raise ValueError
@@ -68,14 +68,14 @@ def test_failures() -> None:
     def callback(_: None, record: RequestRecord) -> None:
         raise ValueError(record)
 
-    found: list[Failure] = []
+    failures: list[Failure] = []
 
-    def find(failure: Failure) -> None:
-        found.append(failure)
+    def collect(failure: Failure) -> None:
+        failures.append(failure)
 
-    within("a", lambda: ensureDeferred(work())).addErrback(find)
-    log.outside_requests(ensureDeferred, work()).addErrback(find)
+    in_request("a", lambda: ensureDeferred(work())).addErrback(collect)
+    Context().run(lambda: ensureDeferred(work())).addErrback(collect)
     done: Deferred[None] = Deferred()
-    done.addCallback(callback, RequestRecord("b")).addErrback(find)
+    done.addCallback(callback, RequestRecord("b")).addErrback(collect)
     done.callback(None)
-    assert [request_id_of(failure) for failure in found] == ["a", None, "b"]
+    assert [request_id_of(failure) for failure in failures] == ["a", None, "b"]

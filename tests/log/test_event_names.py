@@ -1,4 +1,4 @@
-"""Every event has a name, and every name is told of."""
+"""Names of log events: each event has one, and the document lists them all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,15 @@ import tkserver
 ROOT = Path(tkserver.__file__).parent
 DOCUMENT = (ROOT.parent / "docs" / "logs.md").read_text()
 
+AUTH_FAILURE_EVENTS = {"auth_failures_limited", "proxy_not_named"}
+"""Names that are passed to the logger in a variable."""
 
-def calls() -> Iterator[tuple[str, ast.Call]]:
-    """The places where something is logged."""
+OTHER_EVENTS = {"failure", "warning", "output", "message", "unformattable", "request"}
+"""Names of events that are not created by a call of a logger."""
+
+
+def log_calls() -> Iterator[tuple[str, ast.Call]]:
+    """Return all calls of loggers, with their places."""
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("_log."):
@@ -22,15 +28,15 @@ def calls() -> Iterator[tuple[str, ast.Call]]:
 
 
 def test_every_event_has_a_name() -> None:
-    unnamed = [place for place, call in calls() if "event" not in {keyword.arg for keyword in call.keywords}]
+    """Each call of a logger passes a name."""
+    unnamed = [place for place, call in log_calls() if "event" not in {keyword.arg for keyword in call.keywords}]
     assert not unnamed
 
 
 def test_every_name_is_documented() -> None:
+    """The document lists exactly the names that exist."""
     table = DOCUMENT.split("## Names")[1]
-    told = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
-    values = [keyword.value for _, call in calls() for keyword in call.keywords if keyword.arg == "event"]
+    documented = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.split(" | ")[0])}
+    values = [keyword.value for _, call in log_calls() for keyword in call.keywords if keyword.arg == "event"]
     named = {value.value for value in values if isinstance(value, ast.Constant)}
-    of_limits = {"auth_failures_limited", "proxy_not_named"}  # which are passed on to one call
-    of_others = {"failure", "warning", "output", "message", "unformattable"}
-    assert told == named | of_limits | of_others | {"request"}
+    assert documented == named | AUTH_FAILURE_EVENTS | OTHER_EVENTS

@@ -1,4 +1,4 @@
-"""Events of all kinds as lines."""
+"""The formats of log lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogEvent, Logger
 from twisted.python.failure import Failure
 
-from tests.support.kept import Kept
+from tests.support.memory_sink import MemorySink
 from tkserver.log import formatters
 from tkserver.log.formatters import LogRecord
 from tkserver.log.observer import LineObserver
@@ -25,21 +25,22 @@ TIME = 1_790_000_000.25
 
 
 def event(**values: Any) -> LogEvent:
-    """Published by a logger of ours."""
-    found: list[LogEvent] = []
-    Logger("tkserver.part", observer=cast(Any, found.append)).info(values.pop("format", "a text"), **values)
-    return {**found[0], "log_time": TIME}
+    """Return an event of a logger of this server."""
+    events: list[LogEvent] = []
+    Logger("tkserver.part", observer=cast(Any, events.append)).info(values.pop("format", "a text"), **values)
+    return {**events[0], "log_time": TIME}
 
 
-def as_json(published: LogEvent) -> dict[str, Any]:
-    line = formatters.format_json(LogRecord.from_event(published, "info"))
+def as_json(event: LogEvent) -> dict[str, Any]:
+    """Return the object in the JSON line of an event."""
+    line = formatters.format_json(LogRecord.from_event(event, "info"))
     assert b"\n" not in line
-    found: dict[str, Any] = json.loads(line)
-    return found
+    content: dict[str, Any] = json.loads(line)
+    return content
 
 
 def test_json() -> None:
-    """What every line has, and the fields of the event as they are."""
+    """A JSON line contains the common keys, and the fields of the event unchanged, except those that are ``None``."""
     assert as_json(event(format="{number} of\n{what}", event="counted", number=1.5, what="them", nothing=None)) == {
         "time": "2026-09-21T14:13:20.250000Z",
         "level": "info",
@@ -52,15 +53,15 @@ def test_json() -> None:
 
 
 def test_text() -> None:
-    """Further lines begin with a tab, and ids stand at the end."""
+    """In a text line, further lines begin with a tab, and ids are at the end."""
     line = formatters.format_text(
         LogRecord.from_event(event(format="one\ntwo", request_id="r", other=1), "info")
     ).decode()
     assert line.endswith(" [tkserver.part#info] one\n\ttwo request_id=r")
 
 
-def test_text_of_others() -> None:
-    """What comes by Twisted's old interface tells how severe it is, as all else does."""
+def test_text_of_legacy_event() -> None:
+    """The text line of an event from Twisted's legacy interface contains its level, too."""
     line = formatters.format_text(LogRecord.from_event(event(log_system="http"), "critical")).decode()
     assert line.endswith(" [http#critical] a text")
 
@@ -73,47 +74,47 @@ def test_text_of_others() -> None:
     st.text(),
 )
 def test_any_value(fields: dict[str, Any], text: str) -> None:
-    """Whatever is logged is one line, and flat."""
-    found = as_json(event(format="{text}", text=text, **fields))
-    assert not [value for value in found.values() if isinstance(value, (list, dict))]
-    assert fields.keys() <= found.keys()
+    """A JSON line with any values is one line and a flat object."""
+    content = as_json(event(format="{text}", text=text, **fields))
+    assert not [value for value in content.values() if isinstance(value, (list, dict))]
+    assert fields.keys() <= content.keys()
 
 
 def test_lone_surrogate() -> None:
-    """What UTF-8 does not have is escaped."""
+    """Characters that UTF-8 cannot represent are escaped."""
     assert as_json(event(odd="\ud800"))["odd"] == "\\ud800"
     assert b"\\ud800" in formatters.format_text(LogRecord.from_event(event(format="\ud800"), "info"))
 
 
-class Unsayable:
+class Unformattable:
     def __str__(self) -> str:
         raise ValueError("marked")
 
 
-@pytest.mark.parametrize("render", [formatters.format_text, formatters.format_json])
-def test_cannot_be_made(render: lines.Formatter) -> None:
-    """There is a line all the same, which says whose."""
-    kept = Kept()
-    LineObserver(render, kept, MemoryReactorClock())(event(format="{thing}", thing=Unsayable()))
-    (line,) = kept
+@pytest.mark.parametrize("format_line", [formatters.format_text, formatters.format_json])
+def test_event_that_cannot_be_formatted(format_line: formatters.Formatter) -> None:
+    """If an event cannot be formatted, a line that names its logger is written instead."""
+    sink = MemorySink()
+    LineObserver(format_line, sink, MemoryReactorClock())(event(format="{thing}", thing=Unformattable()))
+    (line,) = sink
     assert b"tkserver.part" in line
     assert b"marked" not in line
 
 
-def raised(error: BaseException) -> Failure:
+def failure_of(error: BaseException) -> Failure:
     try:
         raise error
     except BaseException:
         return Failure()
 
 
-WITHHELD = " (its text is not logged: it may hold what a client has sent)"
+OMITTED = " (text omitted: it may contain data from clients)"
 
 ERRORS: list[tuple[BaseException, str]] = [
-    (ValueError("marked"), "ValueError" + WITHHELD),
-    (KeyError("marked"), "KeyError" + WITHHELD),
-    (UnicodeDecodeError("ascii", b"marked", 0, 1, "marked"), "UnicodeDecodeError" + WITHHELD),
-    (psycopg2.errors.RaiseException("marked"), "psycopg2.errors.RaiseException" + WITHHELD),
+    (ValueError("marked"), "ValueError" + OMITTED),
+    (KeyError("marked"), "KeyError" + OMITTED),
+    (UnicodeDecodeError("ascii", b"marked", 0, 1, "marked"), "UnicodeDecodeError" + OMITTED),
+    (psycopg2.errors.RaiseException("marked"), "psycopg2.errors.RaiseException" + OMITTED),
     (OSError(28, "marked", "marked"), "OSError: No space left on device"),
     (AttributeError("no such attribute"), "AttributeError: no such attribute"),
     (Unavailable("disk full (53100)"), "tkserver.storage.errors.Unavailable: disk full (53100)"),
@@ -121,20 +122,20 @@ ERRORS: list[tuple[BaseException, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("error", "last"), ERRORS, ids=lambda value: type(value).__name__)
-def test_traceback(error: BaseException, last: str) -> None:
-    """Where it came from, and its text only where that is known to hold no values."""
-    text = format_failure(raised(error))
-    assert "in raised" in text
-    assert text.splitlines()[-1].startswith(last)
+@pytest.mark.parametrize(("error", "last_line"), ERRORS, ids=lambda value: type(value).__name__)
+def test_traceback(error: BaseException, last_line: str) -> None:
+    """A traceback contains the frames, and the text of the exception only if it is known to contain no data."""
+    text = format_failure(failure_of(error))
+    assert "in failure_of" in text
+    assert text.splitlines()[-1].startswith(last_line)
     assert "marked" not in text
 
 
 def test_causes() -> None:
-    """What led to an error is told of in the same way, once."""
+    """A traceback contains the causes of an exception in the same format, each of them once."""
     first, second = ValueError("marked"), RuntimeError("marked")
     first.__cause__, second.__context__ = second, first
-    text = format_failure(raised(first))
-    assert text.count("Because of:") == 1
+    text = format_failure(failure_of(first))
+    assert text.count("Caused by:") == 1
     assert "RuntimeError (" in text
     assert "marked" not in text

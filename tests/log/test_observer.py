@@ -1,4 +1,4 @@
-"""When lines are written."""
+"""When the log observer writes its lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from twisted.internet.testing import MemoryReactorClock
 from twisted.logger import LogLevel
 
-from tests.support.kept import Kept
+from tests.support.memory_sink import MemorySink
 from tkserver.log import formatters
 from tkserver.log.access import AccessLog, RequestRecord
 from tkserver.log.observer import MAX_DELAY, LineObserver
@@ -18,66 +18,74 @@ def reactor() -> MemoryReactorClock:
 
 
 @pytest.fixture
-def kept() -> Kept:
-    return Kept()
+def sink() -> MemorySink:
+    return MemorySink()
 
 
 @pytest.fixture
-def observer(reactor: MemoryReactorClock, kept: Kept) -> LineObserver:
-    return LineObserver(formatters.format_text, kept, reactor)
+def observer(reactor: MemoryReactorClock, sink: MemorySink) -> LineObserver:
+    return LineObserver(formatters.format_text, sink, reactor)
 
 
-def answered(observer: LineObserver, status: int = 200) -> None:
-    access_log = AccessLog(observer, 1, lambda: 0.0, lambda: 1.0)
+def log_request(observer: LineObserver, status: int = 200) -> None:
+    access_log = AccessLog(observer, "info", 1, lambda: 0.0, lambda: 1.0)
     access_log.write_to(observer.write_request)
     access_log(RequestRecord(status=status))
 
 
 def run(reactor: MemoryReactorClock) -> None:
-    for call, arguments, named in reactor.whenRunningHooks:
-        call(*arguments, **named)
+    """Call what is called when the reactor starts."""
+    for call, arguments, keywords in reactor.whenRunningHooks:
+        call(*arguments, **keywords)
 
 
 def stop(reactor: MemoryReactorClock) -> None:
-    for call, arguments, named in reactor.triggers["after"]["shutdown"]:
-        call(*arguments, **named)
+    """Call what is called when the reactor stops."""
+    for call, arguments, keywords in reactor.triggers["after"]["shutdown"]:
+        call(*arguments, **keywords)
 
 
-def test_requests_wait_for_each_other(observer: LineObserver, reactor: MemoryReactorClock, kept: Kept) -> None:
-    """They are written together, after a moment; none is forgotten."""
+def test_lines_of_requests_are_written_together(
+    observer: LineObserver, reactor: MemoryReactorClock, sink: MemorySink
+) -> None:
+    """Lines of requests are delayed and written together, and none is lost."""
     run(reactor)
     for _ in range(3):
-        answered(observer)
-    assert not kept
+        log_request(observer)
+    assert not sink
     reactor.advance(MAX_DELAY)
-    answered(observer)
-    assert kept.writes == [3]
+    log_request(observer)
+    assert sink.writes == [3]
     reactor.advance(MAX_DELAY)
-    assert kept.writes == [3, 1]
+    assert sink.writes == [3, 1]
 
 
 @pytest.mark.parametrize("status", [500, 503])
-def test_what_is_severe_does_not(observer: LineObserver, reactor: MemoryReactorClock, kept: Kept, status: int) -> None:
-    """It is written at once, and what was before it before it; so is what tells of no request."""
+def test_severe_and_other_events_are_written_immediately(
+    observer: LineObserver, reactor: MemoryReactorClock, sink: MemorySink, status: int
+) -> None:
+    """Lines of severe requests and of other events are written immediately, after the delayed lines."""
     run(reactor)
-    answered(observer)
-    answered(observer, status)
-    assert kept.writes == [2]
-    assert f" {status} ".encode() in kept[1]
-    answered(observer)
-    observer({"log_level": LogLevel.info, "log_format": "by the way", "log_namespace": "others"})
-    assert kept.writes == [2, 2]
-    assert b"by the way" in kept[3]
+    log_request(observer)
+    log_request(observer, status)
+    assert sink.writes == [2]
+    assert f" {status} ".encode() in sink[1]
+    log_request(observer)
+    observer({"log_level": LogLevel.info, "log_format": "another event", "log_namespace": "others"})
+    assert sink.writes == [2, 2]
+    assert b"another event" in sink[3]
     assert not reactor.getDelayedCalls()
 
 
-def test_before_and_after(observer: LineObserver, reactor: MemoryReactorClock, kept: Kept) -> None:
-    """When the reactor does not run there is nothing to wait for, and its end leaves nothing behind."""
-    answered(observer)
-    assert kept.writes == [1]
+def test_no_delay_while_the_reactor_does_not_run(
+    observer: LineObserver, reactor: MemoryReactorClock, sink: MemorySink
+) -> None:
+    """Lines are not delayed before the reactor runs and after it stops, and delayed lines are written when it stops."""
+    log_request(observer)
+    assert sink.writes == [1]
     run(reactor)
-    answered(observer)
+    log_request(observer)
     stop(reactor)
-    answered(observer)
-    assert kept.writes == [1, 1, 1]
+    log_request(observer)
+    assert sink.writes == [1, 1, 1]
     assert not reactor.getDelayedCalls()

@@ -1,4 +1,4 @@
-"""Where lines go."""
+"""The sinks of the log: streams, files and syslog."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ import pytest
 from tkserver.log.observer import FileSink, StreamSink, SyslogSink
 
 
-def test_large_files_are_put_aside(directory: Path) -> None:
-    """And only so many of them are kept: a log that is looked after by nobody does not fill the disk."""
-    output = FileSink(str(directory / "log"), rotate_at=100, old_files=2)
+def test_large_files_are_rotated(directory: Path) -> None:
+    """A full file is rotated, and only a limited number of rotated files is kept."""
+    sink = FileSink(str(directory / "log"), max_size=100, rotated_files=2)
     for number in range(100):
-        output.write([("info", f"line {number:05}".encode())])
-    output.close()
+        sink.write([("info", f"line {number:05}".encode())])
+    sink.close()
     files = sorted(path.name for path in directory.iterdir())
     assert files == ["log", "log.1", "log.2"]
-    kept = "".join((directory / name).read_text() for name in reversed(files)).split("\n")
-    assert kept[-2] == "line 00099"
-    assert kept == [*sorted(kept[:-1]), ""]
+    lines = "".join((directory / name).read_text() for name in reversed(files)).split("\n")
+    assert lines[-2] == "line 00099"
+    assert lines == [*sorted(lines[:-1]), ""]
 
 
 @pytest.mark.parametrize("create", [False, True])
-def test_moved_away(directory: Path, create: bool) -> None:
-    """By logrotate, which may make an empty file in its place: nothing but that is touched."""
+def test_file_moved_by_logrotate(directory: Path, create: bool) -> None:
+    """If logrotate has moved the file, the file at the path is opened; the moved file is not changed."""
     log, moved = directory / "log", directory / "log.1"
-    output = FileSink(str(log))
-    output.write([("info", b"before")])
+    sink = FileSink(str(log))
+    sink.write([("info", b"before")])
     log.rename(moved)
     if create:
         log.touch()
-    output.rotate()
-    output.write([("info", b"after")])
-    output.close()
+    sink.rotate()
+    sink.write([("info", b"after")])
+    sink.close()
     assert {path.name: path.read_text() for path in directory.iterdir()} == {"log": "after\n", "log.1": "before\n"}
 
 
-def test_disk_full() -> None:
-    """A line that cannot be written is lost, and nothing else."""
+def test_line_is_lost_if_the_disk_is_full() -> None:
+    """A line that cannot be written is lost, and no error is raised."""
 
-    class Full(io.BytesIO):
+    class FullDisk(io.BytesIO):
         def write(self, _: object) -> int:
             raise OSError(28, "No space left on device")
 
-    StreamSink(Full()).write([("info", b"line")])
+    StreamSink(FullDisk()).write([("info", b"line")])
 
 
 def test_syslog() -> None:
-    """An entry for each line, with the severity of the event."""
-    sent: list[tuple[int, str]] = []
-    SyslogSink("tk", lambda *entry: sent.append(entry)).write([("warn", b"one\n\ttwo")])
-    assert sent == [(syslog.LOG_WARNING, "one"), (syslog.LOG_WARNING, "\ttwo")]
+    """Each line becomes a message with the priority of its event."""
+    messages: list[tuple[int, str]] = []
+    SyslogSink("tk", lambda *message: messages.append(message)).write([("warn", b"one\n\ttwo")])
+    assert messages == [(syslog.LOG_WARNING, "one"), (syslog.LOG_WARNING, "\ttwo")]

@@ -1,4 +1,4 @@
-"""Certificates, made for a test by an authority of its own."""
+"""Certificates for tests, issued by a temporary authority."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import trustme
 
 @dataclass(frozen=True)
 class Certificate:
-    """Files with a certificate, its key, and the authority that signed it."""
+    """The files of a certificate, its key, and the authority that issued it."""
 
     key: Path
     certificate: Path
@@ -18,17 +18,17 @@ class Certificate:
 
     @classmethod
     def make(cls, directory: Path, *names: str) -> Certificate:
-        """For these host names and addresses."""
+        """Issue a certificate for host names and addresses."""
         directory.mkdir(parents=True, exist_ok=True)
-        made = cls(directory / "key.pem", directory / "cert.pem", directory / "ca.pem")
+        files = cls(directory / "key.pem", directory / "cert.pem", directory / "ca.pem")
         authority = trustme.CA()
         issued = authority.issue_cert(*names)
-        issued.private_key_pem.write_to_path(made.key)
-        issued.cert_chain_pems[0].write_to_path(made.certificate)
-        authority.cert_pem.write_to_path(made.authority)
-        return made
+        issued.private_key_pem.write_to_path(files.key)
+        issued.cert_chain_pems[0].write_to_path(files.certificate)
+        authority.cert_pem.write_to_path(files.authority)
+        return files
 
     @property
     def endpoint(self) -> str:
-        """Of a server on a free port."""
+        """The endpoint string of a server with this certificate on a free port."""
         return f"ssl:0:interface=127.0.0.1:privateKey={self.key}:certKey={self.certificate}"

@@ -1,17 +1,20 @@
-"""What is logged while a test runs."""
+"""Log observers that collect events during a test."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from twisted.logger import ILogObserver, LogEvent, formatEvent, globalLogPublisher
 from zope.interface import implementer
 
+T = TypeVar("T", bound=ILogObserver)
+
 
 @implementer(ILogObserver)
 class Failures(list[LogEvent]):
-    """The events that have a failure, and with it a traceback."""
+    """The events that report an exception."""
 
     def __call__(self, event: LogEvent) -> None:
         if "log_failure" in event or event.get("isError"):
@@ -20,7 +23,7 @@ class Failures(list[LogEvent]):
 
 @implementer(ILogObserver)
 class Lines(list[str]):
-    """The texts of this server's own events."""
+    """The messages of events of this server."""
 
     def __call__(self, event: LogEvent) -> None:
         if str(event.get("log_namespace", "")).startswith("tkserver."):
@@ -28,22 +31,24 @@ class Lines(list[str]):
 
 
 @contextmanager
-def logged_lines() -> Iterator[Lines]:
-    """What is logged as long as the context lasts."""
-    lines = Lines()
-    globalLogPublisher.addObserver(lines)
+def observing(observer: T) -> Iterator[T]:
+    """Pass all events to an observer while the context lasts."""
+    globalLogPublisher.addObserver(observer)
     try:
-        yield lines
+        yield observer
     finally:
-        globalLogPublisher.removeObserver(lines)
+        globalLogPublisher.removeObserver(observer)
+
+
+@contextmanager
+def logged_lines() -> Iterator[Lines]:
+    """Collect messages while the context lasts."""
+    with observing(Lines()) as lines:
+        yield lines
 
 
 @contextmanager
 def logged_failures() -> Iterator[Failures]:
-    """Failures that are logged as long as the context lasts."""
-    failures = Failures()
-    globalLogPublisher.addObserver(failures)
-    try:
+    """Collect failures while the context lasts."""
+    with observing(Failures()) as failures:
         yield failures
-    finally:
-        globalLogPublisher.removeObserver(failures)

@@ -1,4 +1,4 @@
-"""A peer that does with its socket what a well-behaved HTTP client would not."""
+"""A client that uses its socket in ways in which HTTP clients do not."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, connectProtocol
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol, connectionDone
-from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-PATIENCE = 10.0
+from tests.support.waiting import until
+
+TIMEOUT = 10.0
 
 
 class Peer(Protocol):
     """A raw connection.
 
-    :ivar received: all bytes that came, so far.
-    :ivar closed: fires when the server has ended the connection.
+    :ivar received: all bytes received so far.
+    :ivar closed: fires when the server has closed the connection.
     """
 
     def __init__(self) -> None:
@@ -34,27 +35,28 @@ class Peer(Protocol):
         assert self.transport is not None
         self.transport.write(data)
 
-    def hang_up(self) -> None:
+    def disconnect(self) -> None:
+        """Abort the connection."""
         assert self.transport is not None
         self.transport.abortConnection()  # type: ignore[attr-defined]
 
     async def wait_for(self, expected: bytes, count: int = 1) -> None:
-        """Until these bytes have come this often."""
-        waited = 0.0
-        while self.received.count(expected) < count:
-            assert waited < PATIENCE, f"{expected!r} did not come, but {self.received!r}"
-            await deferLater(reactor, 0.01)
-            waited += 0.01
+        """Wait until the received bytes contain ``expected`` at least ``count`` times."""
+        await until(
+            lambda: self.received.count(expected) >= count,
+            lambda: f"{expected!r} was not received, but {self.received!r}",
+            TIMEOUT,
+        )
 
-    async def end(self) -> bytes:
-        """All that has come, when the server has ended the connection."""
-        await self.closed.addTimeout(PATIENCE, reactor)
+    async def read_all(self) -> bytes:
+        """Wait until the server closes the connection, and return everything received."""
+        await self.closed.addTimeout(TIMEOUT, reactor)
         return self.received
 
 
-async def connect(where: int | IStreamClientEndpoint) -> Peer:
-    """A connection to a server: to a port of this machine, or anywhere else."""
+async def connect(address: int | IStreamClientEndpoint) -> Peer:
+    """Connect to a port of this machine, or to an endpoint."""
     peer = Peer()
-    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", where) if isinstance(where, int) else where
+    endpoint = TCP4ClientEndpoint(reactor, "127.0.0.1", address) if isinstance(address, int) else address
     await connectProtocol(endpoint, peer)
     return peer

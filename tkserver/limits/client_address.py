@@ -1,4 +1,4 @@
-"""Which address a request comes from, also behind proxies. Pure; an address is never logged or stored."""
+"""The address of the client of a request, also behind proxies. Addresses must never be logged or stored."""
 
 from __future__ import annotations
 
@@ -10,57 +10,59 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 UNIX = "unix"
-"""Stands in a list of proxies for whoever connects to a Unix socket."""
+"""In a list of trusted proxies: proxies that connect to a Unix socket."""
 
 _IPV6_NETWORK_BYTES = 8
-"""A /64: what a single customer has at the least, and chooses addresses from at will."""
+"""The length of a /64. A single customer has at least that many addresses, and can use any of them."""
 
 
 @dataclass(frozen=True)
 class TrustedProxies:
-    """Proxies whose ``X-Forwarded-For`` is believed.
+    """Proxies whose ``X-Forwarded-For`` is trusted.
 
-    :ivar unix: whether Unix sockets are among them.
+    :ivar unix: whether proxies that connect to a Unix socket are trusted.
     """
 
     networks: tuple[Network, ...] = ()
     unix: bool = False
 
     @classmethod
-    def of(cls, names: Sequence[str]) -> TrustedProxies:
-        """By addresses, networks such as ``10.0.0.0/8``, and :data:`UNIX`."""
+    def from_names(cls, names: Sequence[str]) -> TrustedProxies:
+        """Create from addresses, networks such as ``10.0.0.0/8``, and :data:`UNIX`."""
         return cls(tuple(ip_network(name) for name in names if name != UNIX), UNIX in names)
 
     def client_of(self, peer: str | None, forwarded: Sequence[str]) -> Address | None:
-        """Who sent a request, or ``None`` where that cannot be known and many may look like one.
+        """Return the address of the client that sent a request, or ``None`` if it is not known.
 
-        :param peer: the address at the other end of the connection; ``None`` for a Unix socket.
-        :param forwarded: the values of ``X-Forwarded-For``. Each proxy appends whom it was called by, so that it is
-            read from the right, as far as those who wrote it are trusted: what stands further left may be invented.
+        Each proxy appends the address of its own client to ``X-Forwarded-For``. The addresses are read from the right
+        up to the first that is not a trusted proxy: that client may have invented everything to the left of it.
+
+        :param peer: the remote address of the connection; ``None`` for a Unix socket.
+        :param forwarded: the values of ``X-Forwarded-For``.
         """
-        hop = None if peer is None else _address(peer)
-        if not (self.unix if hop is None else self._names(hop)):
-            # Somebody on a private network who forwards is a proxy that nobody has named, not a client.
-            return None if hop is None or (forwarded and not hop.is_global) else hop
+        address = None if peer is None else _parse(peer)
+        if not (self.unix if address is None else self._contains(address)):
+            # A private address that forwards requests is not a client, but a proxy that is not configured.
+            return None if address is None or (forwarded and not address.is_global) else address
         if not forwarded:
             return None
         for text in reversed(",".join(forwarded).split(",")):
-            hop = _address(text)
-            if hop is None or not self._names(hop):
+            address = _parse(text)
+            if address is None or not self._contains(address):
                 break
-        return hop
+        return address
 
-    def _names(self, hop: Address) -> bool:
-        return any(hop in network for network in self.networks)
+    def _contains(self, address: Address) -> bool:
+        return any(address in network for network in self.networks)
 
 
 def bucket_key(address: Address) -> bytes:
-    """What stands for an address: itself, or of IPv6 the network that it is in."""
+    """Return the key of the token bucket of an address: an IPv4 address, or an IPv6 network."""
     return address.packed if address.version == 4 else address.packed[:_IPV6_NETWORK_BYTES]
 
 
-def _address(text: str) -> Address | None:
-    """An address, possibly with a port, as some proxies write it; ``None`` for anything else."""
+def _parse(text: str) -> Address | None:
+    """Return an address, without the port that some proxies append, or ``None`` if the text is not an address."""
     text = text.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]

@@ -1,4 +1,4 @@
-"""TokenBuckets that several servers have in common, in a Redis or Valkey."""
+"""Token buckets that all servers share, in a Redis or Valkey server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 from twisted.internet.ssl import optionsForClientTLS
-from twisted.logger import Logger, LogPublisher
 from twisted.python.failure import Failure
 
 from tkserver import log
@@ -21,11 +20,11 @@ from tkserver.limits.token_bucket import Decision, Rate
 
 _log = log.logger(__name__)
 
-PATIENCE = 0.25
-"""Seconds that a request waits for an answer; then its connection is given up, and with it all that wait for it."""
+RESPONSE_TIMEOUT = 0.25
+"""Seconds that a request waits for Redis. After that, the connection is closed, and requests stop waiting."""
 
 CONNECT_TIMEOUT = 2.0
-"""Seconds for a new connection to show that it works. No request waits for that."""
+"""Seconds until a new connection must be ready. No request waits for that."""
 
 KEY_PREFIX = "tkserver:rate:"
 
@@ -44,24 +43,26 @@ if allowed then
 end
 return {allowed and 1 or 0, full_at, now}
 """
-""":func:`tkserver.limits.token_bucket.take` in one step, by the clock of Redis. Keys expire when their buckets are full."""
+"""The atomic equivalent of :func:`tkserver.limits.token_bucket.take`, with the clock of Redis.
+
+A key expires when its bucket is full."""
 
 
 class RedisUnavailable(Exception):
-    """There is no Redis that would answer now."""
+    """There is no connection to Redis, or Redis does not respond in time."""
 
     holds_no_values = True
 
 
 class MissingExtra(Exception):
-    """What speaks to a Redis is not installed."""
+    """The Redis client library is not installed."""
 
 
 @dataclass(frozen=True)
 class RedisServer:
-    """Where a Redis is, and how to log in.
+    """The address of a Redis server, and the credentials.
 
-    :ivar database: its number.
+    :ivar database: the number of the database.
     """
 
     host: str
@@ -72,8 +73,8 @@ class RedisServer:
     password: str | None = field(repr=False)
 
     @classmethod
-    def of(cls, url: str) -> RedisServer:
-        """By a URL such as ``rediss://user:password@host:6379/0``, which the settings have checked."""
+    def from_url(cls, url: str) -> RedisServer:
+        """Create from a valid URL such as ``rediss://user:password@host:6379/0``."""
         parts = urlsplit(url)
         return cls(
             host=parts.hostname or "localhost",
@@ -85,38 +86,33 @@ class RedisServer:
         )
 
     def endpoint(self, reactor: Any) -> IStreamClientEndpoint:
+        """Return the endpoint to connect to."""
         plain = HostnameEndpoint(reactor, self.host, self.port, timeout=CONNECT_TIMEOUT)
         return wrapClientTLS(optionsForClientTLS(self.host), plain) if self.tls else plain
 
 
-class _QuietClientService(ClientService):
-    """One that does not log each attempt: what is worth a line, :class:`RedisTokenBuckets` says."""
-
-    _log = Logger(observer=LogPublisher())
-
-
 class RedisTokenBuckets:
-    """TokenBuckets in a Redis, over one connection that heals itself.
+    """Token buckets in a Redis server, over one connection that is re-established when it is lost.
 
-    :raise MissingExtra: when txredisapi is not installed.
+    :raise MissingExtra: if txredisapi is not installed.
     """
 
     def __init__(self, server: RedisServer, reactor: Any) -> None:
         try:
             import txredisapi
         except ImportError:
-            raise MissingExtra("install what it needs with pip install 'tkserver[redis]'") from None
+            raise MissingExtra("the Redis client is not installed: run pip install 'tkserver[redis]'") from None
         self._redis_error: type[Exception] = txredisapi.RedisError
         self._response_error: type[Exception] = txredisapi.ResponseError
         self._server = server
         self._reactor = reactor
         self._connection: Any = None
-        self._preparing: Deferred[None] | None = None
-        self._complained = False
-        # Of txredisapi the protocol only: its pools take the global reactor, and wait where there is no connection.
+        self._preparation: Deferred[None] | None = None
+        self._problem_logged = False
+        # Only the protocol: txredisapi's pools use the global reactor, and wait if there is no connection.
         factory = Factory.forProtocol(txredisapi.RedisProtocol)
         factory.noisy = False
-        self._service = _QuietClientService(
+        self._service = ClientService(
             server.endpoint(reactor),
             factory,
             retryPolicy=backoffPolicy(initialDelay=0.2, maxDelay=5.0, factor=1.5),
@@ -126,59 +122,59 @@ class RedisTokenBuckets:
 
     @property
     def available(self) -> bool:
-        """Whether there is a connection that works, as far as is known."""
+        """Whether there is a connection that is not known to be dead."""
         return self._connection is not None
 
     def start(self) -> None:
-        """Connect, and again whenever the connection is lost."""
+        """Connect, and reconnect whenever the connection is lost."""
         self._service.startService()
-        self._service.whenConnected(failAfterFailures=1).addErrback(self._not_there)
+        self._service.whenConnected(failAfterFailures=1).addErrback(self._first_attempt_failed)
 
     async def stop(self) -> None:
         self._connection = None
-        if self._preparing is not None:
-            self._preparing.cancel()
+        if self._preparation is not None:
+            self._preparation.cancel()
         if self._service.running:
             await self._service.stopService()
 
     async def take(self, key: str, rate: Rate) -> Decision:
-        """Take a token, where there is one, within :data:`PATIENCE`.
+        """Take a token if one is available.
 
-        :raise RedisUnavailable: when there is no Redis that would say so.
+        :raise RedisUnavailable: if Redis does not respond within :data:`RESPONSE_TIMEOUT`.
         """
         connection = self._connection
         try:
             if connection is None:
                 raise RedisUnavailable
-            asked = connection.eval(TAKE, [KEY_PREFIX + key], [rate.interval, rate.limit])
-            allowed, full_at, now = await asked.addTimeout(PATIENCE, self._reactor)
+            response = connection.eval(TAKE, [KEY_PREFIX + key], [rate.interval, rate.limit])
+            allowed, full_at, now = await response.addTimeout(RESPONSE_TIMEOUT, self._reactor)
         except defer.TimeoutError:
-            self._lose(connection, f"no answer within {PATIENCE:g} s")
+            self._lost(connection, f"no response within {RESPONSE_TIMEOUT:g} s")
             connection.transport.abortConnection()
             raise RedisUnavailable from None
         except self._redis_error as error:
-            self._complain(str(error))
+            self._log_problem(str(error))
             raise RedisUnavailable from None
         return Decision(rate, bool(allowed), full_at, now)
 
     def _connected(self, connection: Any) -> None:
-        # Twisted's service does not wait for it: where that fails, it stumbles over the connection's end.
-        self._preparing = ensureDeferred(self._prepare(connection))
+        # Returns no Deferred: ClientService does not handle a connection that is lost while it waits for one.
+        self._preparation = ensureDeferred(self._prepare(connection))
 
     async def _prepare(self, connection: Any) -> None:
-        """See that a new connection works. Ended, it is made anew after a while."""
+        """Log in on a new connection. If that fails, close the connection, and ClientService reconnects."""
         try:
             await ensureDeferred(self._log_in(connection)).addTimeout(CONNECT_TIMEOUT, self._reactor)
         except Exception as error:
             connection.transport.abortConnection()
-            if not isinstance(error, CancelledError):  # which is what comes of stopping
-                late = isinstance(error, defer.TimeoutError)
-                self._complain(f"no answer within {CONNECT_TIMEOUT:g} s" if late else str(error))
+            if not isinstance(error, CancelledError):  # by stop()
+                timed_out = isinstance(error, defer.TimeoutError)
+                self._log_problem(f"no response within {CONNECT_TIMEOUT:g} s" if timed_out else str(error))
             return
-        connection.whenDisconnected().addCallback(lambda _: self._lose(connection, "the connection was lost"))
+        connection.whenDisconnected().addCallback(lambda _: self._lost(connection, "the connection was lost"))
         self._connection = connection
-        _log.info("connected to Redis: limits hold for all servers together", event="redis_connected")
-        self._complained = False
+        _log.info("connected to Redis: all servers share the rate limits", event="redis_connected")
+        self._problem_logged = False
 
     async def _log_in(self, connection: Any) -> None:
         server = self._server
@@ -186,25 +182,25 @@ class RedisTokenBuckets:
             if server.password is not None:
                 await connection.auth(server.password, server.user)
             await connection.select(server.database)
-        except self._response_error:  # whose text may have the password in it
-            raise RedisUnavailable("it refuses the user, the password or the number of the database") from None
+        except self._response_error:  # its text may contain the password
+            raise RedisUnavailable("Redis rejects the user, the password or the database number") from None
         await connection.ping()
 
-    def _lose(self, connection: Any, problem: str) -> None:
+    def _lost(self, connection: Any, problem: str) -> None:
         if self._connection is connection:
             self._connection = None
-            self._complain(problem)
+            self._log_problem(problem)
 
-    def _not_there(self, failure: Failure) -> None:
+    def _first_attempt_failed(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            self._complain(failure.getErrorMessage())
+            self._log_problem(failure.getErrorMessage())
 
-    def _complain(self, problem: str) -> None:
-        """Once for each connection that worked, however many requests find out."""
-        if not self._complained:
-            self._complained = True
+    def _log_problem(self, problem: str) -> None:
+        """Log that Redis is not available, once until the next connection."""
+        if not self._problem_logged:
+            self._problem_logged = True
             _log.warn(
-                "Redis cannot be used, each server limits by itself meanwhile: {problem}",
+                "Redis is not available, each server applies its own rate limits: {problem}",
                 problem=problem,
                 event="redis_lost",
             )

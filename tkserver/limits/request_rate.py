@@ -1,4 +1,4 @@
-"""How many requests a minute an application may send, by the tier of its token."""
+"""Limit on the requests per minute of an application, by the tier of its token."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from tkserver.limits.redis import RedisTokenBuckets, RedisUnavailable
 from tkserver.limits.token_bucket import SECOND, Decision, Rate, TokenBuckets
 
 MAX_APPS = 50_000
-"""Applications whose buckets one process keeps: some ten megabytes."""
+"""The maximum number of applications with buckets in memory: about ten megabytes."""
 
 
 class RequestRateLimit:
-    """One bucket for each application, kept by all servers together where there is a Redis, and else by each.
+    """A token bucket for each application. All servers share it if there is a Redis; otherwise, each has its own.
 
-    :param per_minute: requests a minute by tier; a tier that is not in it has no limit. At least one is.
-    :param clock: gives seconds since 1970.
+    :param per_minute: requests per minute by tier. Other tiers have no limit. Must not be empty.
+    :param shared: ``None`` if there is no Redis.
+    :param clock: returns Unix time.
     """
 
     def __init__(
@@ -29,16 +30,16 @@ class RequestRateLimit:
         self._shared = shared
 
     def take(self, tier: str, org_id: UUID, app_id: UUID) -> Decision | Deferred[Decision] | None:
-        """Count a request, unless its application is over its limit; ``None`` where it has none."""
+        """Take a token for a request; return ``None`` if the tier has no limit."""
         rate = self._rates.get(tier)
         if rate is None:
             return None
         key = f"{org_id}/{app_id}"
         if self._shared is None or not self._shared.available:
             return self._local.take(key, rate)
-        return ensureDeferred(self._ask(self._shared, key, rate))
+        return ensureDeferred(self._take_shared(self._shared, key, rate))
 
-    async def _ask(self, shared: RedisTokenBuckets, key: str, rate: Rate) -> Decision:
+    async def _take_shared(self, shared: RedisTokenBuckets, key: str, rate: Rate) -> Decision:
         try:
             return await shared.take(key, rate)
         except RedisUnavailable:

@@ -1,7 +1,8 @@
-"""A token bucket as one number: the moment at which it is full again. Pure: the time is an argument.
+"""Token buckets. A bucket is represented by the time at which it is full again.
 
-Times are whole microseconds since 1970, so that sums of them are exact, in Redis' Lua as well. How full a bucket is
-follows from how far off that moment is; none means full, so that what is not remembered allows most."""
+Times are Unix times in whole microseconds, so that arithmetic is exact, also in the Lua of Redis. A bucket without a
+stored time is full.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +17,10 @@ SECOND = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """How fast a bucket fills, and what fits into it.
+    """The capacity of a bucket and the rate at which it is refilled.
 
-    :ivar limit: tokens in a full bucket: what may be taken at once after a long rest.
-    :ivar interval: microseconds for one token to come back.
+    :ivar limit: the number of tokens in a full bucket.
+    :ivar interval: microseconds after which a token is added.
     """
 
     limit: int
@@ -27,23 +28,23 @@ class Rate:
 
     @classmethod
     def per_minute(cls, tokens: int, *, burst: int | None = None) -> Rate:
-        """So many tokens a minute.
+        """Return a rate in tokens per minute.
 
-        :param burst: how many may be taken at once; a minute's unless it is said.
+        :param burst: the number of tokens in a full bucket; by default ``tokens``.
         """
         return cls(tokens if burst is None else burst, max(1, 60 * SECOND // tokens))
 
     @property
     def window(self) -> int:
-        """Microseconds for an empty bucket to be full again."""
+        """Microseconds after which an empty bucket is full."""
         return self.limit * self.interval
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether a token was to be had, and what there is left.
+    """Whether a token is available, and the state of the bucket afterwards.
 
-    :ivar full_at: when the bucket is full again, after this.
+    :ivar full_at: when the bucket is full again.
     """
 
     rate: Rate
@@ -53,46 +54,47 @@ class Decision:
 
     @property
     def remaining(self) -> int:
-        """Tokens that may be taken at once."""
+        """The number of tokens in the bucket."""
         return (self.rate.window - (self.full_at - self.now)) // self.rate.interval
 
     @property
     def reset(self) -> int:
-        """Seconds since 1970, rounded up, at which the bucket is full again."""
-        return _seconds(self.full_at)
+        """The Unix time in seconds at which the bucket is full again, rounded up."""
+        return _round_up(self.full_at)
 
     @property
     def retry_after(self) -> int:
-        """Whole seconds after which there is a token: 0 where there is one now."""
-        return max(0, _seconds(self.full_at + self.rate.interval - self.rate.window - self.now))
+        """Seconds until a token is available, rounded up; 0 if there is one now."""
+        return max(0, _round_up(self.full_at + self.rate.interval - self.rate.window - self.now))
 
 
-def look(rate: Rate, full_at: int, now: int) -> Decision:
-    """Whether there is a token, without taking it.
+def peek(rate: Rate, full_at: int, now: int) -> Decision:
+    """Return whether a token is available, without taking it.
 
-    :param full_at: when the bucket is full again. A moment further off than its window, which only a clock that was
-        set back leaves behind, counts as the window's end.
+    :param full_at: when the bucket is full again. The bucket counts as empty if that is later than a window from now,
+        which only happens when the clock is set back.
     """
     full_at = min(max(full_at, now), now + rate.window)
     return Decision(rate, full_at + rate.interval <= now + rate.window, full_at, now)
 
 
 def take(rate: Rate, full_at: int, now: int) -> Decision:
-    """Take a token, where there is one."""
-    seen = look(rate, full_at, now)
-    return Decision(rate, True, seen.full_at + rate.interval, now) if seen.allowed else seen
+    """Take a token if one is available. The parameters are those of :func:`peek`."""
+    decision = peek(rate, full_at, now)
+    return Decision(rate, True, decision.full_at + rate.interval, now) if decision.allowed else decision
 
 
-def _seconds(microseconds: int) -> int:
+def _round_up(microseconds: int) -> int:
+    """Return whole seconds."""
     return -(-microseconds // SECOND)
 
 
 class TokenBuckets:
-    """Those buckets that are not full; a full one needs no memory.
+    """The buckets that are not full, by key. Full buckets need no memory.
 
-    :param maximum: how many are kept. Beyond it, the one that was used longest ago counts as full.
-    :param window: seconds after which the slowest of them is full again.
-    :param clock: gives seconds since 1970.
+    :param maximum: the maximum number of buckets. Beyond that, the least recently used bucket is removed and thus full.
+    :param window: seconds after which the slowest bucket is full again.
+    :param clock: returns Unix time.
     """
 
     def __init__(self, maximum: int, window: float, clock: Callable[[], float]) -> None:
@@ -102,12 +104,12 @@ class TokenBuckets:
     def __len__(self) -> int:
         return len(self._full_at)
 
-    def look(self, key: Hashable, rate: Rate) -> Decision:
-        """Whether there is a token, without taking it."""
-        return look(rate, self._full_at.get(key, 0), self._now())
+    def peek(self, key: Hashable, rate: Rate) -> Decision:
+        """Return whether a token is available, without taking it."""
+        return peek(rate, self._full_at.get(key, 0), self._now())
 
     def take(self, key: Hashable, rate: Rate) -> Decision:
-        """Take a token, where there is one."""
+        """Take a token if one is available."""
         decision = take(rate, self._full_at.get(key, 0), self._now())
         self._full_at[key] = decision.full_at
         return decision

@@ -1,7 +1,8 @@
 """Logging, on top of :mod:`twisted.logger`.
 
-Each call names its event, such as ``event="database_lost"``: message texts may change, event names do not.
-:mod:`tkserver.log.observer` writes the log; ``twistd`` decides where to (``--logfile``, ``--syslog``, ``--logger``).
+Each call names its event, such as ``event="database_lost"``. Message texts may change, event names do not.
+:mod:`tkserver.log.observer` writes the log to the place that the options of ``twistd`` name (``--logfile``,
+``--syslog``, ``--logger``).
 
 Secrets, tokens, signatures, nonces, user ids, addresses and bodies are never logged.
 """
@@ -37,7 +38,7 @@ class _Logger(Logger):
 
 
 def logger(namespace: str) -> Logger:
-    """Return a logger that adds the id of the current request to its events."""
+    """Return a logger whose events contain the id of the current request."""
     return _Logger(namespace=namespace, observer=globalLogPublisher)
 
 
@@ -54,7 +55,7 @@ class Throttle:
         self._silent_until: dict[str, float] = {}
 
     def allows(self, problem: str) -> bool:
-        """Return true if a problem was not logged within the interval, and start a new interval for it."""
+        """Return whether a problem was not logged within the interval. If so, the interval starts again."""
         now = self._clock()
         if now < self._silent_until.get(problem, now):
             return False

@@ -1,4 +1,4 @@
-"""The record of a finished request, and the access log that is made of these records."""
+"""The record of a request, and the access log, which consists of these records."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from twisted.logger import LogEvent, LogLevel
 from tkserver.log import severity
 
 NO_ROUTE = "none"
-"""The route of a request whose path does not exist, and of input that is not a request."""
+"""The route of requests whose path does not exist, and of input that is not a request."""
 
 OTHER_METHOD = "other"
+"""Stands for methods that are not standard ones."""
 
 CLIENT_CLOSED_REQUEST = 499
 """The status of a request whose client disconnected before the response, as in nginx. It is never sent."""
@@ -22,7 +23,8 @@ NAMESPACE = "tkserver.access"
 EVENT = "request"
 
 PROBES = frozenset(("/health", "/health/ready"))
-"""Routes that are requested every few seconds. They are logged at level debug, whether the server is ready or not."""
+"""Routes that are requested every few seconds. They are logged at level debug if they report that the server is ready,
+and also if they report that it is not."""
 
 _PROBE_STATUSES = (200, 503)
 
@@ -48,7 +50,8 @@ class RequestRecord(Struct, eq=False, gc=False):
     :ivar route: the path with names of its variable parts, such as ``/v1/ingest/{org_id}/{app_id}``.
     :ivar org_id: as in the path, if it is a UUID; the same applies to ``app_id``.
     :ivar code: of the error, if there is one.
-    :ivar received: the number of events, if known; of these, ``accepted`` (including ``duplicates``) and ``rejected``.
+    :ivar received: the number of events, if known.
+    :ivar accepted: the number of events that are stored now, including ``duplicates``.
     """
 
     request_id: str = "-"
@@ -81,7 +84,7 @@ class RequestRecord(Struct, eq=False, gc=False):
         return text
 
     def fields(self) -> dict[str, str | int | float]:
-        """Return what is known, by name."""
+        """Return the known values by name."""
         known: dict[str, str | int | float] = {
             "request_id": self.request_id,
             "method": self.method,
@@ -97,7 +100,7 @@ class RequestRecord(Struct, eq=False, gc=False):
 
     @property
     def level(self) -> str:
-        """The log level. Errors of clients are not errors of the server."""
+        """The log level. Errors of clients have level info."""
         if self.route in PROBES and self.status in _PROBE_STATUSES:
             return "debug"
         if self.status < 500:
@@ -113,14 +116,14 @@ Write = Callable[[RequestRecord, str], None]
 
 
 def known_method(command: bytes) -> str:
-    """Return the method if it is a standard one, otherwise ``OTHER_METHOD``: clients can send any method."""
+    """Return the method if it is a standard one, otherwise :data:`OTHER_METHOD`."""
     return _METHODS.get(command, OTHER_METHOD)
 
 
 def valid_request_id(values: Sequence[bytes]) -> str | None:
-    """Return the id that a client or proxy sent, if it can be used in headers, logs and responses.
+    """Return the request id that a client or proxy sent, or ``None`` if it must not be used in headers and logs.
 
-    :param values: of the header ``X-Request-ID``. The last one counts: proxies add theirs at the end.
+    :param values: the values of ``X-Request-ID``. The last one is used, because proxies append theirs.
     """
     return values[-1].decode("ascii") if values and _REQUEST_ID.fullmatch(values[-1]) else None
 
@@ -128,8 +131,8 @@ def valid_request_id(values: Sequence[bytes]) -> str | None:
 class AccessLog:
     """Logs requests: all errors, and a sample of the successful requests.
 
-    Records are published as log events, unless :meth:`write_to` was called: to make an event of each request costs more
-    than to write its line.
+    Each record is published as a log event. After :meth:`write_to`, it is passed to a function instead: to create an
+    event costs more than to write a line.
 
     :param publish: takes a log event, whose value ``record`` is the record.
     :param level: records of less severe levels are not logged.
@@ -168,10 +171,10 @@ class AccessLog:
                 "log_level": _LEVELS[level],
                 "log_namespace": NAMESPACE,
                 "log_time": self._now(),
-                "log_format": "{record}",
+                "log_format": "{exchange}",
                 "event": EVENT,
                 "request_id": record.request_id,
-                "record": record,
+                "exchange": record,  # a documented key: observers of operators (--logger) read it
             }
         )
 

@@ -1,4 +1,4 @@
-"""The request on whose behalf the current code runs."""
+"""The id of the request for which the current code runs."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from twisted.python.failure import Failure
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """The id of the request that is being handled; ``None`` outside of requests.
 
-A coroutine keeps the value from when it was started. Work on behalf of several requests is started in a new, empty
+A coroutine keeps the value that was set when it was started. Work for several requests is started in an empty
 ``Context``.
 """
 
 
 def request_id_of(failure: Failure) -> str | None:
-    """Return the id of the request that caused a failure, if the frames of its traceback contain it.
+    """Return the id of the request that caused a failure, if it can be found in the frames of the traceback.
 
-    A failure that nobody has handled is logged when its Deferred is garbage-collected, possibly while another request
-    is being handled. Twisted runs each coroutine in a context that is a local variable of the frame below it. A plain
-    callback often has the request itself as a local variable. The outermost frame has priority.
+    An unhandled failure is logged when its Deferred is garbage-collected, possibly while another request is being
+    handled. Twisted runs each coroutine in a context that is a local variable of the frame below the coroutine. A plain
+    callback often has the request as a local variable. The outermost frame has priority.
     """
     ids = (_id_in(value) for value in _local_variables(failure))
     return next((found for found in ids if found is not None), None)

@@ -1,4 +1,4 @@
-"""Log records, and the lines that are written for them: text for people, JSON for programs."""
+"""Log records, and their formats: text for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NOT_FIELDS = frozenset(
 _ACCESS_SYSTEMS = {level: f"{access.NAMESPACE}#{level}" for level in LEVELS}
 
 _JSON_TYPES = frozenset((str, int, float, bool, UUID))
-"""Types of values that are written as they are. All others are converted to text, so that a JSON line is flat."""
+"""Types of values that JSON lines contain unchanged. All others are converted to text, so that the object is flat."""
 
 _IDS = ("org_id", "app_id", "request_id")
 """Fields that appear at the end of a text line."""
@@ -42,16 +42,16 @@ _encode = msgspec.json.Encoder().encode
 
 
 class LogRecord(Struct, gc=False):
-    """A log event of any origin: this server, Twisted, the legacy ``log.msg``, ``print``.
+    """A log event from any source: this server, Twisted, the legacy ``log.msg``, or ``print``.
 
     :ivar time: Unix time.
     :ivar level: one of :data:`tkserver.log.LEVELS`.
     :ivar event: the name of the event, for programs.
     :ivar message: text for people; may contain line breaks.
     :ivar logger: a dotted name.
-    :ivar system: the logger as text lines show it, between brackets.
+    :ivar system: the logger and the level, as shown in brackets in text lines.
     :ivar fields: other values of the event; only for events of this server.
-    :ivar failure: the failure, if the event is about one.
+    :ivar failure: the error, if the event reports one.
     """
 
     time: float
@@ -90,7 +90,7 @@ Formatter = Callable[[LogRecord], bytes]
 
 
 def format_text(record: LogRecord) -> bytes:
-    """Format a record like ``twistd``: local time, logger, message. Further lines begin with a tab."""
+    """Format a record in the format of ``twistd``: local time, logger, message. Further lines begin with a tab."""
     return f"{_local_time(int(record.time))} {_text(record)}".encode("utf-8", "backslashreplace")
 
 
@@ -127,12 +127,12 @@ def level_of(event: LogEvent) -> str:
 
 
 def is_unhandled_error(event: LogEvent) -> bool:
-    """Return true for an unhandled error that was found when its Deferred was garbage-collected."""
+    """Return whether an event is an unhandled error, found when its Deferred was garbage-collected."""
     return event.get("log_namespace") == _DEFERREDS and "log_failure" in event
 
 
 def is_announcement(event: LogEvent) -> bool:
-    """Return true if an event only announces the next one: Twisted logs two events for each unhandled error."""
+    """Return whether an event only announces the next one: Twisted logs two events for each unhandled error."""
     return (
         event.get("log_namespace") == _DEFERREDS
         and "log_failure" not in event

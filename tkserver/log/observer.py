@@ -1,4 +1,4 @@
-"""The log observer: writes a line for each event to standard output, a file, or syslog."""
+"""The log observer. It writes a line for each event to standard output, a file, or syslog."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _log = logger(__name__)
 MAX_DELAY = 0.1
 """Seconds for which the line of a request may be delayed.
 
-To format lines one by one, between requests, costs three times as much, because the code is not in the caches of the
+Formatting a line alone, between two requests, takes three times as long, because the code is not in the caches of the
 processor."""
 
 DELAYED_LEVELS = frozenset(("debug", "info"))
 """Levels of requests whose lines may be delayed. A process that is killed loses delayed lines."""
 
 MAX_FILE_SIZE = 100_000_000
-"""Bytes."""
+"""Bytes. A larger file is rotated."""
 
 ROTATED_FILES = 10
-"""The number of rotated files that are kept."""
+"""The maximum number of rotated files. Older ones are deleted."""
 
 Line = tuple[str, bytes]
 """A log level, and a line without the line break at its end."""
@@ -55,10 +55,10 @@ class Sink(Protocol):
 class LineObserver:
     """Writes a line for each event, including events of Twisted.
 
-    Lines are written immediately. Only while the reactor runs, lines of requests are delayed until another event is
-    logged, or by ``MAX_DELAY`` at most. Lines are in the order of their events.
+    Lines are written immediately, except lines of requests while the reactor runs: these are delayed until another
+    event is logged, by at most :data:`MAX_DELAY`. Lines are written in the order of their events.
 
-    If an event cannot be formatted, a line about that replaces its line. If a line cannot be written, it is lost.
+    If an event cannot be formatted, a line says so instead. If a line cannot be written, it is lost.
     """
 
     def __init__(self, format_line: Formatter, sink: Sink, reactor: Any) -> None:
@@ -68,7 +68,7 @@ class LineObserver:
         self._pending: list[tuple[RequestRecord | LogEvent, str]] = []
         self._timer: IDelayedCall | None = None
         self._may_delay = False
-        self._lock = RLock()  # events come from threads, and from a garbage collection while another one is logged
+        self._lock = RLock()  # threads log events, and a garbage collection may log one while another is being logged
         self._collecting_garbage = False
         gc.callbacks.append(self._on_garbage_collection)
         reactor.callWhenRunning(self._start_delaying)
@@ -84,7 +84,7 @@ class LineObserver:
             self._flush()
 
     def write_request(self, record: RequestRecord, level: str) -> None:
-        """Write the line of a finished request."""
+        """Write the line of a request, possibly with a delay."""
         with self._lock:
             self._pending.append((record, level))
             if not self._may_delay or level not in DELAYED_LEVELS:
@@ -127,10 +127,10 @@ class LineObserver:
             return self._format(LogRecord.from_event(replacement, level))
 
     def _request_id(self, event: LogEvent) -> str | None:
-        """Return the id of the request that caused an event which does not contain it."""
+        """Return the id of the request that caused an event without an id."""
         if is_unhandled_error(event):
             found = request_id_of(event["log_failure"])
-            if found is not None or self._collecting_garbage:  # a collection may happen during any request
+            if found is not None or self._collecting_garbage:  # the current request is not the cause of a collection
                 return found
         return request_id.get()
 
@@ -139,7 +139,7 @@ class LineObserver:
 
 
 def log_uncaught_exceptions() -> None:
-    """Log exceptions in threads and finalizers, which Python would print with their texts."""
+    """Log exceptions in threads and finalizers. Python would print them with their texts."""
 
     def log(uncaught: Any) -> None:
         if uncaught.exc_value is not None:
@@ -165,7 +165,7 @@ class StreamSink:
 
 
 class _LogFile(LogFile):
-    """A log file that notices when its path leads to another file."""
+    """A log file that notices when it has been moved or deleted."""
 
     def __init__(self, path: str, max_size: int, rotated_files: int) -> None:
         file = Path(path).absolute()
@@ -181,7 +181,7 @@ class _LogFile(LogFile):
         self._opened = Path(self.path).stat()
 
     def is_in_place(self) -> bool:
-        """Return true if the path still leads to the open file: logrotate may have moved it, and created another."""
+        """Return whether the path leads to the open file. logrotate moves the file, and may create another."""
         try:
             return os.path.samestat(Path(self.path).stat(), self._opened)
         except FileNotFoundError:
@@ -189,7 +189,7 @@ class _LogFile(LogFile):
 
 
 class FileSink:
-    """Writes to a file, which is rotated when it is large or when :meth:`rotate` is called.
+    """Writes to a file. The file is rotated when it is full or when :meth:`rotate` is called.
 
     :raise OSError: if the file cannot be opened.
     """
@@ -215,7 +215,7 @@ class FileSink:
 
 
 class SyslogSink:
-    """Writes to syslog: an entry for each line of a text, with the priority of its level.
+    """Writes to syslog: one message for each line, with the priority of its level.
 
     :param send: takes a priority and a text.
     """

@@ -1,7 +1,7 @@
 """Formatting of exceptions for the log.
 
-The type of an exception and its traceback are part of the code, and are always logged. Its text is logged only if it is
-known to contain no values, because it may quote what a client has sent: PostgreSQL quotes rows, decoders quote bodies.
+The type of an exception and its traceback describe the code, and are always logged. Its text is logged only if it is
+known to contain no data, because it may quote data from clients: PostgreSQL quotes rows, and decoders quote bodies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 MAX_CAUSES = 5
 
-OMITTED = "text omitted: it may contain what a client has sent"
+OMITTED = "text omitted: it may contain data from clients"
 
 _TEXT_IS_CODE = (
     *(NameError, AttributeError, ImportError, ZeroDivisionError, RecursionError),
@@ -37,7 +37,7 @@ def type_name(error: object) -> str:
 def safe_text(error: object) -> str | None:
     """Return the text of an exception if it may be logged, otherwise ``None``.
 
-    A class declares that its text contains no values with an attribute ``holds_no_values``.
+    A class declares with an attribute ``holds_no_values`` that its text contains no data.
     """
     if getattr(error, "holds_no_values", False) or isinstance(error, _TEXT_IS_CODE):
         return str(error)
@@ -49,7 +49,7 @@ def safe_text(error: object) -> str | None:
 
 
 def redacted(value: object) -> object:
-    """Return a value of a log event; of an exception or a ``Failure``, only what may be logged."""
+    """Return a value of a log event, or the type and the loggable text of an exception or ``Failure``."""
     if not isinstance(value, BaseException):
         return value
     error = value.value if isinstance(value, Failure) else value

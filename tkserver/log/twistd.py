@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
+from twisted.application.internet import ClientService
 from twisted.application.service import IService, MultiService
 from twisted.logger import FilteringLogObserver, ILogFilterPredicate, ILogObserver, LogEvent, PredicateResult
 from twisted.python.components import Componentized
@@ -27,7 +28,7 @@ class _RunningTwistd(ServerOptions):
 
 
 def running_twistd() -> Any:
-    """Parse the options of the running ``twistd`` again: a ``.tac`` file does not receive them."""
+    """Parse the options of the running ``twistd`` again, because a ``.tac`` file does not receive them."""
     options = _RunningTwistd()
     options.parseOptions()
     return options
@@ -72,18 +73,18 @@ class Logged(MultiService):
             sink = open_sink(self._twistd)
         except OSError as error:
             self._fail(f"cannot write the log: {error}")
-        # As twistd does, unless the signal is in use.
+        # twistd rotates its own log file on this signal, too, unless the signal has a handler.
         if isinstance(sink, FileSink) and not signal.getsignal(signal.SIGUSR1):
             signal.signal(signal.SIGUSR1, lambda *_: self._reactor.callFromThread(sink.rotate))
         log_uncaught_exceptions()
         observer = LineObserver(_formatter(self._log_format, sink), sink, self._reactor)
         self._access_log.write_to(observer.write_request)
-        return FilteringLogObserver(observer, [MinimumLevel(self._level)])
+        return FilteringLogObserver(observer, [MinimumLevel(self._level), NoReconnections()])
 
 
 @implementer(ILogFilterPredicate)
 class MinimumLevel:
-    """Accepts events of a level or more severe ones.
+    """Accepts events that are at least as severe as a level.
 
     Twisted's ``LogLevelFilterPredicate`` drops events without a level, such as those of the legacy ``log.msg``.
     """
@@ -95,8 +96,19 @@ class MinimumLevel:
         return PredicateResult.maybe if severity(level_of(event)) >= self._minimum else PredicateResult.no
 
 
+@implementer(ILogFilterPredicate)
+class NoReconnections:
+    """Rejects the messages of ``ClientService`` about attempts to reconnect.
+
+    Our modules that use it log when the connection is lost and when it is available again.
+    """
+
+    def __call__(self, event: LogEvent) -> Any:
+        return PredicateResult.no if isinstance(event.get("log_source"), ClientService) else PredicateResult.maybe
+
+
 def open_sink(twistd: Mapping[str, Any]) -> Sink:
-    """Open the log where the options of ``twistd`` say, in the same way as ``twistd`` does.
+    """Open the log that the options of ``twistd`` name, in the same way as ``twistd`` does.
 
     :raise OSError: if it cannot be opened.
     """

@@ -1,8 +1,8 @@
-"""Everything that is measured, by its name; how it is used is said in docs/monitoring.md.
+"""All metrics. docs/monitoring.md describes how to use them.
 
-What a client chooses never becomes a label. Where all values of a label are known, each is there from the start, so
-that the first event of its kind is seen as an increase. What can be asked for is asked for when somebody looks, and
-costs nothing otherwise.
+Values that clients choose never become labels. If all values of a label are known, a counter exists for each from the
+start, so that Prometheus sees its first event as an increase. Values that can be queried are queried only when the
+metrics are collected.
 """
 
 from __future__ import annotations
@@ -33,159 +33,175 @@ from tkserver.web.http.connections import ApiSite
 from tkserver.web.listen.listener import Listener
 from tkserver.wire.api_errors import ApiError
 
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-COMMIT_EVENTS = (1, 3, 10, 30, 100, 300, 1000, 4000)
-LAG_SECONDS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
+DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+COMMIT_SIZE_BUCKETS = (1, 3, 10, 30, 100, 300, 1000, 4000)
+LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
 
-prometheus_client.disable_created_metrics()  # a time for each counter, which nobody asks for, and half of the text
+prometheus_client.disable_created_metrics()  # a timestamp for each counter would double the size of the response
 
 
 class Metrics:
-    """What is measured, in a registry.
+    """The metrics of one server.
 
-    :param registry: one for each server, with nothing else of this server in it.
-    :param clock: gives seconds since 1970.
+    :param registry: an empty registry.
+    :param clock: returns Unix time.
     """
 
     def __init__(self, registry: CollectorRegistry, clock: Callable[[], float]) -> None:
         self._registry = registry
         self._clock = clock
         self._last_commit = clock()
-        self._begin_requests()
-        self._begin_commits()
+        self._create_request_metrics()
+        self._create_commit_metrics()
         self._lag = Histogram(
             "tkserver_reactor_lag_seconds",
-            "By how much the reactor was late for what it was to do.",
-            buckets=LAG_SECONDS,
+            "How late the reactor ran a timer.",
+            buckets=LAG_BUCKETS,
             registry=registry,
         )
         versions = {"version": __version__, "python": platform.python_version(), "twisted": twisted.__version__}
-        Info("tkserver_build", "What is running.", registry=registry).info(versions)
+        Info("tkserver_build", "Versions of the server, Python and Twisted.", registry=registry).info(versions)
         prometheus_client.ProcessCollector(registry=registry)
         prometheus_client.GCCollector(registry=registry)
 
-    def _begin_requests(self) -> None:
-        self._requests = _Requests()
+    def _create_request_metrics(self) -> None:
+        self._requests = _RequestCollector()
         self._registry.register(self._requests)
-        refused = Counter(
-            "tkserver_http_errors",
-            "Requests that were answered with an error, by its code.",
+        errors = Counter(
+            "tkserver_http_errors", "Requests that failed, by error code.", ("code",), registry=self._registry
+        )
+        auth_failures = Counter(
+            "tkserver_auth_failures",
+            "Requests that failed to authenticate, by error code.",
             ("code",),
             registry=self._registry,
         )
-        failed = Counter(
-            "tkserver_auth_failures", "Requests that failed to authenticate.", ("code",), registry=self._registry
-        )
-        refusals = dict(_refusals())
-        self._refused = {code: refused.labels(code) for code in refusals}
-        self._auth_failures = {code: failed.labels(code) for code, status in refusals.items() if status in (401, 403)}
+        statuses = dict(_error_codes(ApiError))
+        self._errors = {code: errors.labels(code) for code in statuses}
+        self._auth_failures = {
+            code: auth_failures.labels(code) for code, status in statuses.items() if status in (401, 403)
+        }
 
-    def _begin_commits(self) -> None:
-        commits = Counter("tkserver_commits", "Commits of events.", ("outcome",), registry=self._registry)
-        self._commits = {ending: commits.labels(ending.value) for ending in CommitResult}
-        self._commit_seconds = Histogram(
+    def _create_commit_metrics(self) -> None:
+        commits = Counter("tkserver_commits", "Commits of events, by result.", ("outcome",), registry=self._registry)
+        self._commits = {result: commits.labels(result.value) for result in CommitResult}
+        self._commit_duration = Histogram(
             "tkserver_commit_duration_seconds",
-            "Of a commit that was done, with its wait for a connection.",
-            buckets=SECONDS,
+            "Duration of successful commits, including the time spent waiting for a connection.",
+            buckets=DURATION_BUCKETS,
             registry=self._registry,
         )
-        self._commit_events = Histogram(
+        self._commit_size = Histogram(
             "tkserver_commit_events",
-            "Events in a commit that was done.",
-            buckets=COMMIT_EVENTS,
+            "Number of events in a successful commit.",
+            buckets=COMMIT_SIZE_BUCKETS,
             registry=self._registry,
         )
         self._gauge(
             "tkserver_last_commit_age_seconds",
-            "Since the last commit, or since the start where there was none.",
-            lambda: max(0.0, self._clock() - self._last_commit),  # by a clock that may be set back
+            "Seconds since the last successful commit, or since the start of the server.",
+            lambda: max(0.0, self._clock() - self._last_commit),  # the clock may have been set back
         )
 
-    # --- what happens
+    # --- observed when they happen
 
     def observe_request(self, record: RequestRecord) -> None:
-        """A request is finished."""
+        """Count a finished request."""
         self._requests.add(record)
         if record.code is not None:
-            self._refused[record.code].inc()
+            self._errors[record.code].inc()
             if record.code in self._auth_failures:
                 self._auth_failures[record.code].inc()
 
     def observe_commit(self, commit: CommitRecord) -> None:
-        """A commit has ended."""
+        """Count a commit."""
         self._commits[commit.result].inc()
         if commit.result is CommitResult.COMMITTED:
-            self._commit_seconds.observe(commit.seconds)
-            self._commit_events.observe(commit.events)
+            self._commit_duration.observe(commit.seconds)
+            self._commit_size.observe(commit.events)
             self._last_commit = self._clock()
 
     def observe_lag(self, seconds: float) -> None:
-        """The reactor was so late."""
+        """Count a measurement of the reactor lag."""
         self._lag.observe(seconds)
 
-    # --- what can be asked for
+    # --- queried when they are collected
 
-    def watch_events(self, ledger: Ledger, load: QueueLoad, bounds: QueueLimits) -> None:
-        """The books, and what waits to be committed."""
-        self._registry.register(_Books(ledger))
-        self._gauge("tkserver_queue_events", "Events that wait to be committed.", lambda: load.events)
-        self._gauge("tkserver_queue_max_events", "How many may.", lambda: bounds.events)
-        self._gauge("tkserver_queue_bytes", "Bytes of events that wait to be committed.", lambda: load.bytes)
-        self._gauge("tkserver_queue_max_bytes", "How many may.", lambda: bounds.bytes)
+    def watch_events(self, ledger: Ledger, load: QueueLoad, limits: QueueLimits) -> None:
+        """Add the metrics of events and of the queue."""
+        self._registry.register(_LedgerCollector(ledger))
+        self._gauge("tkserver_queue_events", "Events that are waiting to be committed.", lambda: load.events)
+        self._gauge("tkserver_queue_max_events", "Maximum number of events in the queue.", lambda: limits.events)
+        self._gauge("tkserver_queue_bytes", "Bytes of the events that are waiting to be committed.", lambda: load.bytes)
+        self._gauge("tkserver_queue_max_bytes", "Maximum number of bytes in the queue.", lambda: limits.bytes)
 
     def watch_database(self, pool: Pool) -> None:
-        """The connections to the database."""
+        """Add the metrics of database connections."""
         connections = Gauge(
-            "tkserver_database_connections", "Connections to the database.", ("state",), registry=self._registry
+            "tkserver_database_connections",
+            "Connections to the database, by state.",
+            ("state",),
+            registry=self._registry,
         )
         for state in pool.states():
             connections.labels(state).set_function(lambda state=state: pool.states()[state])  # type: ignore[misc]
-        self._gauge("tkserver_database_up", "Whether there is one at all.", lambda: pool.connected)
         self._gauge(
-            "tkserver_database_waiting_statements", "Statements that wait for a connection.", lambda: pool.waiting
+            "tkserver_database_up", "1 if there is at least one connection to the database.", lambda: pool.connected
+        )
+        self._gauge(
+            "tkserver_database_waiting_statements",
+            "Statements that are waiting for a database connection.",
+            lambda: pool.waiting,
         )
 
     def watch_clients(self, site: ApiSite, listener: Listener) -> None:
-        """The connections of clients, and the memory of what they send."""
+        """Add the metrics of client connections and of request bodies."""
         bodies = site.bodies
-        rejected_connections = "Connections that were closed at once, for there were too many."
         self._registry.register(
-            _ReadCounter(
-                "tkserver_http_connections_turned_away", rejected_connections, lambda: listener.rejected_connections
+            _QueriedCounter(
+                "tkserver_http_connections_turned_away",
+                "Connections that were closed immediately because there were too many.",
+                lambda: listener.rejected_connections,
             )
         )
-        self._gauge("tkserver_http_connections", "Connections of clients.", lambda: site.connections)
-        self._gauge("tkserver_http_max_connections", "How many there may be.", lambda: site.limits.max_connections)
-        self._gauge("tkserver_body_memory_bytes", "Bytes that bodies of requests take up.", lambda: bodies.reserved)
-        self._gauge("tkserver_body_memory_max_bytes", "How many they may.", lambda: bodies.total)
+        self._gauge("tkserver_http_connections", "Open connections of clients.", lambda: site.connections)
         self._gauge(
-            "tkserver_body_memory_waiting_requests", "Requests that wait for room for a body.", lambda: bodies.waiting
+            "tkserver_http_max_connections",
+            "Maximum number of connections of clients.",
+            lambda: site.limits.max_connections,
+        )
+        self._gauge("tkserver_body_memory_bytes", "Memory reserved for request bodies.", lambda: bodies.reserved)
+        self._gauge("tkserver_body_memory_max_bytes", "Maximum memory for request bodies.", lambda: bodies.total)
+        self._gauge(
+            "tkserver_body_memory_waiting_requests",
+            "Requests that are waiting for memory for their bodies.",
+            lambda: bodies.waiting,
         )
 
     def watch_redis(self, shared: RedisTokenBuckets | None) -> None:
-        """The Redis; there is no sample where there is none."""
-        self._registry.register(_Redis(shared))
+        """Add the metric of Redis, which has no sample if Redis is not configured."""
+        self._registry.register(_RedisCollector(shared))
 
-    def exposition(self, accepted: str | None) -> tuple[bytes, str]:
-        """All of it now, as text, and its content type.
+    def exposition(self, accept: str | None) -> tuple[bytes, str]:
+        """Return the current metrics as text, and the content type.
 
-        :param accepted: the ``Accept`` header, where one was sent.
+        :param accept: the ``Accept`` header, if sent.
         """
         try:
-            encode, content_type = choose_encoder(accepted or "")
-        except (TypeError, ValueError):  # which versions that are no numbers lead to
+            encode, content_type = choose_encoder(accept or "")
+        except (TypeError, ValueError):  # a version that is not a number
             encode, content_type = choose_encoder("")
         return encode(self._registry), content_type
 
-    def _gauge(self, name: str, documentation: str, read: Callable[[], float]) -> None:
-        Gauge(name, documentation, registry=self._registry).set_function(read)
+    def _gauge(self, name: str, documentation: str, query: Callable[[], float]) -> None:
+        Gauge(name, documentation, registry=self._registry).set_function(query)
 
 
-class _Requests(Collector):
-    """How many requests there were, and how long they took.
+class _RequestCollector(Collector):
+    """The number and the durations of requests.
 
-    Added up here: prometheus_client's own counters are made for threads and take three times as long, which is nothing
-    for a commit, and something for a request.
+    The counters of prometheus_client take three times as long, because they are thread-safe. That matters for requests,
+    but not for commits.
     """
 
     def __init__(self) -> None:
@@ -193,48 +209,48 @@ class _Requests(Collector):
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def add(self, record: RequestRecord) -> None:
-        """One more."""
+        """Count a request."""
         key = (record.route, record.method, record.status)
         buckets = self._buckets.get(key)
         if buckets is None:
-            buckets = self._buckets[key] = [0] * (len(SECONDS) + 1)
-        buckets[bisect_left(SECONDS, record.seconds)] += 1
+            buckets = self._buckets[key] = [0] * (len(DURATION_BUCKETS) + 1)
+        buckets[bisect_left(DURATION_BUCKETS, record.seconds)] += 1
         self._seconds[record.route] += record.seconds
 
     def collect(self) -> Iterator[Metric]:
         requests = CounterMetricFamily(
             "tkserver_http_requests",
-            "Requests to the public port that were answered, or whose client did not wait for the answer (499).",
+            "Requests to the public port. Status 499: the client disconnected before the response.",
             labels=("route", "method", "status"),
         )
-        by_route = {route: [0] * (len(SECONDS) + 1) for route in self._seconds}
+        by_route = {route: [0] * (len(DURATION_BUCKETS) + 1) for route in self._seconds}
         for (route, method, status), buckets in self._buckets.items():
             requests.add_metric((route, method, str(status)), sum(buckets))
             by_route[route] = list(map(add, by_route[route], buckets))
         yield requests
-        seconds = HistogramMetricFamily(
+        durations = HistogramMetricFamily(
             "tkserver_http_request_duration_seconds",
-            "From when a request had arrived until it was answered.",
+            "Time from the end of a request to its response.",
             labels=("route",),
         )
-        bounds = [*map(floatToGoString, SECONDS), "+Inf"]
+        bounds = [*map(floatToGoString, DURATION_BUCKETS), "+Inf"]
         for route, buckets in by_route.items():
-            seconds.add_metric((route,), list(zip(bounds, accumulate(buckets), strict=True)), self._seconds[route])
-        yield seconds
+            durations.add_metric((route,), list(zip(bounds, accumulate(buckets), strict=True)), self._seconds[route])
+        yield durations
 
 
-class _ReadCounter(Collector):
-    """One number, asked for when somebody looks."""
+class _QueriedCounter(Collector):
+    """A counter whose value is queried when it is collected."""
 
-    def __init__(self, name: str, documentation: str, read: Callable[[], int]) -> None:
-        self._name, self._documentation, self._read = name, documentation, read
+    def __init__(self, name: str, documentation: str, query: Callable[[], int]) -> None:
+        self._name, self._documentation, self._query = name, documentation, query
 
     def collect(self) -> Iterator[Metric]:
-        yield CounterMetricFamily(self._name, self._documentation, self._read())
+        yield CounterMetricFamily(self._name, self._documentation, self._query())
 
 
-class _Books(Collector):
-    """The ledger."""
+class _LedgerCollector(Collector):
+    """The numbers of events in the ledger."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
@@ -243,26 +259,28 @@ class _Books(Collector):
         yield CounterMetricFamily(
             "tkserver_events_received", "Events of batches that were read.", self._ledger.received
         )
-        settled = CounterMetricFamily("tkserver_events", "Events by what became of them.", labels=("outcome", "code"))
-        for entry, events in self._ledger.settled.items():
-            settled.add_metric(entry, events)
-        yield settled
+        events = CounterMetricFamily("tkserver_events", "Events by outcome and error code.", labels=("outcome", "code"))
+        for labels, count in self._ledger.settled.items():
+            events.add_metric(labels, count)
+        yield events
 
 
-class _Redis(Collector):
+class _RedisCollector(Collector):
+    """The state of the connection to Redis."""
+
     def __init__(self, shared: RedisTokenBuckets | None) -> None:
         self._shared = shared
 
     def collect(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("tkserver_redis_up", "Whether limits hold for all servers together.")
+        up = GaugeMetricFamily("tkserver_redis_up", "1 if all servers share the rate limits in Redis.")
         if self._shared is not None:
             up.add_metric((), self._shared.available)
         yield up
 
 
-def _refusals(of: type[ApiError] = ApiError) -> Iterator[tuple[str, int]]:
-    """The codes of all errors, and their statuses."""
-    for refusal in of.__subclasses__():
-        if hasattr(refusal, "code"):
-            yield refusal.code, refusal.status
-        yield from _refusals(refusal)
+def _error_codes(base: type[ApiError]) -> Iterator[tuple[str, int]]:
+    """Return the code and the status of each subclass of an error."""
+    for error in base.__subclasses__():
+        if hasattr(error, "code"):
+            yield error.code, error.status
+        yield from _error_codes(error)

@@ -1,6 +1,7 @@
-"""The supervisor: owns what exists once per installation, and starts and stops the worker.
+"""The supervisor: owns everything that exists once per installation, and starts and stops the worker.
 
-That is the embedded database, migrations, the sweeper and the admin port. At present, both run in one process.
+It owns the embedded database, the migrations, the sweeper and the admin port. At present, supervisor and worker run in
+one process.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tkserver.server.worker import stop_all
 from tkserver.storage import migrations
 from tkserver.storage.blocking import BlockingConnections
 from tkserver.storage.embedded import demo
-from tkserver.storage.embedded.postgres import EmbeddedError
+from tkserver.storage.embedded.exceptions import EmbeddedError
 from tkserver.storage.errors import StorageError
 from tkserver.storage.migrations import IncompatibleDatabase
 from tkserver.web.listen.listener import CannotListen
@@ -42,19 +43,20 @@ EMBEDDED_CHECK_INTERVAL = 5.0
 """Seconds between two checks that the embedded database is running."""
 
 GC_THRESHOLD = 20_000
-"""New objects between two garbage collections. A request creates some hundred, and hardly ever a reference cycle."""
+"""The number of new objects that triggers a garbage collection. A request creates about a hundred objects, and rarely a
+reference cycle."""
 
 FIRST_EVENT = Path(tkserver.__file__).parent / "examples" / "first_event.sh"
 
 
 class _Stopping(Exception):
-    """The server is stopped before it has started."""
+    """The server is stopped while it starts."""
 
 
 class Supervisor(Service):
     """The server as a Twisted service.
 
-    :param fail: called with a message if the server cannot continue; ends the process.
+    :param fail: called with a message if the server cannot continue. Ends the process.
     :ivar worker: serves requests.
     """
 
@@ -92,7 +94,7 @@ class Supervisor(Service):
     # --- starting
 
     def privilegedStartService(self) -> None:
-        """Bind the ports, while the process still has root privileges."""
+        """Bind the ports. ``twistd`` calls this method before it gives up root privileges."""
         try:
             self.worker.bind()
         except CannotListen as error:
@@ -159,9 +161,9 @@ class Supervisor(Service):
             await self._when_available(demo.install)
 
     async def _when_available(self, work: Callable[[str, BlockingConnections], None]) -> None:
-        """Run a function that needs the database, and retry until the database is available.
+        """Run a function that uses the database, and retry while the database is not available.
 
-        :raise _Stopping: if the server is stopped before that.
+        :raise _Stopping: if the server is stopped in the meantime.
         """
         backoff = backoffPolicy(initialDelay=0.2, maxDelay=2.0, factor=1.5)
         for failures in count():
@@ -192,7 +194,7 @@ class Supervisor(Service):
     # --- stopping
 
     def stopService(self) -> Deferred[None]:
-        """Stop everything, in the order of dependencies; each part after the previous one has stopped."""
+        """Stop all parts of the server one after another, in the order of their dependencies."""
         super().stopService()
         return ensureDeferred(self._stop())
 
@@ -202,7 +204,7 @@ class Supervisor(Service):
         await stop_all(self._sweeper.stop, self.worker.stop)
         if self._embedded is not None:
             await stop_all(partial(self._in_thread, self._embedded.stop))
-        if self._admin is not None:  # last, so that it shows the metrics of the stop
+        if self._admin is not None:  # last, so that Prometheus sees the metrics of the stop
             await stop_all(self._admin.close)
         gc.collect()  # logs the unhandled errors of Deferreds
         _log.info("stopped", event="stopped")
@@ -217,13 +219,13 @@ class Supervisor(Service):
     async def _end_embedded_check(self) -> None:
         if self._embedded_check.running:
             self._embedded_check.stop()
-            await self._embedded_check_ended  # it must not start the database again after that was stopped
+            await self._embedded_check_ended  # otherwise it might start the database again after _embedded.stop
 
     def _in_thread(self, work: Callable[..., T], *arguments: object) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work, *arguments)
 
 
 def _tune_garbage_collector() -> None:
-    """Collect less often, and never look at objects that stay for the lifetime of the process, such as modules."""
+    """Collect less often, and ignore the objects that exist for the lifetime of the process, such as modules."""
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD, *gc.get_threshold()[1:])

@@ -1,4 +1,4 @@
-"""The composition root: creates all components from the settings. Nothing is started here."""
+"""The composition root: creates all components from the settings, and starts none of them."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ from tkserver.web.listen.listener import InvalidEndpoint, Listener, tcp_endpoint
 def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     """Return a worker that serves requests with these settings.
 
-    :param dsn: of the database.
-    :raise InvalidSettings: if a component cannot be created from them.
+    :param dsn: the connection string of the database.
+    :raise InvalidSettings: if a component cannot be created.
     """
     clock = reactor.seconds
     metrics = Metrics(CollectorRegistry(), clock)
@@ -63,7 +63,9 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     verifier = Verifier(credentials, clock, settings.ingest.timestamp_tolerance, _rate_limit(settings, redis, clock))
     ingestion = Ingestion(verifier, committer, last_used, ledger, settings.ingest.max_body_bytes)
     admission = IngestAdmission(
-        committer.check_load, _auth_failures(settings, clock), TrustedProxies.of(settings.server.trusted_proxies)
+        committer.check_load,
+        _auth_failures(settings, clock),
+        TrustedProxies.from_names(settings.server.trusted_proxies),
     )
     api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock)
     site = ApiSite(
@@ -113,7 +115,8 @@ def _http_limits(settings: Settings) -> HttpLimits:
 
 
 def _public_listener(settings: Settings, reactor: Any, site: ApiSite) -> Listener:
-    """
+    """Return the listener of the public port.
+
     :raise InvalidSettings: if the endpoint is invalid.
     """
     server = settings.server
@@ -125,14 +128,14 @@ def _public_listener(settings: Settings, reactor: Any, site: ApiSite) -> Listene
 
 
 def _redis(settings: Settings, reactor: Any) -> RedisTokenBuckets | None:
-    """Return ``None`` if no Redis is configured, or if there is no rate limit to share.
+    """Return the shared token buckets, or ``None`` if Redis is not configured or there are no rate limits.
 
     :raise InvalidSettings: if the client library is not installed.
     """
     if settings.redis.url is None or not settings.rate_limit.per_minute():
         return None
     try:
-        return RedisTokenBuckets(RedisServer.of(settings.redis.url.get_secret_value()), reactor)
+        return RedisTokenBuckets(RedisServer.from_url(settings.redis.url.get_secret_value()), reactor)
     except MissingExtra as error:
         raise InvalidSettings(f"{variable('redis', 'url')}: {error}") from None
 

@@ -1,4 +1,7 @@
-"""The worker: serves requests. It knows nothing about what exists once per installation (see the supervisor)."""
+"""The worker, which serves requests.
+
+It does not use anything that exists once per installation: that belongs to the supervisor.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ from tkserver.web.listen.listener import Listener
 _log = log.logger(__name__)
 
 MAX_START_PAUSE = 5.0
-"""Seconds for which new connections wait while the server starts. After that, they are accepted and get a 503."""
+"""Seconds for which new connections wait while the server starts. After that, requests get a 503."""
 
 
 @dataclass(frozen=True)
 class Components:
-    """The parts of a worker that are started and stopped, or used from outside. See :mod:`tkserver.server.wiring`."""
+    """The parts of a worker that are started, stopped or observed. :mod:`tkserver.server.wiring` creates them."""
 
     listener: Listener
     site: ApiSite
@@ -40,10 +43,10 @@ class Components:
 class Worker:
     """Serves requests on the public port.
 
-    The supervisor calls :meth:`bind`, :meth:`start`, then :meth:`connect` when the database has been migrated, and
-    finally :meth:`drain` and :meth:`stop`. Nothing else passes between the two, except the properties below.
+    The supervisor calls :meth:`bind` and :meth:`start`, then :meth:`connect` when the database has been migrated, and
+    finally :meth:`drain` and :meth:`stop`. Otherwise, it uses only the properties below.
 
-    :param drain_timeout: seconds for requests in progress when the server stops.
+    :param drain_timeout: seconds for which requests in progress can continue when the server stops.
     """
 
     def __init__(self, components: Components, drain_timeout: float) -> None:
@@ -62,23 +65,23 @@ class Worker:
 
     @property
     def database_connected(self) -> bool:
-        """True if there is at least one connection to the database."""
+        """Whether there is at least one connection to the database."""
         return self.components.pool.connected
 
     def bind(self) -> None:
-        """Bind the public port, which may need root privileges.
+        """Bind the public port. That may need root privileges.
 
-        :raise CannotListen: if that fails.
+        :raise CannotListen: if the port cannot be bound.
         """
         self.components.listener.open()
 
     def start(self) -> None:
-        """Let connections wait until :meth:`resume_accepting` or :meth:`connect`, or for ``MAX_START_PAUSE``."""
+        """Let new connections wait until :meth:`connect`, but not longer than :data:`MAX_START_PAUSE`."""
         self.components.lag_meter.start()
         self.components.listener.pause_accepting(MAX_START_PAUSE)
 
     def resume_accepting(self) -> None:
-        """Accept connections, although the database may not be available."""
+        """Accept connections before :meth:`connect`, because the database is not available."""
         self.components.listener.resume_accepting()
 
     def connect(self) -> None:
@@ -92,11 +95,11 @@ class Worker:
 
     async def drain(self) -> None:
         """Close the public port, and finish the requests in progress."""
-        await self.components.listener.close()
+        await stop_all(self.components.listener.close)
         await self.components.site.drain(self._drain_timeout)
 
     async def stop(self) -> None:
-        """Close all connections to databases. Only after :meth:`drain`."""
+        """Close the connections to the database and to Redis. Call :meth:`drain` before."""
         components = self.components
         redis = [] if components.redis is None else [components.redis.stop]
         await stop_all(components.last_used.stop, components.changes.stop, components.pool.stop, *redis)
@@ -104,7 +107,7 @@ class Worker:
 
 
 async def stop_all(*stops: Callable[[], Awaitable[None]]) -> None:
-    """Call functions that stop a part of the server, one after another; log errors instead of raising them."""
+    """Call functions one after another, and log their errors, so that each part of the server is stopped."""
     for stop in stops:
         try:
             await stop()

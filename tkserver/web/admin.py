@@ -1,4 +1,4 @@
-"""The admin port: what operators may see and strangers must not."""
+"""The admin port: serves metrics to operators. Strangers must not be able to reach it."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ Exposition = Callable[["str | None"], tuple[bytes, str]]
 LIMITS = HttpLimits(max_body_bytes=65_536, max_body_memory=1_048_576, max_connections=64)
 
 DRAIN_TIMEOUT = 1.0
-"""Seconds for requests in progress when the server stops."""
+"""Seconds for which requests in progress can continue when the server stops."""
 
 
 class AdminApi:
-    """The HTTP interface of the admin port.
+    """The routes of the admin port.
 
     :param clock: returns seconds, on any scale.
     """
@@ -43,16 +43,17 @@ class AdminApi:
         self._error_responses = ErrorResponses(clock, "GET / lists all paths")
 
     def resource(self) -> IResource:
+        """Return the resource that serves the routes."""
         return Routes(self._router, self._error_responses)
 
     @_route("/", methods=["GET"])
     def index(self, _: ApiRequest) -> Response:
-        """List all paths."""
+        """List the paths."""
         return json_response(200, {"version": __version__, "metrics": "/metrics"})
 
     @_route("/metrics", methods=["GET"])
     def metrics(self, request: ApiRequest) -> Response:
-        """Metrics for Prometheus."""
+        """Return the metrics for Prometheus."""
         text, content_type = self._exposition(request.header("accept"))
         return Response(200, text, content_type=content_type)
 
@@ -66,7 +67,7 @@ class AdminListener(Listener):
 
     @property
     def exposed(self) -> bool:
-        """True if other machines can reach the port."""
+        """Whether other machines can reach the port."""
         return not ip_address(self.address.host).is_loopback
 
     async def close(self) -> None:

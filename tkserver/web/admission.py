@@ -1,4 +1,4 @@
-"""Admission: requests that are rejected before their bodies are read."""
+"""Admission control: rejects requests before their bodies are read."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from tkserver.web.http.request import ApiRequest
 
 
 class IngestAdmission:
-    """Rejects requests of addresses that failed to authenticate too often, and all requests when the server is busy.
+    """Rejects requests from addresses that failed to authenticate too often, and all requests if the server is busy.
 
-    :param check_load: raises an ``ApiError`` if the server has no capacity.
+    :param check_load: raises an ``ApiError`` if the server is busy.
     :param auth_failures: ``None`` if failures are not limited.
-    :param proxies: whose ``X-Forwarded-For`` is trusted.
+    :param proxies: proxies whose ``X-Forwarded-For`` is trusted.
     """
 
     def __init__(
@@ -25,15 +25,17 @@ class IngestAdmission:
         self._proxies = proxies
 
     def check(self, request: ApiRequest) -> None:
-        """
-        :raise ApiError: if the body of the request must not be read.
+        """Check a request whose headers have been received.
+
+        :raise ApiError: if its body must not be read.
         """
         self.check_address(request)
         self._check_load()
 
     def check_address(self, request: ApiRequest) -> None:
-        """
-        :raise RateLimited: if the address of the client has failed to authenticate too often.
+        """Check the address of the client.
+
+        :raise RateLimited: if it has failed to authenticate too often.
         """
         if self._auth_failures is not None and self._auth_failures.any_recorded:
             self._auth_failures.check(self._client_address(request))
@@ -46,5 +48,5 @@ class IngestAdmission:
     def _client_address(self, request: ApiRequest) -> Address | None:
         """Return the address of the client if it is known. It must never be logged or stored."""
         forwarded = request.requestHeaders.getRawHeaders(b"x-forwarded-for", ())
-        peer = getattr(request.channel.getPeer(), "host", None)  # a Unix socket has none
+        peer = getattr(request.channel.getPeer(), "host", None)  # the address of a Unix socket has no host
         return self._proxies.client_of(peer, [value.decode("latin-1") for value in forwarded])

@@ -1,4 +1,4 @@
-"""The public routes."""
+"""The public HTTP interface: health checks, and ingestion of events."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from tkserver.wire.api_errors import RETRY_AFTER, ApiError
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
 Probe = Callable[[], Awaitable[None]]
-"""Returns if the database accepts writes, otherwise raises a :class:`StorageError`."""
+"""Raises a :class:`StorageError` if the database does not accept writes."""
 
 
 class Api:
-    """The public HTTP interface.
+    """The routes of the public port.
 
     :param probe: checks whether the database accepts writes.
     :param clock: returns seconds, on any scale.
@@ -45,16 +45,17 @@ class Api:
         self._error_responses = ErrorResponses(clock, "send events to /v1/ingest/{org}/{app}")
 
     def resource(self) -> IResource:
+        """Return the resource that serves the routes."""
         return Routes(self._router, self._error_responses)
 
     @_route("/health", methods=["GET"])
     def health(self, _: ApiRequest) -> Response:
-        """Liveness check. Never accesses the database."""
+        """Report that the process is alive. Never accesses the database."""
         return json_response(200, {"status": "healthy", "version": __version__})
 
     @_route("/health/ready", methods=["GET"])
     async def ready(self, _: ApiRequest) -> Response:
-        """Readiness check: the database accepts writes."""
+        """Report whether the database accepts writes."""
         try:
             await self._probe()
         except StorageError:
@@ -63,6 +64,7 @@ class Api:
 
     @_route("/v1/ingest/<org_id>/<app_id>", methods=["POST"])
     async def ingest(self, request: ApiRequest, org_id: str, app_id: str) -> Response:
+        """Store the events of a batch."""
         if request.body_error is not None:
             raise request.body_error
         self._admission.check_address(request)  # again: other requests may have failed while the body arrived
@@ -80,7 +82,7 @@ class Api:
     @_route("/health/ready", methods=["OPTIONS"])
     @_route("/v1/ingest/<org_id>/<app_id>", methods=["OPTIONS"])
     def preflight(self, request: ApiRequest, **_: str) -> Response:
-        """CORS preflight. Browsers need only the headers."""
+        """Respond to a CORS preflight request, of which browsers read only the headers."""
         requested = (request.header(f"access-control-request-{name}") for name in ("method", "headers"))
         return no_content(CorsPolicy.preflight(*requested))
 

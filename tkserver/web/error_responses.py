@@ -25,10 +25,10 @@ _log = log.logger(__name__)
 
 
 class ErrorResponses:
-    """Returns the response to an exception of a request handler or of routing.
+    """Maps exceptions of request handlers and of routing to responses, and logs errors of the server.
 
     :param clock: returns seconds, on any scale.
-    :param hint: what to request instead of a path that does not exist.
+    :param hint: appended to the message about a path that does not exist.
     """
 
     def __init__(self, clock: Callable[[], float], hint: str) -> None:

@@ -1,4 +1,4 @@
-"""Room for bodies: claimed before they are read, first come, first served."""
+"""Reservations of memory for request bodies."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from twisted.internet.task import Clock
 from tkserver.web.http.body_budget import BodyBudget
 
 
-def test_room() -> None:
-    """Claims are granted as long as there is room, and later ones wait behind earlier ones."""
+def test_reservations_are_granted_in_order() -> None:
+    """A reservation is granted while there is memory; small ones do not overtake large ones."""
     clock = Clock()
     budget = BodyBudget(100, clock)
     granted: list[str] = []
@@ -21,21 +21,21 @@ def test_room() -> None:
     assert granted == ["large", "small"]
 
 
-def test_given_up() -> None:
-    """Who stops waiting is skipped, and gives back nothing that it did not have."""
+def test_released_reservation_is_skipped() -> None:
+    """A reservation that is released while it waits is never granted, and returns no memory."""
     clock = Clock()
     budget = BodyBudget(100, clock)
     granted: list[str] = []
     first = budget.reserve(100, lambda: None)
-    gone = budget.reserve(100, lambda: granted.append("gone"))
+    waiting = budget.reserve(100, lambda: granted.append("waiting"))
     budget.reserve(100, lambda: granted.append("next"))
-    gone.release()
+    waiting.release()
     first.release()
     clock.advance(0)
     assert granted == ["next"]
     assert not budget.reserve(1, lambda: None).granted
 
 
-def test_more_than_there_is() -> None:
-    """A reserve for more than all gets all: one body at a time is always possible."""
+def test_reservation_larger_than_the_budget() -> None:
+    """A reservation of more than the budget reserves the whole budget, so that one body is always possible."""
     assert BodyBudget(10, Clock()).reserve(1000, lambda: None).granted

@@ -1,4 +1,4 @@
-"""Each request has an id, which the answer repeats."""
+"""Request ids: every response contains one in ``X-Request-ID``."""
 
 from __future__ import annotations
 
@@ -12,53 +12,54 @@ from tests.support.events import make_event
 from tests.support.peer import connect
 from tkserver.server.supervisor import Supervisor
 
-MADE = re.compile(r"[0-9a-f]{32}")
+GENERATED_ID = re.compile(r"[0-9a-f]{32}")
 
 
-@pytest.mark.parametrize("sent", ["a", "!~" * 32, "4bf92f35-77b3"])
+@pytest.mark.parametrize("request_id", ["a", "!~" * 32, "4bf92f35-77b3"])
 @pytest_twisted.ensureDeferred
-async def test_taken(client: Client, app: App, sent: str) -> None:
-    """A harmless id is taken as it is, in the answer to what is stored and in the body of what is refused."""
-    stored = await client.send(app, [make_event()], changes={"X-Request-ID": sent})
-    refused = await client.request("POST", app.path, headers={"X-Request-ID": sent})
-    assert (stored.status, refused.status) == (200, 401)
-    assert stored.headers["x-request-id"] == refused.headers["x-request-id"] == refused.json["request_id"] == sent
+async def test_valid_id_of_client_is_used(client: Client, app: App, request_id: str) -> None:
+    """A valid id from the client is used in the headers of all responses, and in the bodies of errors."""
+    stored = await client.send(app, [make_event()], changes={"X-Request-ID": request_id})
+    rejected = await client.request("POST", app.path, headers={"X-Request-ID": request_id})
+    assert (stored.status, rejected.status) == (200, 401)
+    assert stored.headers["x-request-id"] == request_id
+    assert rejected.headers["x-request-id"] == rejected.json["request_id"] == request_id
 
 
-@pytest.mark.parametrize("sent", ["", "x" * 65, "two words", "gr\u00fcn", "tab\there"])
+@pytest.mark.parametrize("request_id", ["", "x" * 65, "two words", "gr\u00fcn", "tab\there"])
 @pytest_twisted.ensureDeferred
-async def test_not_taken(client: Client, sent: str) -> None:
-    """Any other is left, and one is made."""
-    reply = await client.request("GET", "/health", headers={"X-Request-ID": sent.encode("latin-1")})
-    assert MADE.fullmatch(reply.headers["x-request-id"])
+async def test_invalid_id_of_client_is_replaced(client: Client, request_id: str) -> None:
+    """An invalid id from the client is replaced by a generated one."""
+    reply = await client.request("GET", "/health", headers={"X-Request-ID": request_id.encode("latin-1")})
+    assert GENERATED_ID.fullmatch(reply.headers["x-request-id"])
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/nothing"), ("PUT", "/health"), ("OPTIONS", "/health")])
 @pytest_twisted.ensureDeferred
-async def test_made(client: Client, method: str, path: str) -> None:
-    """Each request that comes without one gets one of its own, wherever it leads."""
+async def test_requests_without_id_get_different_ids(client: Client, method: str, path: str) -> None:
+    """Each request without an id gets a new one, also if its path or method does not exist."""
     ids = [(await client.request(method, path)).headers["x-request-id"] for _ in range(2)]
-    assert all(MADE.fullmatch(one) for one in ids)
+    assert all(GENERATED_ID.fullmatch(request_id) for request_id in ids)
     assert ids[0] != ids[1]
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_last_is_the_proxys(client: Client) -> None:
-    """Of several the last one counts, which is a proxy's if there is one."""
-    headers = {"X-Request-ID": ["the-clients", "the-proxys"]}
+async def test_last_header_is_used(client: Client) -> None:
+    """If there are several headers, the last one is used, which a proxy has appended."""
+    headers = {"X-Request-ID": ["from-the-client", "from-the-proxy"]}
     reply = await client.request("GET", "/health", headers=headers)
-    assert reply.headers["x-request-id"] == "the-proxys"
+    assert reply.headers["x-request-id"] == "from-the-proxy"
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_no_request(shared_server: Supervisor) -> None:
-    """What cannot be read as a request has one as well."""
+async def test_malformed_request_gets_an_id(shared_server: Supervisor) -> None:
+    """The response to input that is not HTTP contains a generated id."""
     peer = await connect(shared_server.port)
     peer.write(b"no HTTP at all\r\n\r\n")
-    answer = (await peer.end()).decode()
-    (sent,) = re.findall(r"X-Request-ID: (\S+)", answer)
-    assert MADE.fullmatch(sent)
-    assert f'"request_id":"{sent}"' in answer
+    response = (await peer.read_all()).decode()
+    (request_id,) = re.findall(r"X-Request-ID: (\S+)", response)
+    assert GENERATED_ID.fullmatch(request_id)
+    assert f'"request_id":"{request_id}"' in response
 
 
 @pytest.mark.parametrize(
@@ -68,24 +69,24 @@ async def test_what_is_no_request(shared_server: Supervisor) -> None:
         b"Content-Length: 1\r\nContent-Length: 2\r\n\r\n",
         b"no header\r\n\r\n",
     ],
-    ids=["broken body", "two lengths", "broken header"],
+    ids=["malformed body", "two lengths", "malformed header"],
 )
 @pytest_twisted.ensureDeferred
-async def test_what_never_arrives_whole(shared_server: Supervisor, app: App, rest: bytes) -> None:
-    """An id that came before it is known what is wrong is taken, too."""
+async def test_id_before_malformed_part_is_used(shared_server: Supervisor, app: App, rest: bytes) -> None:
+    """If a request is malformed after its id, the error response contains the id."""
     peer = await connect(shared_server.port)
     peer.write(b"POST %s HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: mine\r\n%s" % (app.path.encode(), rest))
-    answer = (await peer.end()).decode()
-    assert answer.startswith("HTTP/1.1 400 ")
-    assert "\r\nX-Request-ID: mine\r\n" in answer
-    assert '"request_id":"mine"' in answer
+    response = (await peer.read_all()).decode()
+    assert response.startswith("HTTP/1.1 400 ")
+    assert "\r\nX-Request-ID: mine\r\n" in response
+    assert '"request_id":"mine"' in response
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_next_of_a_connection(shared_server: Supervisor) -> None:
-    """What is no request does not get the id of the one before it."""
+async def test_id_is_not_reused_for_next_request(shared_server: Supervisor) -> None:
+    """A malformed request does not get the id of the previous request on its connection."""
     peer = await connect(shared_server.port)
     peer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: mine\r\n\r\nno HTTP at all\r\n\r\n")
-    first, second = re.findall(r"X-Request-ID: (\S+)", (await peer.end()).decode())
+    first, second = re.findall(r"X-Request-ID: (\S+)", (await peer.read_all()).decode())
     assert first == "mine"
-    assert MADE.fullmatch(second)
+    assert GENERATED_ID.fullmatch(second)

@@ -1,4 +1,4 @@
-"""Which request is for which route."""
+"""Routing of requests by method and path."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ ROUTES = [
 ]
 
 
-@pytest.mark.parametrize(("target", "status"), ROUTES)
+@pytest.mark.parametrize(("request_line", "status"), ROUTES)
 @pytest_twisted.ensureDeferred
-async def test_target(client: Client, target: str, status: int) -> None:
-    """Paths are compared unquoted, segment by segment; methods as they are written. The second time as the first."""
+async def test_routes(client: Client, request_line: str, status: int) -> None:
+    """Paths are unquoted segment by segment, methods are case-sensitive, and a cached route gives the same result."""
     for _ in range(2):
         peer = await connect(int(client.url.rpartition(":")[2]))
-        peer.write(f"{target} HTTP/1.1\r\nHost: x\r\nConnection: foo,close\r\n\r\n".encode())
-        received = await peer.end()
+        peer.write(f"{request_line} HTTP/1.1\r\nHost: x\r\nConnection: foo,close\r\n\r\n".encode())
+        received = await peer.read_all()
         head, _, body = received.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 %d " % status)
         assert b"Connection: close" in head
-        assert bool(body) != target.startswith("HEAD")
+        assert bool(body) != request_line.startswith("HEAD")

@@ -1,4 +1,4 @@
-"""What holds on a TCP port holds behind TLS, on a Unix socket and behind a proxy that says for whom it forwards."""
+"""Requests over TCP, TLS, Unix sockets and the PROXY protocol."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint, w
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.ssl import Certificate as TlsCertificate
 from twisted.internet.ssl import optionsForClientTLS
-from twisted.internet.task import deferLater
 
 from tests.support.certificates import Certificate
 from tests.support.client import App, batch
@@ -23,298 +22,293 @@ from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.logs import logged_failures, logged_lines
 from tests.support.peer import Peer, connect
-from tests.support.raw_requests import HEALTH_REQUEST, chunked_request_head, request_head
+from tests.support.raw_requests import HEALTH_REQUEST, chunked_request_head, request_head, signed_request
 from tests.support.server import launch_server
+from tests.support.waiting import until
 from tkserver.server.supervisor import Supervisor
+from tkserver.web.http.connections import ApiSite
 from tkserver.web.listen import certificates
 
 pytestmark = pytest.mark.filterwarnings("ignore:Passing pyOpenSSL:DeprecationWarning")  # Twisted's server side
 
-HEALTH_ONCE = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-READY = b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+HEALTH_AND_CLOSE = b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+READY_AND_CLOSE = b"GET /health/ready HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 PROXY = b"PROXY TCP4 203.0.113.7 203.0.113.1 56324 443\r\n"
 
 
 @dataclass
-class Door:
-    """A way in.
+class Endpoint:
+    """An endpoint of a server.
 
-    :ivar endpoint: what the server listens on.
-    :ivar way: the client's side of it, for a port.
-    :ivar preamble: what a client sends first.
+    :ivar server_endpoint: the endpoint string for the server.
+    :ivar client_endpoint: returns the endpoint for clients; takes the port of the server.
+    :ivar preamble: the first bytes that a client sends.
     """
 
-    endpoint: str
-    way: Callable[[int], IStreamClientEndpoint]
+    server_endpoint: str
+    client_endpoint: Callable[[int], IStreamClientEndpoint]
     preamble: bytes = b""
     server: Supervisor = field(init=False)
 
+    @property
+    def site(self) -> ApiSite:
+        return self.server.worker.components.site
+
     async def connect(self) -> Peer:
-        unix = self.endpoint.startswith("unix")
-        peer = await connect(self.way(0 if unix else self.server.port))
+        is_unix = self.server_endpoint.startswith("unix")
+        peer = await connect(self.client_endpoint(0 if is_unix else self.server.port))
         if self.preamble:
             peer.write(self.preamble)
         return peer
 
     @asynccontextmanager
-    async def opened(self, database: Database, **settings: object) -> AsyncIterator[Door]:
-        """With a server behind it."""
+    async def served(self, database: Database, **settings: object) -> AsyncIterator[Endpoint]:
+        """Run a server on this endpoint while the context lasts."""
         failures: list[str] = []
-        self.server = launch_server(database, failures, TK__SERVER__ENDPOINT=self.endpoint, **settings)
+        self.server = launch_server(database, failures, TK__SERVER__ENDPOINT=self.server_endpoint, **settings)
         try:
-            while b" 200 " not in await self.ask(READY):
-                assert not failures, failures
-                await deferLater(reactor, 0.02)
+            await until(self._is_ready, lambda: f"the server is not ready: {failures}")
             yield self
         finally:
             await self.server.stopService()
 
-    async def ask(self, request: bytes) -> bytes:
-        """All that comes back until the connection ends."""
+    async def _is_ready(self) -> bool:
+        return b" 200 " in await self.request(READY_AND_CLOSE)
+
+    async def request(self, request: bytes) -> bytes:
+        """Send a request, and return everything that is received until the connection is closed."""
         peer = await self.connect()
         peer.write(request)
-        return await peer.end()
+        return await peer.read_all()
 
 
-def tcp(port: int) -> IStreamClientEndpoint:
+def tcp_client(port: int) -> IStreamClientEndpoint:
     return TCP4ClientEndpoint(reactor, "127.0.0.1", port)
 
 
-def plain(_: Path) -> Door:
-    return Door("tcp:0:interface=127.0.0.1", tcp)
+def tcp(_: Path) -> Endpoint:
+    return Endpoint("tcp:0:interface=127.0.0.1", tcp_client)
 
 
-def tls(directory: Path) -> Door:
+def tls(directory: Path) -> Endpoint:
     files = Certificate.make(directory, "localhost")
     trusted = TlsCertificate.loadPEM(files.authority.read_bytes())
-    return Door(files.endpoint, lambda port: wrapClientTLS(optionsForClientTLS("localhost", trusted), tcp(port)))
+    return Endpoint(
+        files.endpoint, lambda port: wrapClientTLS(optionsForClientTLS("localhost", trusted), tcp_client(port))
+    )
 
 
-def unix(directory: Path) -> Door:
+def unix(directory: Path) -> Endpoint:
     path = str(directory / "http")
-    return Door(f"unix:{path}", lambda _: UNIXClientEndpoint(reactor, path))
+    return Endpoint(f"unix:{path}", lambda _: UNIXClientEndpoint(reactor, path))
 
 
-def haproxy(_: Path) -> Door:
-    return Door("haproxy:tcp:0:interface=127.0.0.1", tcp, PROXY)
+def haproxy(_: Path) -> Endpoint:
+    return Endpoint("haproxy:tcp:0:interface=127.0.0.1", tcp_client, PROXY)
 
 
-@pytest.fixture(params=[plain, tls, unix, haproxy], ids=lambda make: make.__name__)
-def closed(request: pytest.FixtureRequest, directory: Path) -> Door:
-    """A door of each kind, with nobody behind it yet."""
-    door: Door = request.param(directory)
-    return door
-
-
-@pytest_twisted.async_yield_fixture
-async def door(closed: Door, database: Database) -> AsyncIterator[Door]:
-    """A door of each kind, and a server with short deadlines and little room."""
+@pytest_twisted.async_yield_fixture(params=[tcp, tls, unix, haproxy], ids=lambda create: create.__name__)
+async def endpoint(request: pytest.FixtureRequest, directory: Path, database: Database) -> AsyncIterator[Endpoint]:
+    """An endpoint of each kind, with a server with short time limits, few connections and small bodies."""
+    created: Endpoint = request.param(directory)
     with logged_failures() as failures:
-        async with closed.opened(
+        async with created.served(
             database,
             TK__SERVER__HEADER_TIMEOUT=2,
             TK__SERVER__BODY_TIMEOUT=0.6,
             TK__SERVER__MAX_CONNECTIONS=3,
             TK__INGEST__MAX_BODY_BYTES=50_000,
         ):
-            yield closed
+            yield created
     assert not failures, failures
 
 
-async def until(condition: Callable[[], object]) -> None:
-    for _ in range(500):
-        if condition():
-            return
-        await deferLater(reactor, 0.01)
-    raise AssertionError("it did not happen")
-
-
 @pytest_twisted.ensureDeferred
-async def test_requests(door: Door, database: Database) -> None:
-    """On one connection, without waiting: a batch, a bad signature, a batch in chunks. Answered in this order."""
+async def test_pipelined_requests(endpoint: Endpoint, database: Database) -> None:
+    """A batch, a wrong signature and a chunked batch on one connection get their responses in this order."""
     app, body = App().install(database), batch([make_event()])
     second = batch([make_event(), make_event()])
-    peer = await door.connect()
+    peer = await endpoint.connect()
     forged = request_head(app, body).replace(b"X-Signature: ", b"X-Signature: 0")
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (second[:7], second[7:])) + b"0\r\n\r\n"
-    chunked = chunked_request_head(app, second) + chunks
-    peer.write(request_head(app, body) + body + forged + body + chunked + HEALTH_REQUEST)
+    peer.write(signed_request(app, body) + forged + body + chunked_request_head(app, second) + chunks + HEALTH_REQUEST)
     await peer.wait_for(b"healthy")
     expected = [b'"accepted":1', b'"code":"invalid_signature"', b'"accepted":2', b"healthy"]
-    places = [peer.received.find(word) for word in expected]
-    assert places == sorted(places)
+    positions = [peer.received.find(text) for text in expected]
+    assert -1 not in positions
+    assert positions == sorted(positions)
     assert database.value("SELECT count(*) FROM events") == 3
-    peer.hang_up()
+    peer.disconnect()
 
 
 @pytest_twisted.ensureDeferred
-async def test_read_while_it_is_refused(door: Door) -> None:
-    """A client that sends all of a long body before it reads gets to read the answer."""
+async def test_413_can_be_read_after_sending_the_body(endpoint: Endpoint) -> None:
+    """A client that sends all of a long body before it reads can read the response."""
     body = bytes(3_000_000)
     head = f"POST {App().path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    received = await door.ask(head + body)
+    received = await endpoint.request(head + body)
     assert received.startswith(b"HTTP/1.1 413 ")
     assert received.count(b"HTTP/1.1") == 1
 
 
 @pytest_twisted.ensureDeferred
-async def test_body_that_does_not_come(door: Door) -> None:
-    """Has its deadline, and the client its answer."""
-    received = await door.ask(f"POST {App().path} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode())
+async def test_missing_body_gets_408(endpoint: Endpoint) -> None:
+    """A request whose body does not arrive gets a 408 after the time limit."""
+    received = await endpoint.request(f"POST {App().path} HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n".encode())
     assert received.startswith(b"HTTP/1.1 408 ")
     assert b'"code":"request_timeout"' in received
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_http(door: Door) -> None:
-    """Is told so."""
-    assert b'"code":"bad_request"' in await door.ask(b"nonsense\r\n\r\n")
+async def test_malformed_request(endpoint: Endpoint) -> None:
+    """Input that is not HTTP gets an error."""
+    assert b'"code":"bad_request"' in await endpoint.request(b"nonsense\r\n\r\n")
 
 
 @pytest_twisted.ensureDeferred
-async def test_cap(door: Door) -> None:
-    """One connection too many is closed, and there is room again when others end."""
-    await until(lambda: not door.server.worker.components.site._channels)
-    peers = [await door.connect() for _ in range(3)]
-    await until(lambda: len(door.server.worker.components.site._channels) == 3)
-    extra = await door.connect()
-    assert await extra.end() == b""
-    peers[0].hang_up()
-    await until(lambda: len(door.server.worker.components.site._channels) == 2)
-    again = await door.connect()
-    again.write(HEALTH_REQUEST)
-    await again.wait_for(b"healthy")
-    for peer in (*peers[1:], again):
-        peer.hang_up()
+async def test_maximum_number_of_connections(endpoint: Endpoint) -> None:
+    """A connection beyond the maximum is closed; when another one is closed, a new one is accepted."""
+    await until(lambda: endpoint.site.connections == 0)
+    peers = [await endpoint.connect() for _ in range(3)]
+    await until(lambda: endpoint.site.connections == 3)
+    rejected = await endpoint.connect()
+    assert await rejected.read_all() == b""
+    peers[0].disconnect()
+    await until(lambda: endpoint.site.connections == 2)
+    accepted = await endpoint.connect()
+    accepted.write(HEALTH_REQUEST)
+    await accepted.wait_for(b"healthy")
+    for peer in (*peers[1:], accepted):
+        peer.disconnect()
 
 
 @pytest_twisted.ensureDeferred
-async def test_hanging_up(door: Door, database: Database) -> None:
-    """A request that is cut off is forgotten, and its connection with it."""
+async def test_disconnect_during_request(endpoint: Endpoint, database: Database) -> None:
+    """An incomplete request is discarded, and its connection and its memory are released."""
     app, body = App().install(database), batch([make_event()])
-    for share in (0.1, 0.6, 0.99):
-        peer = await door.connect()
-        request = request_head(app, body) + body
-        peer.write(request[: int(len(request) * share)])
-        await until(lambda: any(channel._anything_received for channel in door.server.worker.components.site._channels))
-        peer.hang_up()
-        await until(lambda: not door.server.worker.components.site._channels)
+    request = signed_request(app, body)
+    for fraction in (0.1, 0.6, 0.99):
+        peer = await endpoint.connect()
+        peer.write(request[: int(len(request) * fraction)])
+        await until(lambda: any(channel._has_received for channel in endpoint.site._channels))
+        peer.disconnect()
+        await until(lambda: endpoint.site.connections == 0)
     assert database.value("SELECT count(*) FROM events") == 0
-    assert door.server.worker.components.site.bodies._free == door.server.worker.components.site.bodies._total
+    assert endpoint.site.bodies.reserved == 0
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop(door: Door, database: Database) -> None:
-    """Requests that arrive or are on their way are answered; a connection that is just idle ends."""
+async def test_stop(endpoint: Endpoint, database: Database) -> None:
+    """When the server stops, requests that are arriving or on their way are handled, and idle connections closed."""
     app = App().install(database)
-    await until(lambda: not door.server.worker.components.site._channels)
-    arriving, idle, new = [await door.connect() for _ in range(3)]
+    await until(lambda: endpoint.site.connections == 0)
+    arriving, idle, new = [await endpoint.connect() for _ in range(3)]
     idle.write(HEALTH_REQUEST)
     await idle.wait_for(b"healthy")
-    bodies = [batch([make_event()]) for _ in range(2)]
-    requests = [request_head(app, body) + body for body in bodies]
+    requests = [signed_request(app, batch([make_event()])) for _ in range(2)]
     arriving.write(requests[0][:-20])
-    await until(
-        lambda: sum(channel._anything_received for channel in door.server.worker.components.site._channels) == 2
-    )
-    stopped = door.server.stopService()
+    await until(lambda: sum(channel._has_received for channel in endpoint.site._channels) == 2)
+    stopped = endpoint.server.stopService()
     arriving.write(requests[0][-20:])
     new.write(requests[1])
     for peer in (arriving, new):
-        received = await peer.end()
+        received = await peer.read_all()
         assert b'"accepted":1' in received
         assert b"Connection: close" in received
-    assert (await idle.end()).count(b"HTTP/1.1") == 1
+    assert (await idle.read_all()).count(b"HTTP/1.1") == 1
     await stopped
     assert database.value("SELECT count(*) FROM events") == 2
 
 
-STRICT = {"TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": 1, "TK__RATE_LIMIT__AUTH_FAILURES_BURST": 2}
+STRICT_LIMIT = {"TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": 1, "TK__RATE_LIMIT__AUTH_FAILURES_BURST": 2}
 
 
-async def refused(ask: Callable[[bytes], Awaitable[bytes]], app: App, headers: bytes = b"") -> list[bytes]:
-    """The statuses of three requests with a bad signature."""
+async def statuses_of_failures(
+    send: Callable[[bytes], Awaitable[bytes]], app: App, headers: bytes = b""
+) -> list[bytes]:
+    """Send three requests with a wrong signature, and return the statuses."""
     body = batch([make_event()])
-    forged = request_head(app, body).replace(b"X-Signature: ", b"X-Signature: 0")
-    head = forged[:-2] + headers + b"Connection: close\r\n\r\n"
-    return [(await ask(head + body))[9:12] for _ in range(3)]
+    head = request_head(app, body).replace(b"X-Signature: ", b"X-Signature: 0")[:-2]
+    request = head + headers + b"Connection: close\r\n\r\n" + body
+    return [(await send(request))[9:12] for _ in range(3)]
 
 
 def proxy_v2(address: bytes) -> bytes:
-    """A header of the PROXY protocol, version 2, for a client at this IPv4 address."""
+    """Return a header of version 2 of the PROXY protocol for a client with this IPv4 address."""
     return b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c" + address + bytes([203, 0, 113, 1, 0xDC, 4, 1, 0xBB])
 
 
 @pytest_twisted.ensureDeferred
 async def test_proxy_protocol(database: Database, directory: Path) -> None:
-    """Failures to authenticate count for the client that the proxy names, in either version of the protocol."""
-    door, app = haproxy(directory), App().install(database)
+    """Failed authentications count for the client in the PROXY header, in both versions of the protocol."""
+    endpoint, app = haproxy(directory), App().install(database)
     preambles = [
         b"PROXY TCP4 203.0.113.7 203.0.113.1 56324 443\r\n",
         b"PROXY TCP4 203.0.113.8 203.0.113.1 56324 443\r\n",
         b"PROXY TCP6 2001:db8::1 2001:db8:1::1 56324 443\r\n",
         proxy_v2(bytes([203, 0, 113, 9])),
     ]
-    async with door.opened(database, **STRICT):
-        for door.preamble in preambles:
-            assert await refused(door.ask, app) == [b"401", b"401", b"429"]
-        door.preamble = proxy_v2(bytes([203, 0, 113, 7]))
-        assert set(await refused(door.ask, app)) == {b"429"}
-        door.preamble = b""
-        assert await door.ask(HEALTH_REQUEST) == b"", "who does not say for whom is not heard"
+    async with endpoint.served(database, **STRICT_LIMIT):
+        for preamble in preambles:
+            endpoint.preamble = preamble
+            assert await statuses_of_failures(endpoint.request, app) == [b"401", b"401", b"429"]
+        endpoint.preamble = proxy_v2(bytes([203, 0, 113, 7]))
+        assert set(await statuses_of_failures(endpoint.request, app)) == {b"429"}
+        endpoint.preamble = b""
+        assert await endpoint.request(HEALTH_REQUEST) == b"", "a connection without a PROXY header is closed"
 
 
 @pytest_twisted.ensureDeferred
-async def test_forwarded_on_a_unix_socket(database: Database, directory: Path) -> None:
-    """A proxy on a Unix socket says with a header for whom it forwards, where it is trusted."""
-    door, app = unix(directory), App().install(database)
-    async with door.opened(database, **STRICT, TK__SERVER__TRUSTED_PROXIES="unix"):
+async def test_x_forwarded_for_on_unix_socket(database: Database, directory: Path) -> None:
+    """If ``unix`` is trusted, failed authentications on a Unix socket count for the client in the header."""
+    endpoint, app = unix(directory), App().install(database)
+    async with endpoint.served(database, **STRICT_LIMIT, TK__SERVER__TRUSTED_PROXIES="unix"):
         for client in (b"203.0.113.7", b"203.0.113.8"):
-            forwarded = b"X-Forwarded-For: " + client + b"\r\n"
-            assert await refused(door.ask, app, forwarded) == [b"401", b"401", b"429"]
+            header = b"X-Forwarded-For: " + client + b"\r\n"
+            assert await statuses_of_failures(endpoint.request, app, header) == [b"401", b"401", b"429"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_nobody_shakes_hands(database: Database, directory: Path) -> None:
-    """Who connects to a TLS port and speaks something else, or nothing, is let go."""
-    door = tls(directory)
+async def test_clients_without_tls_handshake_are_disconnected(database: Database, directory: Path) -> None:
+    """A client that sends something else than TLS to a TLS port, or nothing, is disconnected."""
+    endpoint = tls(directory)
     with logged_failures() as failures:
-        async with door.opened(database, TK__SERVER__HEADER_TIMEOUT=0.3):
-            silent, other = [await connect(tcp(door.server.port)) for _ in range(2)]
-            other.write(HEALTH_REQUEST)
-            assert b"HTTP" not in await other.end()
-            assert b"HTTP" not in await silent.end()
-            await until(lambda: not door.server.worker.components.site._channels)
+        async with endpoint.served(database, TK__SERVER__HEADER_TIMEOUT=0.3):
+            silent, plain = [await connect(tcp_client(endpoint.server.port)) for _ in range(2)]
+            plain.write(HEALTH_REQUEST)
+            assert b"HTTP" not in await plain.read_all()
+            assert b"HTTP" not in await silent.read_all()
+            await until(lambda: endpoint.site.connections == 0)
     assert not failures
 
 
 @pytest_twisted.ensureDeferred
-async def test_stop_behind_tls_waits_for_no_idle_client(database: Database, directory: Path) -> None:
-    """A client that keeps its connection and does not even read is not waited for."""
-    async with tls(directory).opened(database) as door:
-        peer = await door.connect()
+async def test_stop_does_not_wait_for_idle_tls_clients(database: Database, directory: Path) -> None:
+    """The server stops without waiting for an idle TLS client that does not read."""
+    async with tls(directory).served(database) as endpoint:
+        peer = await endpoint.connect()
         peer.write(HEALTH_REQUEST)
         await peer.wait_for(b"healthy")
         peer.transport.pauseProducing()  # type: ignore[union-attr]
-        stopped = ensureDeferred(door.server.worker.components.site.drain(60))
-        await stopped.addTimeout(4, reactor)
-        peer.hang_up()
+        drained = ensureDeferred(endpoint.site.drain(60))
+        await drained.addTimeout(4, reactor)
+        peer.disconnect()
 
 
 @pytest_twisted.ensureDeferred
 async def test_renewed_certificate(database: Database, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Is served without a restart, as soon as all of it is there."""
-    monkeypatch.setattr(certificates, "RENEWED_AFTER", 0.0)
+    """A renewed certificate is used without a restart, as soon as both the certificate and its key are replaced."""
+    monkeypatch.setattr(certificates, "RELOAD_INTERVAL", 0.0)
     with logged_lines() as lines:
-        async with tls(directory).opened(database) as door:
-            key = (directory / "key.pem").read_bytes()
+        async with tls(directory).served(database) as endpoint:
+            old_key = (directory / "key.pem").read_bytes()
             renewed = tls(directory)
-            renewed.server = door.server
+            renewed.server = endpoint.server
             new_key = (directory / "key.pem").read_bytes()
-            (directory / "key.pem").write_bytes(key)
+            (directory / "key.pem").write_bytes(old_key)
             for _ in range(2):
-                assert b"healthy" in await door.ask(HEALTH_ONCE)
-            assert sum("the one before is used" in line for line in lines) == 1
+                assert b"healthy" in await endpoint.request(HEALTH_AND_CLOSE)
+            assert sum("the previous one is used" in line for line in lines) == 1
             (directory / "key.pem").write_bytes(new_key)
-            assert b"healthy" in await renewed.ask(HEALTH_ONCE)
-            assert await door.ask(HEALTH_ONCE) == b"", "nobody trusts that one any more"
+            assert b"healthy" in await renewed.request(HEALTH_AND_CLOSE)
+            assert await endpoint.request(HEALTH_AND_CLOSE) == b"", "the old certificate is not used any longer"

@@ -1,4 +1,4 @@
-"""Connections of HTTP clients: a single one with its time limits, and all of them with their maximum number."""
+"""Connections of HTTP clients: time limits of a connection, and the maximum number of connections."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from tkserver.web.http.response import CorsPolicy, Response, error_response, ser
 from tkserver.wire.api_errors import ApiError, BadRequest, Overloaded, PayloadTooLarge, RequestTimeout
 
 LINGER = 5.0
-"""Seconds for which input is read and dropped after a response that precedes the end of its request, so that the client
-can read the response."""
+"""Seconds for which input is discarded after a response to an incomplete request, so that the client can read it."""
 
 LAST_REQUEST = 0.5
-"""Seconds that an idle connection stays open when the server stops, for a request that is on its way."""
+"""Seconds that an idle connection stays open when the server stops, because a request may be on its way."""
 
 READ_SIZE = 16_384
-"""Bytes. A body for which there is no memory yet takes at most this much."""
+"""Bytes to read at once. A body that waits for memory takes at most this much."""
 
-READ_SIZE_OF_BODIES = 65_536
+BODY_READ_SIZE = 65_536
+"""Bytes to read at once from a body that has memory."""
 
 _UNLIMITED = 86_400.0
-"""Seconds; stands for no time limit."""
+"""Seconds; stands for no time limit. When it is reached, it starts again."""
 
 
 class Phase(Enum):
@@ -53,10 +53,10 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """Limits for each client. Times are in seconds.
+    """Limits of the HTTP server. Times are in seconds.
 
     :ivar max_body_memory: bytes of all bodies that are being received or handled.
-    :ivar memory_timeout: to wait for memory for a body.
+    :ivar memory_timeout: for a body to wait for memory.
     :ivar header_timeout: from the first byte of a request, or from the start of the connection, to the last header.
     :ivar body_timeout: from the end of the headers to the end of the body.
     :ivar idle_timeout: from the end of a request to the first byte of the next one.
@@ -85,7 +85,7 @@ class HttpLimits:
 class ApiChannel(HTTPChannel):
     """A connection, with an absolute time limit for each phase.
 
-    twisted.web has only a timeout that restarts with every byte, so that a slow client could keep a connection forever.
+    The timeout of twisted.web restarts with every byte, so that a slow client could keep a connection open forever.
     """
 
     maxHeaders = 100
@@ -101,7 +101,7 @@ class ApiChannel(HTTPChannel):
         self._ignores_input = False
         self._has_received = False
         self._write_paused = False
-        self._timer: IDelayedCall
+        self._timer: IDelayedCall | None = None
         self._socket: Any
         self._host: IAddress | None = None
         self._peer: IAddress | None = None
@@ -114,11 +114,10 @@ class ApiChannel(HTTPChannel):
         self._socket.logstr = "http"  # Twisted's own contains the address of the peer, and appears in log lines
         self.site.add(self)
         self._writes_directly = isinstance(self.transport, tcp.Connection) and not self.transport.TLS
-        self._timer = self.site.reactor.callLater(self.site.timeouts[Phase.HEADERS], self._timed_out)
         self._enter(Phase.HEADERS)
 
     def getHost(self) -> IAddress:
-        """Return the local address. It is cached, because each query is a system call."""
+        """Return the local address, from a cache: each query is a system call."""
         if self._host is None:
             self._host = self.transport.getHost()
         return self._host
@@ -126,7 +125,7 @@ class ApiChannel(HTTPChannel):
     def getPeer(self) -> IAddress:
         """Return the address of the client.
 
-        It is cached when the first request has been received: a PROXY header may change it before that.
+        It is cached when it is first needed, which is after the headers of a request: a PROXY header comes before them.
         """
         if self._peer is None:
             self._peer = self.transport.getPeer()
@@ -167,7 +166,7 @@ class ApiChannel(HTTPChannel):
         self.transport.pauseProducing()
 
     def resume_reading(self) -> None:
-        """Continue to read: there is memory for the body."""
+        """Continue to read, because there is memory for the body now."""
         if self.phase is Phase.WAITING:
             self._enter(Phase.BODY)
             self.paused = False
@@ -175,13 +174,13 @@ class ApiChannel(HTTPChannel):
             self.dataReceived(b"")
 
     def pauseProducing(self) -> None:
-        """Stop reading because the client does not read its responses. Called by the transport."""
+        """Stop reading. Called by the transport when the client does not read its responses."""
         self._write_paused = True
         super().pauseProducing()
         self.transport.pauseProducing()  # twisted.web would continue to read while a request is handled
 
     def resumeProducing(self) -> None:
-        """Continue to read, unless there is no memory for the body. Called by the transport when it can write again."""
+        """Continue to read, unless the body waits for memory. Called by the transport when it can write again."""
         self._write_paused = False
         super().resumeProducing()
         if self.phase is Phase.WAITING:
@@ -195,13 +194,13 @@ class ApiChannel(HTTPChannel):
         super().allContentReceived()
 
     def requestDone(self, request: Any) -> None:
-        """Continue with the next request. If the client does not read its responses, wait until it does."""
+        """Continue with the next request, but not before the client reads its responses."""
         self._enter(Phase.IDLE)
         self.paused = self._write_paused
         super().requestDone(request)
 
     def checkPersistence(self, request: Any, version: bytes) -> bool:
-        """Return true if the connection stays open after this request (RFC 9112, section 9.3)."""
+        """Return whether the connection stays open after this request (RFC 9112, section 9.3)."""
         values = request.requestHeaders.getRawHeaders(b"Connection")
         if values and b"close" in [option.strip().lower() for value in values for option in value.split(b",")]:
             return False
@@ -223,7 +222,7 @@ class ApiChannel(HTTPChannel):
         self._write(b"HTTP/1.1 100 Continue\r\n\r\n")  # in order with responses that are written directly
 
     def _write(self, data: bytes) -> None:
-        """Write immediately if possible: the reactor would need two system calls and another iteration."""
+        """Write immediately if possible, which saves two system calls and an iteration of the reactor."""
         if self._writes_directly:
             sent = self.transport.writeSomeData(data)
             if sent == len(data):
@@ -236,7 +235,7 @@ class ApiChannel(HTTPChannel):
     # --- closing
 
     def ignore_input(self) -> None:
-        """Read no further, and close the connection after the response."""
+        """Ignore further input, and close the connection after the response."""
         self._ignores_input = True
         self.paused = False
         self.persistent = False
@@ -266,14 +265,14 @@ class ApiChannel(HTTPChannel):
             self._socket.loseConnection()  # TLS would wait for the client
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._timer.active():
+        if self._timer is not None and self._timer.active():
             self._timer.cancel()
         self.phase = Phase.CLOSING
         super().connectionLost(reason)
         self.site.remove(self)
 
     def _respondToBadRequestAndDisconnect(self) -> None:
-        """Reject what is not HTTP, or has too many headers. Called by twisted.web."""
+        """Reject input that is not HTTP or has too many headers. Called by twisted.web."""
         if self._receivedHeaderSize > self.totalHeadersSize:
             self._reject(BadRequest(f"the headers are longer than {self.totalHeadersSize} bytes"))
         elif self._receivedHeaderCount > self.maxHeaders:
@@ -285,7 +284,7 @@ class ApiChannel(HTTPChannel):
         self._reject(BadRequest(f"a header line is longer than {self.MAX_LENGTH} bytes"))
 
     def _reject(self, error: ApiError) -> None:
-        """Respond to a request that has not been received completely, and close the connection."""
+        """Respond with an error to an incomplete request, and close the connection."""
         self.ignore_input()
         self.clearLineBuffer()
         for request in self.requests:
@@ -302,12 +301,15 @@ class ApiChannel(HTTPChannel):
     def _enter(self, phase: Phase) -> None:
         if self.phase is not Phase.CLOSING:
             self.phase = phase
-            self._socket.bufferSize = READ_SIZE_OF_BODIES if phase is Phase.BODY else READ_SIZE
+            self._socket.bufferSize = BODY_READ_SIZE if phase is Phase.BODY else READ_SIZE
             self._set_timer(self.site.timeouts[phase])
 
     def _set_timer(self, seconds: float) -> None:
-        """Restart the timer. To postpone it is cheap: the reactor moves it only when its former time is reached."""
-        if self._timer.active():
+        """Restart the timer.
+
+        Postponing a timer is cheap: the reactor moves it in its queue only when its previous time is reached.
+        """
+        if self._timer is not None and self._timer.active():
             self._timer.reset(seconds)
         else:
             self._timer = self.site.reactor.callLater(seconds, self._timed_out)
@@ -372,7 +374,7 @@ class ApiSite(Site):
         return len(self._channels)
 
     def is_full(self) -> bool:
-        """Return true if the maximum number of connections is reached."""
+        """Return whether the maximum number of connections is reached."""
         return self.connections >= self.limits.max_connections
 
     def begin_request(self, request_id: str | None = None, method: str = OTHER_METHOD) -> RequestRecord:
@@ -389,7 +391,7 @@ class ApiSite(Site):
             observe(record)
 
     def serialize_head(self, response: Response, request_id: str, origin: str | None, *, closes: bool) -> bytes:
-        """See :func:`tkserver.web.http.response.serialize_head`."""
+        """Return everything that precedes the body of a response."""
         now = self.reactor.seconds()
         return serialize_head(response, request_id, now=now, cors=self._cors, origin=origin, closes=closes)
 
@@ -425,11 +427,11 @@ class ApiSite(Site):
             channel.abort()
 
     def log(self, request: Request) -> None:
-        """Do nothing: Twisted's access log contains the addresses of clients."""
+        """Log nothing: Twisted's access log contains the addresses of clients."""
 
 
 def _innermost(transport: Any) -> Any:
-    """Return the transport that reads and writes the socket, inside TLS and other wrappers."""
+    """Return the transport that uses the socket, without TLS and other wrappers."""
     while isinstance(transport, ProtocolWrapper):
         transport = transport.transport
     return transport

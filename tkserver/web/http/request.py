@@ -30,7 +30,7 @@ class Admission(Protocol):
 
 
 class RequestSite(Protocol):
-    """What a request needs of its site: see :class:`tkserver.web.http.connections.ApiSite`."""
+    """The part of :class:`tkserver.web.http.connections.ApiSite` that a request uses."""
 
     resource: IResource
     bodies: BodyBudget
@@ -45,7 +45,7 @@ class RequestSite(Protocol):
 
 
 class RequestChannel(Protocol):
-    """What a request needs of its connection: see :class:`tkserver.web.http.connections.ApiChannel`."""
+    """The part of :class:`tkserver.web.http.connections.ApiChannel` that a request uses."""
 
     site: RequestSite
     length: int
@@ -66,14 +66,14 @@ class RequestChannel(Protocol):
 class ApiRequest(http.Request):
     """A request whose body is read only if there is memory for it, and only up to the limit.
 
-    :ivar body_error: the reason why the body was not read. The request is routed all the same, because errors of its
+    :ivar body_error: the reason why the body was not read. The request is routed nevertheless, because errors of its
         path and method have priority.
     :ivar record: for logs and metrics; exists as soon as the request has been received.
     :ivar response_headers: headers that are added to the response.
-    :ivar handling: fires when the request has been responded to; cancelled if the client disconnects before.
+    :ivar handling: fires when the response has been sent; cancelled if the client disconnects before.
     """
 
-    channel: RequestChannel  # type: ignore[assignment]  # only what is needed, so that this module is below the channel
+    channel: RequestChannel  # type: ignore[assignment]  # a protocol, because the module of the channel imports this one
     site: RequestSite
     content: Any
 
@@ -107,9 +107,9 @@ class ApiRequest(http.Request):
             if self.site.admission is not None:
                 self.site.admission.check(self)
         except ApiError as error:
-            self.requestHeaders.removeHeader(b"Expect")  # or the client would be asked to send the body
+            self.requestHeaders.removeHeader(b"Expect")  # otherwise the channel would ask the client for the body
             self.skip_body(error)
-            self.channel.length = 0  # tells the channel that the request is complete
+            self.channel.length = 0  # the channel considers the request complete
             return
         self._memory = self.site.bodies.reserve(length or self._max_body_bytes, self.channel.resume_reading)
         if not self._memory.granted:
@@ -136,7 +136,7 @@ class ApiRequest(http.Request):
         self.site.resource.render(self)
 
     def sent_request_id(self) -> str | None:
-        """Return the request id that the client sent, if it is valid and has been received yet."""
+        """Return the request id from the headers received so far, if it is valid."""
         return valid_request_id(self.requestHeaders.getRawHeaders(b"x-request-id", ()))
 
     def header(self, name: str) -> str | None:
@@ -172,7 +172,7 @@ class ApiRequest(http.Request):
         self.site.finish_request(record)
 
     def abort(self, failure: Failure) -> None:
-        """Close the connection, because not even an error response could be made."""
+        """Close the connection, because the response failed."""
         record = self.record
         _log.failure("no response could be sent", failure, request_id=record.request_id, event="answer_failed")
         record.status, record.code = InternalError.status, InternalError.code

@@ -1,4 +1,4 @@
-"""Responses: their JSON, and the bytes that are sent."""
+"""Responses, and their representation in JSON and HTTP."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class CorsPolicy:
         }
 
     def listed(self, origin: str | None) -> str | None:
-        """Return the origin if it is listed, otherwise ``None``: all other origins get the same headers."""
+        """Return the origin if it is listed, otherwise ``None``: all unlisted origins get the same headers."""
         return origin if origin in self.origins else None
 
     @staticmethod
@@ -116,7 +116,8 @@ class CorsPolicy:
 
         The headers are listed by name, because ``*`` does not include ``Authorization``.
 
-        :param method: the ``Access-Control-Request-Method`` header; the same applies to ``headers``.
+        :param method: the ``Access-Control-Request-Method`` header, if sent.
+        :param headers: the ``Access-Control-Request-Headers`` header, if sent.
         """
         return {
             "Access-Control-Allow-Methods": method or "GET, POST, OPTIONS",
@@ -157,5 +158,8 @@ def _common_headers(second: int, cors: CorsPolicy, origin: str | None, closes: b
 
 
 def _serialize(headers: Mapping[str, str]) -> bytes:
-    """Encode headers as ISO 8859-1. No value contains a line break: Twisted rejects requests that do."""
+    """Encode headers as ISO 8859-1.
+
+    No value contains a line break: values that clients send come from headers, in which Twisted allows none.
+    """
     return "".join([f"{name}: {value}\r\n" for name, value in headers.items()]).encode("latin-1")

@@ -9,9 +9,9 @@ from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from klein import Klein
-from klein.resource import KleinResource
 from twisted.internet.defer import maybeDeferred
 from twisted.python.failure import Failure
+from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from tkserver import log
@@ -29,23 +29,23 @@ _ARGUMENT = re.compile("<([^>]+)>")
 _ABSOLUTE = re.compile(rb"https?://[^/]+", re.IGNORECASE)
 
 
-class Routes(KleinResource):
+class Routes(Resource):
     """Runs the routes of a Klein application. Each route returns a :class:`Response`.
 
-    Klein's own ``render`` matches the path of every request again, and supports many types of results. This method
-    caches where a path leads and expects a ``Response``, which saves a large part of the cost of a small request.
+    Klein's own resource matches the path of every request again, and supports many types of results. This class caches
+    the route of a path and expects a ``Response``, which saves a large part of the cost of a small request.
 
     :param error_response: returns the response to an error, including errors of routing.
     """
 
     def __init__(self, app: Klein, error_response: Callable[[Failure, ApiRequest], Response]) -> None:
-        super().__init__(app)
+        super().__init__()
         self._app = app
         self._error_response = error_response
         self._map = app.url_map.bind("")  # no route depends on the host name
         self._cached_match = lru_cache(CACHED_PATHS)(self._match)
 
-    def render(self, request: ApiRequest) -> int:  # type: ignore[override]
+    def render(self, request: ApiRequest) -> int:
         previous = log.request_id.set(request.record.request_id)
         try:
             request.handling = maybeDeferred(self._run, request)

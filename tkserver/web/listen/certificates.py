@@ -1,4 +1,4 @@
-"""TLS certificates that are renewed while the server runs."""
+"""TLS certificates that can be renewed while the server runs."""
 
 from __future__ import annotations
 
@@ -13,45 +13,45 @@ from tkserver import log
 
 _log = log.logger(__name__)
 
-RENEWED_AFTER = 60.0
-"""Seconds for which a certificate is used before its file is looked at again."""
+RELOAD_INTERVAL = 60.0
+"""Seconds after which the files of a certificate are read again."""
 
 
 @implementer(IOpenSSLServerConnectionCreator)
-class RenewingCertificate:
-    """Serves each new connection with the certificate that is in the files now, give or take a minute.
+class ReloadingCertificate:
+    """Uses a certificate for new connections, and reads its files again at intervals.
 
-    Where they cannot be read, or key and certificate do not go together because only one of them has been written yet,
-    the one before stays.
+    If they cannot be read, or if key and certificate do not match because only one of them has been replaced yet, the
+    previous certificate is used.
 
-    :param read: reads the files.
-    :param clock: gives seconds, on any scale.
+    :param load: reads the files.
+    :param clock: returns seconds, on any scale.
     """
 
-    def __init__(self, context: Context, read: Callable[[], Context], clock: Callable[[], float]) -> None:
+    def __init__(self, context: Context, load: Callable[[], Context], clock: Callable[[], float]) -> None:
         self._context = context
-        self._read = read
+        self._load = load
         self._clock = clock
-        self._stale_from = clock() + RENEWED_AFTER
-        self._complained = False
+        self._reload_at = clock() + RELOAD_INTERVAL
+        self._problem_logged = False
 
-    def serverConnectionForTLS(self, protocol: Any) -> Connection:  # noqa: ARG002 -- one certificate for all
-        """What encrypts a new connection."""
-        if self._clock() >= self._stale_from:
-            self._stale_from = self._clock() + RENEWED_AFTER
-            self._renew()
+    def serverConnectionForTLS(self, protocol: Any) -> Connection:  # noqa: ARG002 -- all connections use one certificate
+        """Return an object that encrypts a new connection."""
+        if self._clock() >= self._reload_at:
+            self._reload_at = self._clock() + RELOAD_INTERVAL
+            self._reload()
         return Connection(self._context, None)
 
-    def _renew(self) -> None:
+    def _reload(self) -> None:
         try:
-            self._context = self._read()
-        except Exception as error:  # of files or of OpenSSL, whose errors have no common ancestor
-            if not self._complained:
+            self._context = self._load()
+        except Exception as error:  # from files or from OpenSSL, which have no common base class
+            if not self._problem_logged:
                 _log.warn(
-                    "the certificate cannot be read again, the one before is used: {error}",
+                    "the certificate cannot be read again, the previous one is used: {error}",
                     error=repr(error),
                     event="certificate_unreadable",
                 )
-            self._complained = True
+            self._problem_logged = True
         else:
-            self._complained = False
+            self._problem_logged = False

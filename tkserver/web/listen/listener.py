@@ -1,4 +1,4 @@
-"""Where connections come from: what an endpoint string opens, and how it is closed again."""
+"""A listener accepts connections on the address that an endpoint string describes."""
 
 from __future__ import annotations
 
@@ -13,76 +13,76 @@ from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.endpoints import quoteStringArgument, serverFromString
 from twisted.internet.error import CannotListenError
-from twisted.internet.interfaces import IAddress, IProtocol, IProtocolFactory, IStreamServerEndpoint
-from twisted.logger import ILogObserver, LogEvent, Logger
+from twisted.internet.interfaces import IAddress, IDelayedCall, IProtocol, IProtocolFactory, IStreamServerEndpoint
+from twisted.logger import ILogObserver, LogEvent
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tkserver import log
-from tkserver.web.listen.sockets import Sockets
+from tkserver.web.listen.sockets import ListeningReactor, set_log_observer
 
 _log = log.logger(__name__)
 
 _TLS = re.compile(r"(haproxy:)*(ssl|tls):")
-_PROXY_WITHIN_TLS = re.compile(r"(haproxy:)+(ssl|tls):")
+_PROXY_IN_TLS = re.compile(r"(haproxy:)+(ssl|tls):")
 
 
 class InvalidEndpoint(Exception):
-    """An endpoint string that nothing can be made of. The text says why."""
+    """An endpoint string is invalid. The text is the reason."""
 
 
 class CannotListen(Exception):
-    """An address that cannot be had. The text begins with it, and says why."""
+    """An address cannot be used. The text is the address and the reason."""
 
 
 def tcp_endpoint(host: str, port: int) -> str:
-    """The endpoint string for an address and a port."""
+    """Return the endpoint string for an address and a port."""
     return f"tcp:{port}:interface={quoteStringArgument(host)}"
 
 
 class Listener:
-    """Takes connections from one endpoint.
+    """Accepts connections on one endpoint.
 
-    :param description: an endpoint string, as Twisted's ``serverFromString`` takes it.
-    :param factory: builds a protocol for each connection.
-    :param is_full: whether there are too many connections already, so that a new one is closed at once.
-    :ivar rejected_connections: how many connections were closed at once, for there were too many.
-    :raise InvalidEndpoint: when the string cannot be understood, or the files that it names cannot be used.
+    :param endpoint: an endpoint string for Twisted's ``serverFromString``.
+    :param factory: creates the protocol of each connection.
+    :param is_full: returns whether the maximum number of connections is reached. New ones are then closed immediately.
+    :ivar rejected_connections: the number of connections that were closed for this reason.
+    :raise InvalidEndpoint: if the string is invalid, or if the files that it names cannot be used.
     """
 
     def __init__(
-        self, reactor: Any, description: str, factory: IProtocolFactory, is_full: Callable[[], bool] = lambda: False
+        self, reactor: Any, endpoint: str, factory: IProtocolFactory, is_full: Callable[[], bool] = lambda: False
     ) -> None:
         self._reactor = reactor
-        self._description = description
+        self._endpoint_string = endpoint
         self._factory = factory
         self._is_full = is_full
         self.rejected_connections = 0
-        self._endpoint = _endpoint(Sockets(reactor, description), description)
+        self._endpoint = _parse_endpoint(ListeningReactor(reactor, endpoint), endpoint)
         self._port: tcp.Port | None = None
-        self._held: Any = None
+        self._pause: IDelayedCall | None = None
 
     def open(self) -> None:
-        """Take the address. It takes connections as soon as the reactor runs.
+        """Bind the address. Connections are accepted as soon as the reactor runs.
 
-        :raise CannotListen: when it cannot be had.
+        :raise CannotListen: if the address cannot be used.
         """
-        outcome: list[Any] = []
-        self._endpoint.listen(self._factory).addBoth(outcome.append)
-        if not outcome:
-            raise CannotListen(f"{self._description}: it is not ready at once")
-        (port,) = outcome
+        results: list[Any] = []
+        self._endpoint.listen(self._factory).addBoth(results.append)
+        if not results:
+            raise CannotListen(f"{self._endpoint_string}: endpoints that do not listen immediately are not supported")
+        (port,) = results
         if isinstance(port, Failure):
-            raise CannotListen(self._why(port.value))  # type: ignore[arg-type]
+            raise CannotListen(self._describe(port.value))  # type: ignore[arg-type]
         if not isinstance(port, tcp.Port):
-            raise CannotListen(f"{self._description}: it is no socket")
-        port.factory = _Entrance(port.factory, self._lets_in)  # type: ignore[assignment]
-        port._logger = Logger(namespace=__name__, observer=_Refusals(self._reactor))
+            raise CannotListen(f"{self._endpoint_string}: this endpoint is not a socket")
+        port.factory = _ConnectionLimit(port.factory, self._accepts)  # type: ignore[assignment]
+        set_log_observer(port, _AcceptErrorLog(self._reactor))
         self._port = port
 
     @property
     def address(self) -> Any:
-        """Twisted's address object of the socket."""
+        """The address of the socket, as an ``IAddress`` of Twisted."""
         assert self._port is not None
         return self._port.getHost()
 
@@ -93,99 +93,105 @@ class Listener:
 
     @property
     def url(self) -> str:
-        """Where it is reached: ``http://…``, ``https://…``, or ``unix:`` and a path."""
+        """The URL for clients: ``http://…``, ``https://…``, or ``unix:`` and a path."""
         address = self.address
         if isinstance(address, UNIXAddress):
             return f"unix:{os.fsdecode(address.name or b'')}"
-        scheme = "https" if _TLS.match(self._description) else "http"
+        scheme = "https" if _TLS.match(self._endpoint_string) else "http"
         host = address.host
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     def pause_accepting(self, seconds: float) -> None:
-        """Accept no connections until :meth:`resume_accepting`; they wait in the kernel."""
+        """Let new connections wait in the kernel for some time, or until :meth:`resume_accepting`."""
         assert self._port is not None
         self._port.stopReading()
-        self._held = self._reactor.callLater(seconds, self.resume_accepting)
+        self._pause = self._reactor.callLater(seconds, self.resume_accepting)
 
     def resume_accepting(self) -> None:
-        """Accept what waits, and what comes."""
-        if self._release():
+        """Accept the waiting connections, and new ones."""
+        if self._end_pause():
             self._port.startReading()  # type: ignore[union-attr]
 
     async def close(self) -> None:
-        """Accept no more. A socket that was handed over stays open for those who share it."""
-        self._release()
+        """Stop accepting connections. An inherited socket stays open for the other processes that use it."""
+        self._end_pause()
         if self._port is not None:
             await maybeDeferred(self._port.stopListening)
 
-    def _lets_in(self) -> bool:
+    def _accepts(self) -> bool:
         full = self._is_full()
         self.rejected_connections += full
         return not full
 
-    def _release(self) -> bool:
-        held, self._held = self._held, None
-        if held is not None and held.active():
-            held.cancel()
-        return held is not None
+    def _end_pause(self) -> bool:
+        """Return whether there was a pause."""
+        pause, self._pause = self._pause, None
+        if pause is not None and pause.active():
+            pause.cancel()
+        return pause is not None
 
-    def _why(self, error: BaseException) -> str:
+    def _describe(self, error: BaseException) -> str:
         if isinstance(error, CannotListenError):
-            place = error.port if error.interface is None else f"{error.interface} port {error.port}"
-            return f"{os.fsdecode(place) if isinstance(place, bytes) else place}: {error.socketError}"
-        return f"{self._description}: {_reason(error)}"
+            address = error.port if error.interface is None else f"{error.interface} port {error.port}"
+            return f"{os.fsdecode(address) if isinstance(address, bytes) else address}: {error.socketError}"
+        return f"{self._endpoint_string}: {_reason(error)}"
 
 
-class _Entrance:
-    """A factory that lets in only so many. It stands before TLS and the like, which need a protocol to close one."""
+class _ConnectionLimit:
+    """A factory that rejects connections beyond the limit.
 
-    def __init__(self, factory: Any, lets_in: Callable[[], bool]) -> None:
+    It wraps the factories of TLS and of the PROXY protocol, which could close a connection only after their handshakes.
+    """
+
+    def __init__(self, factory: Any, accepts: Callable[[], bool]) -> None:
         self._factory = factory
-        self._lets_in = lets_in
+        self._accepts = accepts
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._factory, name)
 
     def buildProtocol(self, address: IAddress) -> IProtocol | None:
-        return self._factory.buildProtocol(address) if self._lets_in() else None
+        return self._factory.buildProtocol(address) if self._accepts() else None
 
 
 @implementer(ILogObserver)
-class _Refusals:
-    """Tells of connections that could not be accepted, without the addresses that Twisted names."""
+class _AcceptErrorLog:
+    """Logs connections that could not be accepted, without the addresses that Twisted's messages contain."""
 
     def __init__(self, reactor: Any) -> None:
         self._throttle = log.Throttle(reactor.seconds)
 
     def __call__(self, event: LogEvent) -> None:
         if "EMFILE" in event["log_format"]:
-            problem = "this process has no open files left"
+            problem = "this process has reached its limit of open files"
         else:
             problem = str(event.get("acceptError", "unknown"))
         if self._throttle.allows(problem):
-            _log.error("connections are closed unheard: {problem}", problem=problem, event="connections_closed")
+            _log.error("connections cannot be accepted: {problem}", problem=problem, event="connections_closed")
 
 
-def _endpoint(reactor: Any, description: str) -> IStreamServerEndpoint:
-    if _PROXY_WITHIN_TLS.match(description):
+def _parse_endpoint(reactor: Any, endpoint: str) -> IStreamServerEndpoint:
+    if _PROXY_IN_TLS.match(endpoint):
         raise InvalidEndpoint(
-            "Twisted looks for the PROXY protocol within TLS, and proxies speak it before: use haproxy:tcp"
+            "Twisted expects the PROXY header inside TLS, but proxies send it before: use haproxy:tcp instead"
         )
     try:
-        endpoint: IStreamServerEndpoint = serverFromString(reactor, description)
-    except Exception as error:  # whatever the parser of its kind may raise
+        parsed: IStreamServerEndpoint = serverFromString(reactor, endpoint)
+    except Exception as error:  # each type of endpoint has a parser of its own
         raise InvalidEndpoint(_reason(error)) from None
-    return endpoint
+    return parsed
 
 
 def _reason(error: BaseException) -> str:
-    """What is wrong, for whoever wrote the string."""
+    """Return what is wrong with an endpoint, in terms of its string."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     if isinstance(error, (SSL.Error, crypto.Error)):
         return f"the key or the certificate cannot be used: {error}"
     if isinstance(error, (IndexError, KeyError)):
-        return "no such socket was handed over: a socket unit does so, with LISTEN_FDS, _PID and _FDNAMES"
+        return (
+            "there is no such inherited socket: a systemd socket unit passes LISTEN_FDS, LISTEN_PID and LISTEN_FDNAMES"
+        )
     if isinstance(error, TypeError):
         return str(error).partition("() ")[2] or str(error)
     return str(error) or type(error).__name__

@@ -1,4 +1,4 @@
-"""The sockets that endpoints open: as a server in production needs them, and not quite as Twisted makes them."""
+"""Listening sockets with the options that a server in production needs."""
 
 from __future__ import annotations
 
@@ -9,75 +9,84 @@ from pathlib import Path
 from typing import Any
 
 from OpenSSL.SSL import Context
-from twisted.internet import unix
+from twisted.internet import tcp, unix
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.interfaces import IListeningPort, IProtocolFactory
+from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 
-from tkserver.web.listen.certificates import RenewingCertificate
+from tkserver.web.listen.certificates import ReloadingCertificate
 
 BACKLOG = 1024
-"""Connections that may wait to be accepted, where the endpoint does not say how many."""
+"""The number of connections that can wait to be accepted, unless the endpoint sets another."""
 
-_TWISTEDS_BACKLOG = 50
+_DEFAULT_BACKLOG_OF_TWISTED = 50
 
 
-class Sockets:
-    """The reactor as endpoints see it.
+class ListeningReactor:
+    """A wrapper of the reactor for endpoints, which creates listening sockets with other options than Twisted's.
 
-    :param description: the endpoint string, from which a certificate is read again.
+    :param endpoint: the endpoint string, from which a certificate is loaded again.
     """
 
-    def __init__(self, reactor: Any, description: str) -> None:
+    def __init__(self, reactor: Any, endpoint: str) -> None:
         self._reactor = reactor
-        self._description = description
+        self._endpoint = endpoint
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
     def listenTCP(self, *arguments: Any, **options: Any) -> IListeningPort:
-        return self._reactor.listenTCP(*arguments, **_patient(options))  # type: ignore[no-any-return]
+        return self._reactor.listenTCP(*arguments, **_with_backlog(options))  # type: ignore[no-any-return]
 
     def listenSSL(self, *arguments: Any, **options: Any) -> IListeningPort:
         context = options["contextFactory"].getContext()
-        options["contextFactory"] = RenewingCertificate(context, self._read_certificate, self._reactor.seconds)
-        return self._reactor.listenSSL(*arguments, **_patient(options))  # type: ignore[no-any-return]
+        options["contextFactory"] = ReloadingCertificate(context, self._load_certificate, self._reactor.seconds)
+        return self._reactor.listenSSL(*arguments, **_with_backlog(options))  # type: ignore[no-any-return]
 
     def listenUNIX(self, path: str, factory: IProtocolFactory, **options: Any) -> IListeningPort:
-        """Twisted's lock file is not used: it holds a process id, which in a container is always the same."""
-        _remove_left_behind(path)
-        return self._reactor.listenUNIX(path, factory, **_patient({**options, "wantPID": False}))  # type: ignore[no-any-return]
+        """Listen on a Unix socket.
+
+        Twisted's lock file is not used, because it contains a process id, which in a container is always the same.
+        """
+        _remove_stale_socket(path)
+        return self._reactor.listenUNIX(path, factory, **_with_backlog({**options, "wantPID": False}))  # type: ignore[no-any-return]
 
     def adoptStreamPort(self, fileno: int, _family: int, factory: IProtocolFactory) -> IListeningPort:
-        """Of whatever family the socket is: of a mere port systemd makes one for IPv6, which takes IPv4 too."""
+        """Listen on an inherited socket.
+
+        The address family is read from the socket: for a port without an address, systemd creates an IPv6 socket that
+        also accepts IPv4.
+        """
         with socket.socket(fileno=os.dup(fileno)) as inherited:
             family = inherited.family
             if not inherited.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                raise ValueError("the socket that was handed over does not listen: systemd needs Accept=no")
+                raise ValueError("the inherited socket does not listen: the systemd unit needs Accept=no")
         if family != socket.AF_UNIX:
             return self._reactor.adoptStreamPort(fileno, family, factory)  # type: ignore[no-any-return]
         port: IListeningPort = _InheritedUnixPort._fromListeningDescriptor(self._reactor, fileno, factory)
         port.startListening()
         return port
 
-    def _read_certificate(self) -> Context:
-        class Files(Sockets):
+    def _load_certificate(self) -> Context:
+        class CertificateLoader(ListeningReactor):
             def listenSSL(self, *_: Any, **options: Any) -> Any:
                 return options["contextFactory"].getContext()
 
-        read: list[Any] = []
-        endpoint = serverFromString(Files(self._reactor, self._description), self._description)
-        endpoint.listen(None).addBoth(read.append)
-        if isinstance(read[0], Failure):
-            read[0].raiseException()
-        context: Context = read[0]
+        results: list[Any] = []
+        endpoint = serverFromString(CertificateLoader(self._reactor, self._endpoint), self._endpoint)
+        endpoint.listen(None).addBoth(results.append)
+        if isinstance(results[0], Failure):
+            results[0].raiseException()
+        context: Context = results[0]
         return context
 
 
 class _InheritedUnixPort(unix.Port):
-    """A Unix socket that was handed over, whose file is somebody else's.
+    """A Unix socket that another process has created and may still use.
 
-    As its own Twisted would set the file's mode, remove it at the end, and shut the socket down for everybody.
+    Twisted's class would change the mode of the socket file, delete the file, and shut the socket down for all
+    processes.
     """
 
     def startListening(self) -> None:
@@ -87,12 +96,17 @@ class _InheritedUnixPort(unix.Port):
         self._shouldShutdown = False
 
 
-def _patient(options: dict[str, Any]) -> dict[str, Any]:
-    return {**options, "backlog": BACKLOG} if options.get("backlog") == _TWISTEDS_BACKLOG else options
+def set_log_observer(port: tcp.Port, observer: ILogObserver) -> None:
+    """Send the log events of a port to an observer: Twisted's messages contain the addresses of clients."""
+    port._logger = Logger(namespace=__name__, observer=observer)
 
 
-def _remove_left_behind(path: str) -> None:
-    """Remove the socket of a server that was killed: one that nobody listens on."""
+def _with_backlog(options: dict[str, Any]) -> dict[str, Any]:
+    return {**options, "backlog": BACKLOG} if options.get("backlog") == _DEFAULT_BACKLOG_OF_TWISTED else options
+
+
+def _remove_stale_socket(path: str) -> None:
+    """Delete the socket file of a server that was killed, on which no process listens."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
         if not Path(path).is_socket():
             return

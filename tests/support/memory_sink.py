@@ -1,4 +1,4 @@
-"""An output that keeps its lines."""
+"""A log sink in memory."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from tkserver.log.observer import Line
 
 
-class Kept(list[bytes]):
-    """All lines that were written, one after the other.
+class MemorySink(list[bytes]):
+    """All lines that were written.
 
-    :ivar writes: how many lines at a time.
+    :ivar writes: the number of lines of each call of :meth:`write`.
     """
 
     def __init__(self) -> None:

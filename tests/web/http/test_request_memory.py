@@ -1,4 +1,4 @@
-"""What is left of a request when it has been answered."""
+"""The memory of a request is released when the request ends."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ from tkserver.web.http.request import ApiRequest
 
 BODIES = {
     "stored": batch([make_event()]),
-    "refused events": batch([make_event(user_id="x")]),
-    "no JSON": b"{",
-    "no UTF-8": b"\xff",
-    "no batch": b"[]",
-    "a lone surrogate": rb'{"events":["\ud800"]}',
-    "garbage": random.Random(1).randbytes(100),
+    "invalid event": batch([make_event(user_id="x")]),
+    "not JSON": b"{",
+    "not UTF-8": b"\xff",
+    "not a batch": b"[]",
+    "lone surrogate": rb'{"events":["\ud800"]}',
+    "random bytes": random.Random(1).randbytes(100),
 }
 
 HEADERS: Mapping[str, dict[str, str | None]] = {
-    "another signature": {"X-Signature": "00"},
+    "wrong signature": {"X-Signature": "00"},
     "no signature": {"X-Signature": None},
     "unknown token": {"Authorization": "Bearer unknown"},
     "do not track": {"DNT": "1"},
-    "no gzip": {"Content-Encoding": "gzip"},
+    "not gzip": {"Content-Encoding": "gzip"},
 }
-"""Headers that are set, or left out."""
+"""Changed headers; ``None`` removes a header."""
 
 
-def alive() -> list[object]:
-    return [each for each in gc.get_objects() if isinstance(each, (ApiRequest, IngestRequest))]
+def requests_in_memory() -> list[object]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, (ApiRequest, IngestRequest))]
 
 
 @pytest_twisted.ensureDeferred
-async def test_nothing_waits_for_the_garbage_collector(database: Database) -> None:
-    """However a request ends, its body goes with it: no circle of references keeps it until somebody looks."""
+async def test_requests_are_freed_without_garbage_collection(database: Database) -> None:
+    """However a request ends, no reference cycle keeps it in memory until the next garbage collection."""
     server = await start_server(database)
     app, client = App().install(database), Client(f"http://127.0.0.1:{server.port}")
     await client.send(app, [make_event()])
     gc.collect()
     gc.disable()
-    left: dict[str, int] = {}
+    remaining: dict[str, int] = {}
     try:
         for name, body in BODIES.items():
             await client.send(app, body)
-            left[name] = len(alive())
+            remaining[name] = len(requests_in_memory())
         for name, changes in HEADERS.items():
             await client.send(app, [make_event()], changes=changes)
-            left[name] = len(alive())
+            remaining[name] = len(requests_in_memory())
         for method, path in (("GET", "/nowhere"), ("PUT", "/health"), ("GET", "/health")):
             await client.request(method, path)
-            left[path] = len(alive())
+            remaining[path] = len(requests_in_memory())
     finally:
         gc.enable()
         await server.stopService()
-    assert not any(left.values()), left
+    assert not any(remaining.values()), remaining
