@@ -37,6 +37,15 @@ async def start_server(database: Database, **overrides: object) -> Supervisor:
     """Start a server, and return when it is ready."""
     failures: list[str] = []
     server = launch_server(database, failures, **overrides)
+    await until_ready(server, failures)
+    return server
+
+
+async def until_ready(server: Supervisor, failures: list[str]) -> None:
+    """Wait until a server can store events.
+
+    :param failures: see :func:`launch_server`.
+    """
     client = client_of(server)
 
     async def is_ready() -> bool:
@@ -44,7 +53,6 @@ async def start_server(database: Database, **overrides: object) -> Supervisor:
         return (await client.request("GET", "/health/ready")).status == 200
 
     await until(is_ready)
-    return server
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""The books balance to the event, whatever is sent and whatever fails."""
+"""Event accounting: every received event has exactly one outcome, whatever clients send and whatever fails."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any
 
 import psycopg2
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
-from twisted.internet.task import deferLater
 from twisted.internet.threads import deferToThread
 
-from tests.storage.test_caches import until_listening
-from tests.support.client import DIALECTS, DOCUMENTED, SDK, App, Client, Reply, batch
+from tests.support.client import DIALECTS, DOCUMENTED, SDK, App, Reply, batch
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.peer import Peer, connect
+from tests.support.queries import blocked_backends, until_listening
+from tests.support.raw_requests import signed_request
 from tests.support.scrape import Scrape, scrape
-from tests.support.server import start_server
+from tests.support.server import client_of, launch_server, until_ready
+from tests.support.waiting import until
 from tkserver.ingest.ledger import ENTRIES, Entry
+from tkserver.operations import erasure
 from tkserver.server.supervisor import Supervisor
+from tkserver.storage import erasures
 from tkserver.storage.blocking import BlockingConnections
 
 ERASED = "client_to_be_erased"
 LATE = "client_to_be_erased_later"
-
-WAITING = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database() ORDER BY 1"
 
 SETTINGS = {
     "TK__INGEST__MAX_QUEUE_EVENTS": 400,
@@ -44,119 +44,131 @@ Event = dict[str, Any]
 
 
 class Chaos:
-    """Clients that do all that can be done, and know what they have done.
+    """Clients that send all kinds of requests, and count their events.
 
-    :ivar read: events of requests that must have been read.
-    :ivar unsure: events of requests that were answered ``overloaded``, before or after they were read.
-    :ivar perhaps: events of those that the database, or a client who was gone, may have kept from being read.
-    :ivar sent: batches that others may send again.
+    :ivar received: the number of events that the server must have counted as received.
+    :ivar overloaded: the number of events in requests with the error ``overloaded``. The server has received them or
+        not.
+    :ivar uncertain: the number of events in requests that failed because of the database, or whose client
+        disconnected. The server has received them or not.
+    :ivar batches: batches that can be sent again.
+    :ivar erasure_notices: how often the server was notified of a change of the erasures.
     """
 
     def __init__(self, server: Supervisor, database: Database) -> None:
         self.random = Random(1)
         self.server = server
         self.database = database
-        self.client = Client(f"http://127.0.0.1:{server.port}")
+        self.client = client_of(server)
         self.app, self.other = App().install(database), App().install(database)
-        self.has_quota = self._app_with_quota(60)
-        self.read = self.unsure = self.perhaps = 0
-        self.sent: list[list[Event]] = []
+        self.app_with_quota = self._create_app_with_quota(60)
+        self.received = self.overloaded = self.uncertain = 0
+        self.batches: list[list[Event]] = []
+        self.erasure_notices = 0
 
-    def _app_with_quota(self, quota: int) -> App:
+    def _create_app_with_quota(self, quota: int) -> App:
         app = App()
         sql = "INSERT INTO apps (org_id, app_id, name, monthly_quota) VALUES (%s, %s, %s, %s)"
         self.database.query(sql, app.org_id, app.app_id, app.app_id, quota)
         return app.install(self.database)
 
-    async def look(self) -> Scrape:
-        """What the server says. It is true at any time."""
-        seen = await scrape(self.server.admin_port)
-        assert seen.balanced, seen.text
-        return seen
+    def count_erasure_notice(self) -> None:
+        self.erasure_notices += 1
+
+    async def metrics(self) -> Scrape:
+        """Return the metrics of the server. The accounting must be correct at any time."""
+        metrics = await scrape(self.server.admin_port)
+        assert metrics.balanced, metrics.text
+        return metrics
 
     async def until(self, condition: Callable[[Scrape], bool]) -> Scrape:
-        for _ in range(1000):
-            seen = await self.look()
-            if condition(seen):
-                return seen
-            await deferLater(reactor, 0.01)
-        raise AssertionError(seen.text)
+        """Wait until the metrics meet a condition, and return them."""
+        metrics = await self.metrics()
 
-    async def grown(self, before: Scrape) -> dict[Entry, float]:
-        """What has been entered since."""
-        now = await self.look()
-        grown = {entry: now.events(*entry) - before.events(*entry) for entry in ENTRIES}
-        return {entry: by for entry, by in grown.items() if by}
+        async def is_met() -> bool:
+            nonlocal metrics
+            metrics = await self.metrics()
+            return condition(metrics)
 
-    # --- what clients do
+        await until(is_met, lambda: metrics.text)
+        return metrics
+
+    async def outcomes_since(self, before: Scrape) -> dict[Entry, float]:
+        """Return the outcomes of the events since a scrape."""
+        now = await self.metrics()
+        increases = {entry: now.events(*entry) - before.events(*entry) for entry in ENTRIES}
+        return {entry: increase for entry, increase in increases.items() if increase}
+
+    # --- requests
 
     def events(self, **overrides: Any) -> list[Event]:
+        """Return a random number of events."""
         return [make_event(**overrides) for _ in range(self.random.randint(1, 20))]
 
-    async def send(self, events: list[Any], app: App | None = None, **how: Any) -> Reply:
-        """Send events that are to be read."""
-        dialect = how.pop("dialect", None) or self.random.choice(DIALECTS)
-        reply = await self.client.send(app or self.app, events, dialect, **how)
+    async def send(self, events: list[Any], app: App | None = None, **options: Any) -> Reply:
+        """Send a batch that the server receives unless it cannot store events at the moment."""
+        dialect = options.pop("dialect", None) or self.random.choice(DIALECTS)
+        reply = await self.client.send(app or self.app, events, dialect, **options)
         if reply.code == "overloaded":
-            self.unsure += len(events)
+            self.overloaded += len(events)
         elif reply.code == "storage_unavailable":
-            self.perhaps += len(events)
+            self.uncertain += len(events)
         else:
-            self.read += len(events)
+            self.received += len(events)
         return reply
 
-    async def good(self) -> None:
+    async def send_new(self) -> None:
         events = self.events()
-        self.sent.append(events)
+        self.batches.append(events)
         await self.send(events)
 
-    async def again(self) -> None:
-        events = self.random.choice(self.sent) if self.sent else self.events()
-        await all_of([self.send(events), self.send(events + events[:3])])
+    async def send_again(self) -> None:
+        events = self.random.choice(self.batches) if self.batches else self.events()
+        await gather([self.send(events), self.send(events + events[:3])])
 
-    async def at_once(self) -> None:
+    async def send_concurrently(self) -> None:
         events = self.events()
-        await all_of([self.send(events) for _ in range(3)])
+        await gather([self.send(events) for _ in range(3)])
 
-    async def conflict(self) -> None:
-        await self.send(self.random.choice(self.sent) if self.sent else self.events(), self.other)
-        await self.send([*self.events(), *(self.sent[0][:2] if self.sent else [])], self.other)
+    async def send_conflicting(self) -> None:
+        await self.send(self.random.choice(self.batches) if self.batches else self.events(), self.other)
+        await self.send([*self.events(), *(self.batches[0][:2] if self.batches else [])], self.other)
 
-    async def bad(self) -> None:
-        wrong: list[Any] = [
+    async def send_invalid(self) -> None:
+        invalid: list[Any] = [
             make_event(user_id="me@example.org"),
             make_event(schema_version="2.0"),
             make_event(event__data="x" * 110_000),
-            make_event(event__type="poison"),
-            "no event",
+            make_event(event__type="forbidden"),
+            "not an event",
         ]
-        some = self.random.sample(wrong, self.random.randint(1, 4))
-        await self.send(some)
-        await self.send(some + self.events())
+        sample = self.random.sample(invalid, self.random.randint(1, 4))
+        await self.send(sample)
+        await self.send(sample + self.events())
 
-    async def no_track(self) -> None:
+    async def send_do_not_track(self) -> None:
         await self.send(self.events(), changes={self.random.choice(("DNT", "Sec-GPC")): "1"})
         events = self.events()
-        packed = gzip.compress(batch(events))
+        compressed = gzip.compress(batch(events))
         changes = {"Content-Encoding": "gzip", "DNT": "1"}
-        reply = await self.client.send(self.app, packed, DOCUMENTED, changes=changes)
+        reply = await self.client.send(self.app, compressed, DOCUMENTED, changes=changes)
         assert reply.status == 204
-        self.read += len(events)
+        self.received += len(events)
         assert (await self.client.send(self.app, b"{broken", changes={"DNT": "1"})).status == 204
 
-    async def nonce_twice(self) -> None:
+    async def reuse_nonce(self) -> None:
         nonce = str(uuid.uuid4())
         for _ in range(2):
             await self.send(self.events(), dialect=SDK, nonce=nonce)
 
-    async def metered_too(self) -> None:
-        await self.send(self.events(), self.has_quota)
+    async def send_with_quota(self) -> None:
+        await self.send(self.events(), self.app_with_quota)
 
-    async def of_erased(self) -> None:
+    async def send_erased(self) -> None:
         await self.send(self.events(user_id=ERASED) + self.events())
 
-    async def not_read(self) -> None:
-        """Requests whose events are never looked at."""
+    async def send_invalid_requests(self) -> None:
+        """Send requests whose events the server does not read."""
         events = self.events()
         bodies = [b"{broken", b'{"events": []}', b'{"events": ["\xff"]}', b"x" * 700_000, batch([1] * 1001)]
         await self.client.send(self.app, self.random.choice(bodies))
@@ -164,7 +176,7 @@ class Chaos:
             {"X-Signature": "0" * 64},
             {"X-Signature": None},
             {"X-Timestamp": "1"},
-            {"Authorization": "Bearer none"},
+            {"Authorization": "Bearer unknown"},
             {"X-Batch-Size": "2000"},
             {"Content-Type": "text/plain"},
             {"Content-Encoding": "gzip"},
@@ -174,201 +186,205 @@ class Chaos:
         await self.client.send(self.app, events, timestamp=1)
         await self.client.request("GET", "/nothing")
 
-    async def hang_up_in_the_middle(self) -> None:
-        raw = self.raw(self.events())
-        peer = await connect(self.server.port)
-        peer.write(raw[: len(raw) - 10])
-        await deferLater(reactor, 0.01)
-        peer.hang_up()
+    async def disconnect_before_end(self) -> None:
+        request = signed_request(self.app, batch(self.events()))
+        await self.send_and_close(request[: len(request) - 10])
 
-    async def hang_up_after_sending(self) -> None:
-        await self.known(self.app)
+    async def disconnect_before_response(self) -> None:
+        await self.cache_credential(self.app)
         events = self.events()
-        self.perhaps += len(events)
+        self.uncertain += len(events)
+        await self.send_and_close(signed_request(self.app, batch(events)))
+
+    async def send_and_close(self, data: bytes) -> None:
+        """Send bytes on a new connection, and close it immediately afterwards."""
         peer = await connect(self.server.port)
-        peer.write(self.raw(events))
+        peer.write(data)
         assert peer.transport is not None
         peer.transport.loseConnection()
 
-    async def known(self, app: App) -> None:
-        """The server remembers the credentials from now on, and handles what has arrived at once."""
+    async def cache_credential(self, app: App) -> None:
+        """Make the server cache a credential, so that it handles a complete request without a delay."""
         assert (await self.client.send(app, [])).code == "empty_batch"
 
-    async def send_raw(self, events: list[Event], app: App | None = None) -> Peer:
+    async def send_until_received(self, events: list[Event]) -> Peer:
+        """Send a request, and return when the server has received its events."""
         peer = await connect(self.server.port)
-        before = (await self.look()).received
-        peer.write(self.raw(events, app))
-        await self.until(lambda seen: seen.received >= before + len(events))
-        self.read += len(events)
+        before = (await self.metrics()).received
+        peer.write(signed_request(self.app, batch(events)))
+        await self.until(lambda metrics: metrics.received >= before + len(events))
+        self.received += len(events)
         return peer
 
-    def raw(self, events: list[Event], app: App | None = None) -> bytes:
-        """The bytes of a request."""
-        app, body = app or self.app, batch(events)
-        headers = {"Host": "x", "Content-Length": str(len(body)), **app.headers(body)}
-        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        return f"POST {app.path} HTTP/1.1\r\n{lines}\r\n".encode() + body
+
+async def gather(coroutines: Sequence[Any]) -> list[Any]:
+    """Run coroutines concurrently, and return their results."""
+    return list(await gatherResults([ensureDeferred(coroutine) for coroutine in coroutines]))
 
 
-async def all_of(work: list[Any]) -> list[Any]:
-    return list(await gatherResults([ensureDeferred(one) for one in work]))
-
-
-async def with_workers(jobs: Sequence[Callable[[], Awaitable[None]]], workers: int) -> None:
-    """Run jobs, so many at a time."""
-    todo = iter(jobs)
+async def run_concurrently(jobs: Sequence[Callable[[], Awaitable[None]]], workers: int) -> None:
+    """Run jobs, at most ``workers`` of them at the same time."""
+    remaining = iter(jobs)
 
     async def work() -> None:
-        for job in todo:
+        for job in remaining:
             await job()
 
-    await all_of([work() for _ in range(workers)])
+    await gather([work() for _ in range(workers)])
 
 
 @contextmanager
-def held(database: Database, lock: str) -> Iterator[None]:
-    """A lock that somebody else has."""
+def locked(database: Database, statement: str) -> Iterator[None]:
+    """Hold the lock that a statement takes while the context lasts."""
     with closing(psycopg2.connect(database.dsn)) as connection, connection.cursor() as cursor:
-        cursor.execute(lock)
+        cursor.execute(statement)
         yield
 
 
-def remember(database: Database, user: str) -> None:
+def mark_as_erased(database: Database, user: str) -> None:
+    """Record the erasure of a user, without deleting stored events."""
     with closing(BlockingConnections().connect(database.dsn)) as connection:
-        eraser.remember(connection, eraser.hash_of(connection, user), None)
+        erasure.record(connection, user, None)
 
 
-def delete(database: Database, user: str) -> int:
+def delete_events(database: Database, user: str) -> int:
+    """Delete the events of a user, and return their number."""
     with closing(BlockingConnections().connect(database.dsn)) as connection:
-        return eraser.delete_events(connection, user, None, lambda: 0.0, lambda _: None)
+        return erasure.delete_events(connection, user, None, lambda: 0.0, lambda _: None)
 
 
 @pytest_twisted.async_yield_fixture
 async def chaos(database: Database) -> AsyncIterator[Chaos]:
-    database.query("ALTER TABLE events ADD CONSTRAINT no_poison CHECK (event_type <> 'poison')")
-    server = await start_server(database, **SETTINGS)
+    database.query("ALTER TABLE events ADD CONSTRAINT allowed_type CHECK (event_type <> 'forbidden')")
+    failures: list[str] = []
+    server = launch_server(database, failures, **SETTINGS)
+    chaos = Chaos(server, database)
+    server.worker.components.changes.subscribe(erasures.CHANNEL, chaos.count_erasure_notice)
+    await until_ready(server, failures)
     await until_listening(database)
-    yield Chaos(server, database)
+    yield chaos
     await server.stopService()
 
 
 @pytest_twisted.ensureDeferred
-async def test_books(chaos: Chaos) -> None:
-    """Every event that was received ended in one way, at any time, and as many are in the table as were stored."""
-    deleted = await everything(chaos)
-    await locked(chaos)
-    await erased_late(chaos)
-    await not_known_who_is_erased(chaos)
-    seen = await chaos.until(lambda seen: seen.waiting == 0)
-    overloaded = seen.events("refused", "overloaded")
-    assert 0 <= seen.received - chaos.read - overloaded <= chaos.perhaps < chaos.read / 2
-    assert overloaded <= chaos.unsure
-    assert seen.events("stored") == chaos.database.value("SELECT count(*) FROM events") + deleted
-    unseen = {entry for entry in ENTRIES if not seen.events(*entry)}
-    assert unseen == {("refused", "internal_error")}, "the chaos is none"
+async def test_every_event_has_one_outcome(chaos: Chaos) -> None:
+    """Every received event has one outcome at any time, and the table contains the events with the outcome stored."""
+    deleted = await send_all_kinds(chaos)
+    await send_to_locked_table(chaos)
+    await erase_during_commit(chaos)
+    await commit_with_unknown_erasures(chaos)
+    metrics = await chaos.until(lambda metrics: metrics.waiting == 0)
+    overloaded = metrics.events("refused", "overloaded")
+    assert 0 <= metrics.received - chaos.received - overloaded <= chaos.uncertain < chaos.received / 2
+    assert overloaded <= chaos.overloaded
+    assert metrics.events("stored") == chaos.database.value("SELECT count(*) FROM events") + deleted
+    missing = {entry for entry in ENTRIES if not metrics.events(*entry)}
+    assert missing == {("refused", "internal_error")}, "the test did not cause all outcomes"
 
 
-async def everything(chaos: Chaos) -> int:
-    """All that clients do, in any order, while a user is erased."""
+async def send_all_kinds(chaos: Chaos) -> int:
+    """Send all kinds of requests in random order while a user is erased; return the number of deleted events."""
     kinds = [
-        chaos.good,
-        chaos.good,
-        chaos.again,
-        chaos.at_once,
-        chaos.conflict,
-        chaos.bad,
-        chaos.no_track,
-        chaos.nonce_twice,
-        chaos.metered_too,
-        chaos.of_erased,
-        chaos.not_read,
-        chaos.hang_up_in_the_middle,
-        chaos.hang_up_after_sending,
+        chaos.send_new,
+        chaos.send_new,
+        chaos.send_again,
+        chaos.send_concurrently,
+        chaos.send_conflicting,
+        chaos.send_invalid,
+        chaos.send_do_not_track,
+        chaos.reuse_nonce,
+        chaos.send_with_quota,
+        chaos.send_erased,
+        chaos.send_invalid_requests,
+        chaos.disconnect_before_end,
+        chaos.disconnect_before_response,
     ]
     jobs = kinds * 10
     chaos.random.shuffle(jobs)
     half = len(jobs) // 2
-    await with_workers(jobs[:half], 4)
-    going_on = ensureDeferred(with_workers(jobs[half:], 4))
-    await deferToThread(remember, chaos.database, ERASED)
-    await going_on
-    deleted: int = await deferToThread(delete, chaos.database, ERASED)
+    await run_concurrently(jobs[:half], 4)
+    second_half = ensureDeferred(run_concurrently(jobs[half:], 4))
+    await deferToThread(mark_as_erased, chaos.database, ERASED)
+    await second_half
+    deleted: int = await deferToThread(delete_events, chaos.database, ERASED)
     assert deleted
     return deleted
 
 
-async def locked(chaos: Chaos) -> None:
-    """Commits wait: clients hang up, or are told that it took too long, statements are cancelled, connections end."""
-    await chaos.known(chaos.app)
-    before = await chaos.look()
-    with held(chaos.database, "LOCK TABLE events IN ACCESS EXCLUSIVE MODE"):
-        being_written = [await chaos.send_raw(chaos.events()) for _ in range(3)]
-        waiting = [await chaos.send_raw(chaos.events()) for _ in range(4)]
-        has_quota = [ensureDeferred(chaos.send(chaos.events(), chaos.has_quota)) for _ in range(20)]
-        for peer in (being_written[0], *waiting[:2]):
-            peer.hang_up()
-        many = ensureDeferred(all_of([chaos.send(chaos.events()) for _ in range(60)]))
-        statuses = {reply.status for reply in await many}
-        assert statuses == {503}
-        pids = chaos.database.query(WAITING)
-        chaos.database.query("SELECT pg_terminate_backend(%s)", pids[0])
-        chaos.database.query("SELECT pg_cancel_backend(%s)", pids[1])
-    await gatherResults(has_quota)
-    seen = await chaos.until(lambda seen: seen.waiting == 0)
-    assert seen.events("stored") > before.events("stored"), "what was told 503 was stored later"
+async def send_to_locked_table(chaos: Chaos) -> None:
+    """Delay commits: clients disconnect, requests time out, a statement is cancelled, a connection is terminated."""
+    await chaos.cache_credential(chaos.app)
+    before = await chaos.metrics()
+    with locked(chaos.database, "LOCK TABLE events IN ACCESS EXCLUSIVE MODE"):
+        committing = [await chaos.send_until_received(chaos.events()) for _ in range(3)]
+        waiting = [await chaos.send_until_received(chaos.events()) for _ in range(4)]
+        with_quota = [ensureDeferred(chaos.send(chaos.events(), chaos.app_with_quota)) for _ in range(20)]
+        for peer in (committing[0], *waiting[:2]):
+            peer.disconnect()
+        replies = await gather([chaos.send(chaos.events()) for _ in range(60)])
+        assert {reply.status for reply in replies} == {503}
+        backends = blocked_backends(chaos.database)
+        chaos.database.query("SELECT pg_terminate_backend(%s)", backends[0])
+        chaos.database.query("SELECT pg_cancel_backend(%s)", backends[1])
+    await gatherResults(with_quota)
+    metrics = await chaos.until(lambda metrics: metrics.waiting == 0)
+    assert metrics.events("stored") > before.events("stored"), "events of requests with a 503 were stored later"
     for outcome in ("failed", "unknown"):
-        assert seen.value("tkserver_commits_total", outcome=outcome) > before.value(
+        assert metrics.value("tkserver_commits_total", outcome=outcome) > before.value(
             "tkserver_commits_total", outcome=outcome
         )
 
 
 @asynccontextmanager
-async def commit_under_way(chaos: Chaos, events: list[Event], app: App) -> AsyncIterator[Deferred[Reply]]:
-    """Events that are in the table when this begins, and are committed when it ends."""
+async def delayed_commit(chaos: Chaos, events: list[Event], app: App) -> AsyncIterator[Deferred[Reply]]:
+    """Send events that are inserted when the context begins, and are committed when it ends.
+
+    The context must notify the server of an erasure; it ends when the server has received the notification.
+    """
     query = chaos.database.query
     query(
-        "CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+        "CREATE OR REPLACE FUNCTION wait() RETURNS trigger LANGUAGE plpgsql AS"
         " $$ BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN NULL; END $$"
     )
-    query("CREATE TRIGGER slow AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION slow()")
-    with held(chaos.database, "SELECT pg_advisory_lock(1)"):
+    query("CREATE TRIGGER wait AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION wait()")
+    with locked(chaos.database, "SELECT pg_advisory_lock(1)"):
         reply = ensureDeferred(chaos.send(events, app))
-        while not query(WAITING):
-            await deferLater(reactor, 0.01)
+        await until(lambda: blocked_backends(chaos.database))
+        notices = chaos.erasure_notices
         yield reply
-        await deferLater(reactor, 0.2)  # in which the server hears of what has happened
+        await until(lambda: chaos.erasure_notices > notices)
     await reply
-    query("DROP TRIGGER slow ON events")
+    query("DROP TRIGGER wait ON events")
 
 
-async def erased_late(chaos: Chaos) -> None:
-    """A user is erased while a commit of events of theirs is under way, which then deletes them itself."""
-    mine, others = make_event(user_id=LATE), chaos.sent[0][0]
+async def erase_during_commit(chaos: Chaos) -> None:
+    """Erase a user during the commit of events of this user: the server deletes the events after the commit."""
+    event, conflicting = make_event(user_id=LATE), chaos.batches[0][0]
     stored_before = make_event(user_id=LATE)
     await chaos.send([stored_before])
-    before = await chaos.look()
-    events = [mine, mine, stored_before, make_event(), make_event(user_id=LATE, event_id=others["event_id"])]
-    async with commit_under_way(chaos, events, chaos.other) as reply:
-        remember(chaos.database, LATE)
+    before = await chaos.metrics()
+    events = [event, event, stored_before, make_event(), make_event(user_id=LATE, event_id=conflicting["event_id"])]
+    async with delayed_commit(chaos, events, chaos.other) as reply:
+        mark_as_erased(chaos.database, LATE)
     counts = (await reply).json
     assert (counts["accepted"], counts["rejected"], counts["duplicates"]) == (3, 2, 1), json.dumps(counts)
-    assert await chaos.grown(before) == {
+    assert await chaos.outcomes_since(before) == {
         ("stored", ""): 1,
         ("erased", ""): 2,
         ("rejected", "event_id_conflict"): 2,
     }
 
 
-async def not_known_who_is_erased(chaos: Chaos) -> None:
-    """What is committed when nobody can say any more who is erased is told 503, and is stored all the same."""
+async def commit_with_unknown_erasures(chaos: Chaos) -> None:
+    """Commit events while the server cannot read the erasures: the response is a 503, but the events are stored."""
     query = chaos.database.query
-    before = await chaos.look()
+    before = await chaos.metrics()
     events = [make_event(), make_event(user_id=ERASED), make_event()]
-    async with commit_under_way(chaos, events, chaos.app) as reply:
+    async with delayed_commit(chaos, events, chaos.app) as reply:
         query("NOTIFY tkserver_erasures")
         query("ALTER TABLE erasures RENAME TO hidden")
     query("ALTER TABLE hidden RENAME TO erasures")
     assert (await reply).status == 503
-    assert await chaos.grown(before) == {("stored", ""): 2, ("erased", ""): 1}
+    assert await chaos.outcomes_since(before) == {("stored", ""): 2, ("erased", ""): 1}
     assert (await chaos.send(events)).json["duplicates"] == 2
-    assert await chaos.grown(before) == {("stored", ""): 2, ("erased", ""): 2, ("duplicate", ""): 2}
+    assert await chaos.outcomes_since(before) == {("stored", ""): 2, ("erased", ""): 2, ("duplicate", ""): 2}
