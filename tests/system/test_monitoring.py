@@ -23,6 +23,7 @@ from tests.support.server import start_server
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 MONITORING = (ROOT / "docs" / "monitoring.md").read_text()
+METRICS = (ROOT / "docs" / "metrics.md").read_text()
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
 ALERTS = DEPLOY / "prometheus-alerts.yml"
 RULES: list[dict[str, Any]] = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
@@ -106,7 +107,7 @@ def families(text: str) -> dict[str, str]:
 
 def test_described(used: Scrape) -> None:
     """The document's table has all metrics of this server, with type and labels, and no others."""
-    rows = re.findall(r"^\| `(tkserver_\w+)` \| (\w+) \|([^|]*)\|", MONITORING, re.MULTILINE)
+    rows = re.findall(r"^\| `(tkserver_\w+)` \| (\w+) \|([^|]*)\|", METRICS, re.MULTILINE)
     types = {name: kind for name, kind in families(used.text).items() if name.startswith("tkserver_")}
     assert {name: kind for name, kind, _ in rows} == types
     for name, kind, labels in rows:
