@@ -11,7 +11,7 @@ import pytest
 
 from tests.deploy.env_example import FILE, example
 from tests.deploy.proxy import replaced
-from tests.repository.test_documents import code_of, missing_in
+from tests.support.documents import code_of, missing_in
 from tests.support.source import ROOT
 from tkserver.config import Settings, load, variables
 
