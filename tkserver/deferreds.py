@@ -1,4 +1,4 @@
-"""Helpers for Deferreds and Failures that Twisted does not provide."""
+"""Helpers for Deferreds and Failures."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _log = log.logger(__name__)
 
 
 class SharedDeferred(Generic[T]):
-    """The result of one operation for any number of waiters, each of which can be cancelled separately.
+    """The result of an operation for several waiters, each of which can be cancelled separately.
 
-    When a client disconnects, Twisted cancels the Deferred of its request handler, and with it the operation that the
-    handler waits for. That must not be a query that other requests wait for, too.
+    When a client disconnects, Klein cancels the Deferred of its request handler, and with it the operation that the
+    handler waits for. If other requests wait for the same operation, it must not be cancelled.
 
-    :param expected: errors that are not logged if no waiter is left to handle them.
+    :param expected: exceptions that are not logged if no waiter is left to handle them.
     :ivar done: true if the operation has ended.
     """
 
@@ -35,7 +35,7 @@ class SharedDeferred(Generic[T]):
     def wait(self) -> Deferred[T]:
         """Return a Deferred that fires with the result. Cancelling it does not cancel the operation.
 
-        Its callbacks run in the context of the caller of this method, and thus for the same request.
+        Its callbacks run in the context in which this method is called, so that log events contain the same request id.
         """
         waiter: Deferred[T] = Deferred(self._remove)
         if self.done:

@@ -1,4 +1,4 @@
-"""Many requests, one commit: who is written with whom, and what each is told."""
+"""Group commit: which submissions are committed together, and which outcome each of them gets."""
 
 from __future__ import annotations
 
@@ -7,266 +7,370 @@ import uuid
 from collections.abc import Sequence
 
 import pytest
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
+from twisted.python.failure import Failure
 
 from tests.support.events import make_event
-from tkserver.ingest import committer as module
+from tkserver.ingest import committer as committer_module
 from tkserver.ingest.committer import Committer, QueueLimits
+from tkserver.ingest.ledger import REFUSED, Ledger
 from tkserver.storage.errors import Collision, DataRefused, Inseparable, Unavailable
 from tkserver.storage.events import Outcome, Submission
-from tkserver.wire.api_errors import Overloaded
+from tkserver.wire.api_errors import Overloaded, StorageUnavailable
 from tkserver.wire.batch import read_batch
 
 DUPLICATE = Outcome(duplicates=frozenset({0}))
 
 ORG, APP = uuid.uuid4(), uuid.uuid4()
 
+TIMED_OUT = "not committed within 10 s"
 
-def submission(
+
+def make_submission(
     events: int = 1, nonce: str | None = None, *, app: uuid.UUID = APP, has_quota: bool = False
 ) -> Submission:
     body = json.dumps({"events": [make_event() for _ in range(events)]}).encode()
-    return Submission.of(ORG, app, nonce, read_batch(body).events, has_quota=has_quota)
+    return Submission.from_events(ORG, app, nonce, read_batch(body).events, has_quota=has_quota)
 
 
-class SlowStore:
-    """A store whose commits end when the test says so.
+class Commits:
+    """The commits of a kind of applications, which end when the test calls :meth:`end`.
 
-    :ivar commits: what is being written, the oldest first.
+    :ivar pending: the commits in progress, oldest first.
+    :ivar sizes: the number of submissions in each commit.
     """
 
     def __init__(self) -> None:
-        self.commits: list[tuple[Sequence[Submission], Deferred[list[Outcome]]]] = []
+        self.pending: list[tuple[Sequence[Submission], Deferred[list[Outcome]]]] = []
         self.sizes: list[int] = []
-        self.culprits: list[Submission] = []
 
-    def store(self, submissions: Sequence[Submission]) -> Deferred[list[Outcome]]:
-        self.sizes.append(len(submissions))
-        if any(one in self.culprits for one in submissions):
-            return fail(DataRefused("check violation"))
+    def begin(self, submissions: Sequence[Submission]) -> Deferred[list[Outcome]]:
         done: Deferred[list[Outcome]] = Deferred()
-        self.commits.append((submissions, done))
+        self.pending.append((submissions, done))
         return done
 
-    def store_sound_part(self, one: Submission) -> Deferred[Outcome]:
-        done: Deferred[Outcome] = Deferred()
-        done.callback(Outcome(unstorable=frozenset(one.rows)))
-        return done
+    def end(self, index: int = 0) -> None:
+        """Let a commit succeed, by default the oldest. All events are duplicates, so that outcomes differ by size."""
+        submissions, done = self.pending.pop(index)
+        done.callback([Outcome(duplicates=frozenset(submission.rows)) for submission in submissions])
 
-    def end(self) -> None:
-        """The oldest commit is done."""
-        submissions, done = self.commits.pop(0)
-        done.callback([Outcome(duplicates=frozenset(one.rows)) for one in submissions])
+    def end_all(self) -> None:
+        """Let all commits succeed, including those that begin in the meantime."""
+        while self.pending:
+            self.end()
+
+    def fail(self, error: Exception) -> None:
+        """Let the oldest commit fail."""
+        self.pending.pop(0)[1].errback(error)
+
+
+class FakeStore:
+    """A store whose commits the test ends.
+
+    :ivar commits: of applications without a quota.
+    :ivar quota_commits: of applications with a quota.
+    :ivar unstorable: submissions that the database does not accept.
+    :ivar refuses_parts: true if they are not even accepted when unstorable events are skipped.
+    """
+
+    def __init__(self) -> None:
+        self.commits, self.quota_commits = Commits(), Commits()
+        self.unstorable: list[Submission] = []
+        self.refuses_parts = False
+
+    def store(self, submissions: Sequence[Submission], *, skip_unstorable: bool = False) -> Deferred[list[Outcome]]:
+        first = submissions[0]
+        if first.has_quota:
+            assert {submission.application for submission in submissions} == {first.application}
+        assert {submission.has_quota for submission in submissions} == {first.has_quota}
+        if skip_unstorable:
+            assert list(submissions) == [first]
+            if self.refuses_parts:
+                return fail(DataRefused("check violation"))
+            return succeed([Outcome(unstorable=frozenset(first.rows))])
+        commits = self.quota_commits if first.has_quota else self.commits
+        commits.sizes.append(len(submissions))
+        if any(submission in self.unstorable for submission in submissions):
+            return fail(DataRefused("check violation"))
+        return commits.begin(submissions)
 
 
 class Bench:
-    """A committer on a slow store, and what it has told."""
+    """A committer with a fake store and a fake clock."""
 
-    def __init__(self, bounds: QueueLimits = QueueLimits()) -> None:  # noqa: B008 -- frozen
-        self.store, self.has_quota, self.clock = SlowStore(), SlowStore(), Clock()
-        self.committer = Committer(self.store, self.clock, bounds, self.has_quota)
+    def __init__(self, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008 -- frozen
+        self.store, self.clock, self.ledger = FakeStore(), Clock(), Ledger()
+        self.commits, self.quota_commits = self.store.commits, self.store.quota_commits
+        self.committer = Committer(self.store, self.clock, limits, self.ledger)
 
-    def submit(self, one: Submission) -> list[object]:
-        told: list[object] = []
-        self.committer.submit(one).addCallbacks(told.append, lambda failure: told.append(failure.value))
-        return told
+    def submit(self, submission: Submission) -> list[object]:
+        """Submit, and return a list to which the outcome or error is appended."""
+        results: list[object] = []
+        self.committer.submit(submission).addCallbacks(results.append, lambda failure: results.append(failure.value))
+        return results
+
+    def advance(self, seconds: int) -> None:
+        for _ in range(seconds):
+            self.clock.advance(1)
 
 
 @pytest.fixture(autouse=True)
 def two_writers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever their number is tuned to."""
-    monkeypatch.setattr(module, "WRITERS", 2)
+    """Make the tests independent of the number of writers."""
+    monkeypatch.setattr(committer_module, "WRITERS", 2)
 
 
-def test_a_lone_submission_is_written_at_once() -> None:
-    """No timer is waited for, and each gets its own outcome."""
+def test_single_submission_is_committed_immediately() -> None:
+    """A submission does not wait for a timer, and gets its own outcome."""
     bench = Bench()
-    told = bench.submit(submission(3))
-    assert bench.store.sizes == [1]
-    bench.store.end()
-    assert told == [Outcome(duplicates=frozenset(range(3)))]
+    results = bench.submit(make_submission(3))
+    assert bench.commits.sizes == [1]
+    bench.commits.end()
+    assert results == [Outcome(duplicates=frozenset(range(3)))]
 
 
-def test_what_arrives_meanwhile_is_written_together() -> None:
-    """Two commits are under way at once; what waits goes into the next one, in the order in which it came."""
+def test_submissions_that_wait_are_committed_together() -> None:
+    """While two commits are in progress, submissions wait; the next commit contains all of them, in their order."""
     bench = Bench()
-    told = [bench.submit(submission(n)) for n in range(1, 8)]
-    assert bench.store.sizes == [1, 1]
-    bench.store.end()
-    assert bench.store.sizes == [1, 1, 5]
-    bench.store.end()
-    bench.store.end()
-    assert told == [[Outcome(duplicates=frozenset(range(n)))] for n in range(1, 8)]
+    results = [bench.submit(make_submission(events)) for events in range(1, 8)]
+    assert bench.commits.sizes == [1, 1]
+    bench.commits.end()
+    assert bench.commits.sizes == [1, 1, 5]
+    bench.commits.end()
+    bench.commits.end()
+    assert results == [[Outcome(duplicates=frozenset(range(events)))] for events in range(1, 8)]
 
 
-def test_commits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In events and in bytes; what is larger by itself is written by itself."""
-    monkeypatch.setattr(module, "MAX_COMMIT_EVENTS", 10)
+def test_size_of_commits_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit has a maximum number of events and bytes; a larger submission is committed alone."""
+    monkeypatch.setattr(committer_module, "MAX_COMMIT_EVENTS", 10)
     bench = Bench()
     for events in (1, 1, 6, 4, 5, 30, 1):
-        bench.submit(submission(events))
-    while bench.store.commits:
-        bench.store.end()
-    assert bench.store.sizes == [1, 1, 2, 1, 1, 1]
-    monkeypatch.setattr(module, "MAX_COMMIT_BYTES", 2 * submission().bytes)
+        bench.submit(make_submission(events))
+    bench.commits.end_all()
+    assert bench.commits.sizes == [1, 1, 2, 1, 1, 1]
+    monkeypatch.setattr(committer_module, "MAX_COMMIT_BYTES", 2 * make_submission().bytes)
     bench = Bench()
     for _ in range(7):
-        bench.submit(submission())
-    while bench.store.commits:
-        bench.store.end()
-    assert bench.store.sizes == [1, 1, 2, 2, 1]
+        bench.submit(make_submission())
+    bench.commits.end_all()
+    assert bench.commits.sizes == [1, 1, 2, 2, 1]
 
 
-def test_one_nonce_is_not_twice_in_one_commit() -> None:
-    """The second request with a nonce is for a later commit to refuse."""
+def test_commit_contains_each_nonce_once() -> None:
+    """A second request with the same nonce is committed later, so that it is recognized."""
     bench = Bench()
     for nonce in (None, None, "a", "b", "a", "c"):
-        bench.submit(submission(nonce=nonce))
-    while bench.store.commits:
-        bench.store.end()
-    assert bench.store.sizes == [1, 1, 2, 2]
+        bench.submit(make_submission(nonce=nonce))
+    bench.commits.end_all()
+    assert bench.commits.sizes == [1, 1, 2, 2]
 
 
-def test_a_culprit_costs_nobody_else() -> None:
-    """A commit that is refused is split until the culprit stands alone; all others are written."""
+def test_unstorable_submission_does_not_affect_others() -> None:
+    """A rejected commit is split until the unstorable submission is alone; all others are stored."""
     bench = Bench()
-    bench.submit(submission())
-    bench.submit(submission())
-    waiting = [submission() for _ in range(8)]
-    bench.store.culprits = [waiting[5]]
-    told = [bench.submit(one) for one in waiting]
-    with capturedLogs() as said:
-        while bench.store.commits:
-            bench.store.end()
-    assert [event["problem"] for event in said if event.get("event") == "data_refused"] == ["check violation"]
+    bench.submit(make_submission())
+    bench.submit(make_submission())
+    waiting = [make_submission() for _ in range(8)]
+    bench.store.unstorable = [waiting[5]]
+    results = [bench.submit(submission) for submission in waiting]
+    with capturedLogs() as events:
+        bench.commits.end_all()
+    assert [event["problem"] for event in events if event.get("event") == "data_refused"] == ["check violation"]
     expected = [[DUPLICATE]] * 8
     expected[5] = [Outcome(unstorable=frozenset({0}))]
-    assert told == expected
+    assert results == expected
 
 
-def test_a_failure_is_everybody_s() -> None:
-    """When a commit fails, each of its submissions is told, and the next one is written."""
+def test_submission_fails_if_not_even_parts_are_storable() -> None:
+    """A submission that is rejected although unstorable events are skipped fails, and is not tried again."""
     bench = Bench()
-    told = [bench.submit(submission()) for _ in range(4)]
+    submission = make_submission(2)
+    bench.store.unstorable, bench.store.refuses_parts = [submission], True
+    (error,) = bench.submit(submission)
+    assert isinstance(error, DataRefused)
+    assert bench.commits.sizes == [1]
+    assert bench.ledger.settled[REFUSED, StorageUnavailable.code] == 2
+
+
+def test_error_fails_all_submissions_of_a_commit() -> None:
+    """If a commit fails, each of its submissions fails, and the next commit is attempted."""
+    bench = Bench()
+    results = [bench.submit(make_submission()) for _ in range(4)]
     error = Unavailable("away")
-    bench.store.commits.pop(0)[1].errback(error)
-    bench.store.end()
-    bench.store.end()
-    assert told == [[error], *[[DUPLICATE]] * 3]
+    bench.commits.fail(error)
+    bench.commits.end()
+    bench.commits.end()
+    assert results == [[error], *[[DUPLICATE]] * 3]
 
 
-def test_timeout() -> None:
-    """A submission that waits for too long is given up: not written if it still waited, and no news if it was."""
+def test_submissions_time_out() -> None:
+    """A submission that has waited too long fails once; it is not committed unless its commit has begun."""
     bench = Bench(QueueLimits(timeout=10))
-    told = [bench.submit(submission()) for _ in range(3)]
+    results = [bench.submit(make_submission()) for _ in range(3)]
     bench.clock.advance(10)
-    assert all(isinstance(one[0], Unavailable) for one in told)
-    bench.store.end()
-    bench.store.end()
-    assert bench.store.sizes == [1, 1]
-    assert [len(one) for one in told] == [1, 1, 1]
+    assert all(isinstance(result[0], Unavailable) for result in results)
+    bench.commits.end()
+    bench.commits.end()
+    assert bench.commits.sizes == [1, 1]
+    assert [len(result) for result in results] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("bounds", [QueueLimits(events=10), QueueLimits(bytes=10 * submission().bytes)])
-def test_water_marks(bounds: QueueLimits) -> None:
-    """At the bound nothing more is taken, until no more than half of it is left."""
-    bench = Bench(bounds)
+class TimedBench(Bench):
+    """A committer with a timeout of ten seconds.
+
+    :ivar ends: when each submission ended, and its outcome or the text of its error.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(QueueLimits(timeout=10))
+        self.ends: list[tuple[float, object]] = []
+
+    def begin(self) -> None:
+        """Submit one event."""
+        self.committer.submit(make_submission()).addBoth(self._end)
+
+    def _end(self, result: Outcome | Failure) -> None:
+        if isinstance(result, Failure):
+            result.trap(Unavailable)
+        self.ends.append((self.clock.seconds(), str(result.value) if isinstance(result, Failure) else result))
+
+
+def test_each_submission_has_its_own_timeout() -> None:
+    """Each submission fails ten seconds after it was submitted, not together with the first."""
+    bench = TimedBench()
+    bench.begin()
+    bench.advance(4)
+    bench.begin()
+    bench.begin()
+    bench.advance(30)
+    assert bench.ends == [(10, TIMED_OUT), (14, TIMED_OUT), (14, TIMED_OUT)]
+
+
+def test_submission_that_was_committed_does_not_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A submission that was committed in time does not fail, and the timeouts of others still apply."""
+    monkeypatch.setattr(committer_module, "WRITERS", 3)
+    bench = TimedBench()
+    for _ in range(3):
+        bench.begin()
+        bench.advance(2)
+    bench.commits.end(1)
+    bench.advance(30)
+    assert bench.ends == [(6, DUPLICATE), (10, TIMED_OUT), (14, TIMED_OUT)]
+
+
+def test_all_timeouts_share_one_timer() -> None:
+    """There is one timer for any number of submissions, and none if no submission waits."""
+    bench = TimedBench()
+    for _ in range(100):
+        bench.begin()
+    assert len(bench.clock.getDelayedCalls()) == 1
+    bench.commits.end_all()
+    assert len(bench.ends) == 100
+    bench.advance(10)
+    assert bench.clock.getDelayedCalls() == []
+    bench.begin()
+    bench.advance(10)
+    assert bench.ends[100:] == [(20, TIMED_OUT)]
+
+
+@pytest.mark.parametrize("limits", [QueueLimits(events=10), QueueLimits(bytes=10 * make_submission().bytes)])
+def test_full_queue_accepts_submissions_when_half_empty(limits: QueueLimits) -> None:
+    """A full queue rejects submissions until it has been emptied to one half."""
+    bench = Bench(limits)
     for _ in range(10):
-        bench.submit(submission())
+        bench.submit(make_submission())
     with pytest.raises(Overloaded):
-        bench.submit(submission())
-    bench.store.end()  # 9 left: 1 being written, 8 in the commit that begins now
+        bench.submit(make_submission())
+    bench.commits.end()  # 9 left: one is being committed, and a commit of 8 begins now
     with pytest.raises(Overloaded):
         bench.committer.check_load()
-    bench.store.end()
-    bench.store.end()
+    bench.commits.end()
+    bench.commits.end()
     bench.committer.check_load()
-    bench.submit(submission())
+    bench.submit(make_submission())
 
 
-def test_cancelled_while_it_waits() -> None:
-    """What nobody waits for any more is not written, if it still can be helped."""
+def test_cancelled_submission_is_not_committed() -> None:
+    """A submission that is cancelled while it waits is not committed."""
     bench = Bench()
     for _ in range(2):
-        bench.submit(submission())
-    bench.committer.submit(submission()).addErrback(lambda _: None).cancel()
-    bench.store.end()
-    bench.store.end()
-    assert bench.store.sizes == [1, 1]
+        bench.submit(make_submission())
+    bench.committer.submit(make_submission()).addErrback(lambda _: None).cancel()
+    bench.commits.end()
+    bench.commits.end()
+    assert bench.commits.sizes == [1, 1]
 
 
-def test_lanes() -> None:
-    """Applications that have a quota: one commit of each at a time, in turn, and nobody without one waits for them."""
+def test_applications_with_quota_have_their_own_lanes() -> None:
+    """Of each application with a quota, one commit at a time is in progress; no other application waits for it."""
     bench = Bench()
     apps = [uuid.uuid4() for _ in range(3)]
-    told = [bench.submit(submission(app=app, has_quota=True)) for _ in range(3) for app in apps]
-    assert [lane[0].app_id for lane, _ in bench.has_quota.commits] == apps[:2]
-    without = bench.submit(submission())
-    bench.store.end()
-    assert without == [DUPLICATE]
-    written = []
-    while bench.has_quota.commits:
-        group = bench.has_quota.commits[0][0]
-        written.append((apps.index(group[0].app_id), len(group)))
-        bench.has_quota.end()
-        under_way = [lane[0].app_id for lane, _ in bench.has_quota.commits]
-        assert len(under_way) == len(set(under_way)) <= 2
-    assert written == [(0, 1), (1, 1), (2, 3), (0, 2), (1, 2)]
-    assert told == [[DUPLICATE]] * 9
+    results = [bench.submit(make_submission(app=app, has_quota=True)) for _ in range(3) for app in apps]
+    assert [submissions[0].app_id for submissions, _ in bench.quota_commits.pending] == apps[:2]
+    without_quota = bench.submit(make_submission())
+    bench.commits.end()
+    assert without_quota == [DUPLICATE]
+    committed = []
+    while bench.quota_commits.pending:
+        submissions = bench.quota_commits.pending[0][0]
+        committed.append((apps.index(submissions[0].app_id), len(submissions)))
+        bench.quota_commits.end()
+        in_progress = [submissions[0].app_id for submissions, _ in bench.quota_commits.pending]
+        assert len(in_progress) == len(set(in_progress)) <= 2
+    assert committed == [(0, 1), (1, 1), (2, 3), (0, 2), (1, 2)]
+    assert results == [[DUPLICATE]] * 9
 
 
-def test_a_lane_that_is_answered_and_sent_to_at_once() -> None:
-    """What is submitted while the last of a lane is told its outcome is still written one after the other."""
+def test_submissions_from_callback_of_last_outcome_are_committed_in_order() -> None:
+    """Submissions made while the last outcome of a lane is delivered are committed by the same lane."""
     bench = Bench()
-    first = bench.committer.submit(submission(has_quota=True))
-    again = [bench.submit for _ in range(2)]
-    first.addCallback(lambda _: [submit(submission(has_quota=True)) for submit in again])
-    bench.has_quota.end()
-    assert bench.has_quota.sizes == [1, 2]
-    bench.has_quota.end()
-    bench.submit(submission(has_quota=True))
-    assert bench.has_quota.sizes == [1, 2, 1]
+    first = bench.committer.submit(make_submission(has_quota=True))
+    first.addCallback(lambda _: [bench.submit(make_submission(has_quota=True)) for _ in range(2)])
+    bench.quota_commits.end()
+    assert bench.quota_commits.sizes == [1, 2]
+    bench.quota_commits.end()
+    bench.submit(make_submission(has_quota=True))
+    assert bench.quota_commits.sizes == [1, 2, 1]
 
 
-def test_what_cannot_be_said_together() -> None:
-    """Submissions of which it cannot be said together what fits are asked about in halves."""
+def test_inseparable_submissions_are_committed_in_halves() -> None:
+    """If the quota cannot be checked for all submissions at once, each half is committed separately."""
     bench = Bench()
-    told = [bench.submit(submission(has_quota=True)) for _ in range(5)]
-    bench.has_quota.end()
-    bench.has_quota.commits.pop(0)[1].errback(Inseparable("they do not fit together"))
-    while bench.has_quota.commits:
-        bench.has_quota.end()
-    assert bench.has_quota.sizes == [1, 4, 2, 2]
-    assert told == [[DUPLICATE]] * 5
+    results = [bench.submit(make_submission(has_quota=True)) for _ in range(5)]
+    bench.quota_commits.end()
+    bench.quota_commits.fail(Inseparable("the submissions must be stored separately"))
+    bench.quota_commits.end_all()
+    assert bench.quota_commits.sizes == [1, 4, 2, 2]
+    assert results == [[DUPLICATE]] * 5
 
 
-def test_a_collision_costs_nobody_else() -> None:
-    """Submissions whose commit goes on colliding are written in halves; who collides alone is told."""
+def test_collision_affects_only_the_submission_that_collides() -> None:
+    """If a commit collides with other transactions, its halves are committed; a single submission fails."""
     bench = Bench()
-    bench.submit(submission())
-    bench.submit(submission())
-    told = [bench.submit(submission()) for _ in range(3)]
-    bench.store.end()
-    bench.store.end()
+    bench.submit(make_submission())
+    bench.submit(make_submission())
+    results = [bench.submit(make_submission()) for _ in range(3)]
+    bench.commits.end()
+    bench.commits.end()
     collision = Collision("serialization failure (40001)")
-    bench.store.commits.pop(0)[1].errback(collision)
-    bench.store.commits.pop(0)[1].errback(collision)
-    while bench.store.commits:
-        bench.store.end()
-    assert bench.store.sizes == [1, 1, 3, 1, 2]
-    assert told == [[collision], [DUPLICATE], [DUPLICATE]]
+    bench.commits.fail(collision)
+    bench.commits.fail(collision)
+    bench.commits.end_all()
+    assert bench.commits.sizes == [1, 1, 3, 1, 2]
+    assert results == [[collision], [DUPLICATE], [DUPLICATE]]
 
 
-def test_a_lane_that_is_stuck() -> None:
-    """It takes up no more than its share, and takes more again when it moves."""
+def test_lane_uses_only_its_share_of_the_queue() -> None:
+    """A blocked lane rejects submissions when its share is full; other applications are not affected."""
     bench = Bench(QueueLimits(events=40))
     for _ in range(10):
-        bench.submit(submission(has_quota=True))
+        bench.submit(make_submission(has_quota=True))
     with pytest.raises(Overloaded):
-        bench.submit(submission(has_quota=True))
-    for other in (submission(), submission(app=uuid.uuid4(), has_quota=True)):
+        bench.submit(make_submission(has_quota=True))
+    for other in (make_submission(), make_submission(app=uuid.uuid4(), has_quota=True)):
         bench.submit(other)
-    bench.has_quota.end()
-    bench.submit(submission(has_quota=True))
+    bench.quota_commits.end()
+    bench.submit(make_submission(has_quota=True))

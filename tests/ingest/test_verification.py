@@ -1,4 +1,4 @@
-"""The chain of verification, step by step."""
+"""The checks of a request, without a server."""
 
 from __future__ import annotations
 
@@ -23,8 +23,11 @@ ORG, APP = uuid.uuid4(), uuid.uuid4()
 CREDENTIAL = Credential(uuid.uuid4(), ORG, APP, "token", "secret")
 
 
-class OneCredential:
-    """Knows one credential, or fails."""
+class FakeCredentials:
+    """Finds a single credential.
+
+    :param error: lookups fail with this error.
+    """
 
     def __init__(self, error: Exception | None = None) -> None:
         self._error = error
@@ -40,83 +43,83 @@ class OneCredential:
         return succeed((CREDENTIAL,) if (org_id, app_id) == (ORG, APP) else ())
 
 
-def verifier(now: float = NOW, error: Exception | None = None) -> Verifier:
-    return Verifier(OneCredential(error), lambda: now, tolerance=600)  # type: ignore[arg-type]
+def make_verifier(now: float = NOW, error: Exception | None = None) -> Verifier:
+    return Verifier(FakeCredentials(error), lambda: now, tolerance=600)  # type: ignore[arg-type]
 
 
-def request(timestamp: int = NOW, **headers: str) -> IngestRequest:
-    """A request that is signed as it should be, with more headers."""
+def make_request(timestamp: int = NOW, **headers: str) -> IngestRequest:
+    """Return a request with a valid signature, and with more headers."""
     body, stamp = b"body", str(timestamp).encode()
     signed = sign("secret", signed_message(stamp, None, body)).decode()
-    given = {"authorization": "Bearer token", "x-timestamp": stamp.decode(), "x-signature": signed}
-    given.update({name.replace("_", "-"): text for name, text in headers.items()})
-    return IngestRequest(str(ORG), str(APP), given, body, RequestRecord())
+    all_headers = {"authorization": "Bearer token", "x-timestamp": stamp.decode(), "x-signature": signed}
+    all_headers.update({name.replace("_", "-"): text for name, text in headers.items()})
+    return IngestRequest(str(ORG), str(APP), all_headers, body, RequestRecord(), {})
 
 
-def result(deferred: Deferred[VerifiedRequest]) -> VerifiedRequest:
-    """What has come of it by now."""
-    found: list[object] = []
-    deferred.addBoth(found.append)
-    (outcome,) = found
-    if isinstance(outcome, VerifiedRequest):
-        return outcome
-    outcome.raiseException()  # type: ignore[attr-defined]
+def result_of(deferred: Deferred[VerifiedRequest]) -> VerifiedRequest:
+    """Return the result of a Deferred that has fired, or raise its exception."""
+    results: list[object] = []
+    deferred.addBoth(results.append)
+    (result,) = results
+    if isinstance(result, VerifiedRequest):
+        return result
+    result.raiseException()  # type: ignore[attr-defined]
     raise AssertionError
 
 
-def test_verified() -> None:
-    """A request that passes comes out with its credential."""
-    verified = result(verifier().verify(request()))
+def test_valid_request_is_verified() -> None:
+    """The result for a valid request contains its application, credential and nonce."""
+    verified = result_of(make_verifier().verify(make_request()))
     assert (verified.org_id, verified.app_id, verified.credential, verified.nonce) == (ORG, APP, CREDENTIAL, None)
 
 
-@pytest.mark.parametrize("off", [-600, 600, -600.9, 0])
-def test_both_ends_of_the_window_are_in(off: float) -> None:
-    """The tolerance is in whole seconds, both ends included."""
-    assert result(verifier(now=NOW - off).verify(request()))
+@pytest.mark.parametrize("difference", [-600, 600, -600.9, 0])
+def test_timestamp_within_tolerance_is_accepted(difference: float) -> None:
+    """The tolerance is in whole seconds, and includes both ends."""
+    assert result_of(make_verifier(now=NOW - difference).verify(make_request()))
 
 
-@pytest.mark.parametrize("off", [-601, 601])
-def test_outside_the_window(off: int) -> None:
-    """A second more is too much."""
+@pytest.mark.parametrize("difference", [-601, 601])
+def test_timestamp_outside_tolerance_is_rejected(difference: int) -> None:
+    """A difference that is one second larger than the tolerance is rejected."""
     with pytest.raises(TimestampOutOfWindow):
-        result(verifier(now=NOW + off).verify(request()))
+        result_of(make_verifier(now=NOW + difference).verify(make_request()))
 
 
-def test_the_first_step_that_fails_decides() -> None:
-    """Steps run in their order, and none runs after one that fails."""
-    ran: list[str] = []
+def test_first_failed_step_ends_verification() -> None:
+    """Steps run in order, and no step runs after one that fails."""
+    called: list[str] = []
 
-    def note(name: str) -> Callable[[VerificationState], VerificationState]:
-        def step(state: VerificationState) -> VerificationState:
-            ran.append(name)
+    def step(name: str) -> Callable[[VerificationState], VerificationState]:
+        def run(state: VerificationState) -> VerificationState:
+            called.append(name)
             return state
 
-        return step
+        return run
 
-    chain = verifier()
-    chain.steps = (note("first"), verification.require_headers, note("second"))
+    verifier = make_verifier()
+    verifier.steps = (step("first"), verification.require_headers, step("second"))
     with pytest.raises(MissingSignature):
-        result(chain.verify(replace(request(), headers={})))
-    assert ran == ["first"]
+        result_of(verifier.verify(replace(make_request(), headers={})))
+    assert called == ["first"]
 
 
-def test_storage_failures_are_no_refusals() -> None:
-    """When the credential cannot be looked up, that is what comes out."""
+def test_storage_error_of_lookup_is_raised() -> None:
+    """If the credential cannot be looked up, verification fails with the error of the database."""
     with pytest.raises(Unavailable):
-        result(verifier(error=Unavailable("away")).verify(request()))
+        result_of(make_verifier(error=Unavailable("away")).verify(make_request()))
 
 
-def test_do_not_track() -> None:
-    """It ends the chain, after everything else has passed."""
+def test_do_not_track_is_checked_last() -> None:
+    """A do-not-track header has an effect only if the request is valid otherwise."""
     with pytest.raises(DoNotTrack):
-        result(verifier().verify(request(dnt="1")))
+        result_of(make_verifier().verify(make_request(dnt="1")))
     with pytest.raises(ApiError):
-        result(verifier().verify(request(dnt="1", x_signature="00")))
+        result_of(make_verifier().verify(make_request(dnt="1", x_signature="00")))
 
 
-def test_an_unknown_token_costs_a_signature_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The body is signed for a token that nobody knows as it is for one that somebody does."""
+def test_signature_is_computed_for_unknown_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signature of the body is computed for an unknown token, too, so that the response takes as long."""
     lengths: list[int] = []
     original = signature.matches
 
@@ -126,15 +129,15 @@ def test_an_unknown_token_costs_a_signature_too(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(signature, "matches", matches)
     with pytest.raises(InvalidToken):
-        result(verifier().verify(request(authorization="Bearer unknown")))
+        result_of(make_verifier().verify(make_request(authorization="Bearer unknown")))
     with pytest.raises(ApiError):
-        result(verifier().verify(request(x_signature="00")))
+        result_of(make_verifier().verify(make_request(x_signature="00")))
     assert len(lengths) == 2
     assert lengths[0] == lengths[1]
 
 
-def test_secrets_are_not_shown() -> None:
-    """A credential that finds its way into a log or a traceback keeps its secret."""
-    shown = repr(CREDENTIAL)
-    assert "secret" not in shown
-    assert "'token'" not in shown
+def test_representation_of_credential_contains_no_secret() -> None:
+    """A credential in a log or traceback does not reveal its token or secret."""
+    representation = repr(CREDENTIAL)
+    assert "secret" not in representation
+    assert "'token'" not in representation

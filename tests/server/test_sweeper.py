@@ -1,78 +1,145 @@
-"""Servers delete what is too old by themselves, one of them at a time."""
+"""The deletion of old events and nonces in the background, by one server at a time."""
 
 from __future__ import annotations
 
+import time
+import uuid
 from contextlib import closing
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.task import deferLater
 
 from tests.support.client import App
 from tests.support.database import Database
-from tests.support.server import start_server
+from tests.support.logs import logged_failures, logged_lines
+from tests.support.queries import blocked_backends
+from tests.support.server import running_server, start_server
 from tests.support.stored import ages, store
-from tkserver.server import sweeper
-from tkserver.storage.adaptive_batch import FEWEST, LONGEST_PAUSE, MOST, TARGET, AdaptiveBatch
-from tkserver.storage.blocking import BlockingConnections
+from tests.support.waiting import until
+from tkserver.server import sweeper as sweeper_module
+from tkserver.server.sweeper import Sweeper, delete_old_events, delete_old_nonces
+from tkserver.storage.blocking import BlockingConnections, rows, transaction
 from tkserver.storage.errors import Unavailable
 
 
+def insert_nonce(database: Database, nonce: str, age: str) -> None:
+    """Insert a nonce that was used some time ago."""
+    sql = "INSERT INTO nonces (org_id, app_id, nonce, used_at) VALUES (%s, %s, %s, now() - %s::interval)"
+    database.query(sql, str(uuid.uuid4()), str(uuid.uuid4()), nonce, age)
+
+
+def nonces(database: Database) -> list[str]:
+    return [nonce for (nonce,) in database.query("SELECT nonce FROM nonces ORDER BY nonce")]
+
+
 @pytest_twisted.ensureDeferred
-async def test_server(database: Database) -> None:
-    """It begins when it starts, and stops in the middle of it when it is told to."""
+async def test_server_deletes_old_events(database: Database) -> None:
+    """A server deletes old events when it starts, and stops during the deletion when it is stopped."""
     app = App().install(database)
     store(database, app, 1000, days=8)
     store(database, app, 5, days=6)
-    server = await start_server(database, TK__RETENTION__DAYS=7)
-    while ages(database, app) != {6: 5}:
-        await deferLater(reactor, 0.05)
-    await server.stopService()
+    async with running_server(database, TK__RETENTION__DAYS=7):
+        await until(lambda: ages(database, app) == {6: 5})
     store(database, app, 50_000, days=8)
     server = await start_server(database, TK__RETENTION__DAYS=7)
-    while ages(database, app)[8] == 50_000:
-        await deferLater(reactor, 0.01)
+    await until(lambda: ages(database, app)[8] < 50_000)
     await server.stopService()
     assert 0 < ages(database, app)[8] < 50_000
 
 
 @pytest_twisted.ensureDeferred
-async def test_all_is_kept(database: Database) -> None:
-    """Without a setting nothing is deleted."""
+async def test_server_deletes_old_nonces(database: Database) -> None:
+    """A server deletes the nonces that can be used again, and no others."""
+    insert_nonce(database, "old", "21 minutes")
+    insert_nonce(database, "recent", "19 minutes")
+    async with running_server(database):
+        await until(lambda: nonces(database) == ["recent"])
+
+
+def test_events_are_not_deleted_without_retention(database: Database) -> None:
+    """If no retention is set, no event is deleted."""
     app = App().install(database)
     store(database, app, 5, days=4000)
-    assert sweeper.sweep(database.dsn, None, BlockingConnections()) == 0
+    assert delete_old_events(database.dsn, BlockingConnections(), None) == 0
     assert ages(database, app) == {4000: 5}
 
 
-def test_one_server_at_a_time(database: Database) -> None:
-    """While one holds the lock another one does nothing; when its connection is gone the next one goes on."""
+def test_one_server_at_a_time_deletes_events(database: Database) -> None:
+    """While a server holds the lock, others delete nothing; when its connection is closed, another one continues."""
     app = App().install(database)
     store(database, app, 5, days=8)
-    with closing(BlockingConnections().connect(database.dsn)) as other, other.cursor() as cursor:
-        cursor.execute("SELECT pg_advisory_lock(%s)", (sweeper._LOCK_KEY,))
-        assert sweeper.sweep(database.dsn, 7, BlockingConnections()) == 0
-    assert sweeper.sweep(database.dsn, 7, BlockingConnections()) == 5
+    with closing(BlockingConnections().connect(database.dsn)) as other:
+        rows(other, "SELECT pg_advisory_lock(%s)", sweeper_module._LOCK_KEY)
+        assert delete_old_events(database.dsn, BlockingConnections(), 7) == 0
+    assert delete_old_events(database.dsn, BlockingConnections(), 7) == 5
 
 
-def test_stopped(database: Database) -> None:
+def test_deletion_fails_when_stopped(database: Database) -> None:
+    """Nothing is deleted after the connections were stopped."""
     connections = BlockingConnections()
     connections.stop()
     with pytest.raises(Unavailable):
-        sweeper.sweep(database.dsn, 7, connections)
+        delete_old_events(database.dsn, connections, 7)
+    with pytest.raises(Unavailable):
+        delete_old_nonces(database.dsn, connections)
 
 
-def test_pace() -> None:
-    """A database that answers slowly gets less to do and longer pauses; one that is quick gets more to do."""
-    pace = AdaptiveBatch()
-    before = pace.rows
-    assert pace.pause_after(2 * TARGET) == pytest.approx(8 * TARGET)
-    assert pace.rows < before
-    assert pace.pause_after(1000) == LONGEST_PAUSE
-    for _ in range(10):
-        pace.pause_after(2 * TARGET)
-    assert pace.rows == FEWEST
-    for _ in range(100):
-        pace.pause_after(TARGET / 10)
-    assert pace.rows == MOST
+@pytest_twisted.ensureDeferred
+async def test_sweeper_stops_while_both_deletions_wait_for_locks(database: Database) -> None:
+    """The sweeper stops immediately and silently, even while both of its connections wait for a lock."""
+    app = App().install(database)
+    store(database, app, 5, days=8)
+    insert_nonce(database, "old", "21 minutes")
+    sweeper = Sweeper(reactor, database.dsn, 7)
+    with closing(BlockingConnections().connect(database.dsn)) as other, transaction(other):
+        rows(other, "LOCK TABLE events, nonces IN ACCESS EXCLUSIVE MODE")
+        with logged_lines() as lines:
+            sweeper.start()
+            await until(lambda: len(blocked_backends(database)) == 2)
+            started = time.monotonic()
+            await sweeper.stop()
+    assert time.monotonic() - started < 2
+    assert lines == []
+    assert ages(database, app) == {8: 5}
+
+
+@pytest_twisted.ensureDeferred
+async def test_sweeper_can_be_started_again(database: Database) -> None:
+    """A sweeper that was stopped and is started again deletes old events and nonces."""
+    app = App().install(database)
+    sweeper = Sweeper(reactor, database.dsn, 7)
+    sweeper.start()
+    await sweeper.stop()
+    store(database, app, 5, days=8)
+    insert_nonce(database, "old", "21 minutes")
+    sweeper.start()
+    await until(lambda: ages(database, app) == {} and nonces(database) == [])
+    await sweeper.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_sweeper_continues_after_errors(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a database error or a bug in one deletion, it is attempted again after the interval."""
+    monkeypatch.setattr(sweeper_module, "EVENTS_INTERVAL", 0.05)
+    monkeypatch.setattr(sweeper_module, "NONCES_INTERVAL", 0.05)
+    store(database, App().install(database), 5, days=8)
+    calls: list[str] = []
+
+    def fail_with(name: str, error: Exception) -> None:
+        def delete(*_: object, **__: object) -> None:
+            calls.append(name)
+            raise error
+
+        monkeypatch.setattr(sweeper_module, name, delete)
+
+    for error, failures_expected in ((Unavailable("away"), False), (ValueError("a bug"), True)):
+        calls.clear()
+        fail_with("delete_old_events", error)
+        fail_with("delete_old_nonces", error)
+        sweeper = Sweeper(reactor, database.dsn, 7)
+        with logged_failures() as failures:
+            sweeper.start()
+            await until(lambda: calls.count("delete_old_events") > 1 and calls.count("delete_old_nonces") > 1)
+            await sweeper.stop()
+        assert bool(failures) == failures_expected

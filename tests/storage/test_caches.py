@@ -1,32 +1,42 @@
-"""Credentials are remembered, and forgotten when they change."""
+"""Cached credentials and erased users, and their invalidation when the database changes."""
 
 from __future__ import annotations
 
-import time
+import uuid
+from collections.abc import Callable
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import Deferred
-from twisted.internet.task import deferLater
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import Clock
 
 from tests.support.client import DIALECTS, App, Client
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.queries import terminate_listeners, until_listening
-from tests.support.server import start_server
-from tkserver.storage.caches import CredentialCache
+from tests.support.server import client_of, start_server
+from tests.support.waiting import until
+from tkserver.storage.caches import LIFETIME, CredentialCache, ErasedUserCache
+from tkserver.storage.changes import ChangeListener
 from tkserver.storage.credentials import Credential, CredentialStore
+from tkserver.storage.erasures import ErasedUsers
 from tkserver.storage.errors import Unavailable
 from tkserver.storage.pool import Pool
 
+DOCUMENTED_TIME = 2.0
+"""Seconds within which every server applies a change of credentials, as the documentation says."""
 
-async def until_status(client: Client, app: App, dialect: str, status: int, within: float) -> None:
-    """Keep sending until the answer changes to what it should be."""
-    deadline = time.monotonic() + within
-    while (await client.send(app, [make_event()], dialect)).status != status:
-        assert time.monotonic() < deadline, f"not answered {status} within {within} s"
-        await deferLater(reactor, 0.02)
+
+async def until_status(
+    client: Client, app: App, status: int, dialect: str = "documented", within: float = DOCUMENTED_TIME
+) -> None:
+    """Send requests until the response has a status."""
+
+    async def has_status() -> bool:
+        return (await client.send(app, [make_event()], dialect)).status == status
+
+    await until(has_status, lambda: f"the status is not {status}", within)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
@@ -41,60 +51,62 @@ async def until_status(client: Client, app: App, dialect: str, status: int, with
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_change_is_heard(own_client: Client, database: Database, dialect: str, change: str) -> None:
-    """Whatever is changed by hand in the table, the credential is refused within 2 seconds."""
+async def test_changed_credential_is_rejected(
+    own_client: Client, database: Database, dialect: str, change: str
+) -> None:
+    """After any change of the table, even by hand, the old credential is rejected within two seconds."""
     app = App().install(database)
     assert (await own_client.send(app, [make_event()], dialect)).status == 200
     database.query(change)
-    await until_status(own_client, app, dialect, 401, within=2)
+    await until_status(own_client, app, 401, dialect)
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest_twisted.ensureDeferred
-async def test_new_credential(own_client: Client, database: Database, dialect: str) -> None:
-    """One that was looked for in vain is found as soon as it is there."""
+async def test_new_credential_is_accepted(own_client: Client, database: Database, dialect: str) -> None:
+    """A credential that a server has looked up without success is accepted when it has been created."""
     app = App()
     assert (await own_client.send(app, [make_event()], dialect)).status == 401
     app.install(database)
-    await until_status(own_client, app, dialect, 200, within=2)
+    await until_status(own_client, app, 200, dialect)
 
 
 @pytest_twisted.ensureDeferred
-async def test_listener_lost(own_client: Client, database: Database) -> None:
-    """A change while nobody listens is noticed within 2 seconds, and so is one after listening began again."""
+async def test_change_is_applied_after_listener_was_lost(own_client: Client, database: Database) -> None:
+    """Changes while no connection listens, and after it listens again, are applied within two seconds."""
     app = App().install(database)
     assert (await own_client.send(app, [make_event()])).status == 200
     for status, active in ((401, False), (200, True)):
         await until_listening(database)
         terminate_listeners(database)
         database.query("UPDATE api_tokens SET is_active = %s", active)
-        await until_status(own_client, app, "documented", status, within=2)
+        await until_status(own_client, app, status)
     await until_listening(database)
     assert (await own_client.send(app, [make_event()])).status == 200
     database.query("UPDATE api_tokens SET is_active = false")
-    await until_status(own_client, app, "documented", 401, within=2)
+    await until_status(own_client, app, 401)
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_query_for_what_is_known(own_client: Client, database: Database) -> None:
-    """A known credential costs no query, and neither does one that is known not to be there."""
+async def test_cached_lookup_needs_no_query(own_client: Client, database: Database) -> None:
+    """A credential that was looked up before needs no query, even if it does not exist."""
     known, unknown = App().install(database), App()
     await until_listening(database)
     for _ in range(2):
         for app, status in ((known, 200), (unknown, 401)):
             for dialect in DIALECTS:
                 assert (await own_client.send(app, [make_event()], dialect)).status == status
-        # From now on every look into the table fails, and only what is remembered can be answered.
+        # From now on, every query of the table fails.
         database.query("ALTER TABLE IF EXISTS api_tokens RENAME TO hidden")
     assert (await own_client.send(App(), [make_event()])).status == 503
 
 
 @pytest_twisted.ensureDeferred
-async def test_last_used_at(database: Database) -> None:
-    """When a credential was last used is written, at the latest when the server stops; no other row is touched."""
+async def test_last_use_of_credential_is_written(database: Database) -> None:
+    """The last use of a credential is written when the server stops at the latest; other rows are not changed."""
     used, unused = App().install(database), App().install(database)
     server = await start_server(database)
-    client = Client(f"http://127.0.0.1:{server.port}")
+    client = client_of(server)
     await client.send(used, [make_event()])
     await client.send(unused, [make_event()], changes={"X-Signature": "00"})
     await server.stopService()
@@ -103,22 +115,146 @@ async def test_last_used_at(database: Database) -> None:
     assert database.value(recent, unused.token) is None
 
 
-async def found_by(cache: CredentialCache, token: str) -> tuple[Credential, ...]:
-    found = cache.by_token(token)
-    return await found if isinstance(found, Deferred) else found
+class FakeListener(ChangeListener):
+    """A listener that listens when the test says so, without a database."""
+
+    def __init__(self) -> None:
+        super().__init__(reactor, "")
+        self.listening = True
+
+
+async def by_token(cache: CredentialCache, token: str) -> tuple[Credential, ...]:
+    result = cache.by_token(token)
+    return await result if isinstance(result, Deferred) else result
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_look_up_that_failed_at_once(database: Database) -> None:
-    """A look-up that fails before it has begun, for want of a connection, is made again the next time."""
-    connections = Pool(reactor, database.dsn, 1)
-    cache = CredentialCache(CredentialStore(connections), reactor.seconds)
+async def test_failed_lookup_is_repeated(database: Database) -> None:
+    """A lookup that fails immediately, because there is no connection, is repeated for the next request."""
+    pool = Pool(reactor, database.dsn, 1)
+    cache = CredentialCache(CredentialStore(pool), FakeListener(), reactor.seconds)
     app = App().install(database)
     with pytest.raises(Unavailable):
-        await found_by(cache, app.token)
-    connections.start()
-    while not connections.connected:
-        await deferLater(reactor, 0.01)
-    found = await found_by(cache, app.token)
+        await by_token(cache, app.token)
+    pool.start()
+    await until(lambda: pool.connected)
+    found = await by_token(cache, app.token)
     assert [credential.secret for credential in found] == [app.secret]
-    await connections.stop()
+    await pool.stop()
+
+
+class Queries:
+    """Queries that the test answers, in the place of a store.
+
+    :ivar pending: the queries in progress, oldest first.
+    """
+
+    def __init__(self) -> None:
+        self.pending: list[Deferred[object]] = []
+
+    def by_token(self, _: str) -> Deferred[object]:
+        return self.load()
+
+    def load(self) -> Deferred[object]:
+        query: Deferred[object] = Deferred()
+        self.pending.append(query)
+        return query
+
+
+CREDENTIALS = (Credential(uuid.uuid4(), uuid.uuid4(), uuid.uuid4(), "token", "secret"),)
+NOBODY = ErasedUsers(b"key", frozenset(), {})
+
+
+class Cached:
+    """A cache on a fake store, a fake listener and a fake clock."""
+
+    def __init__(self, value: object, create: Callable[[Queries, ChangeListener, Callable[[], float]], object]) -> None:
+        self.value, self.queries, self.listener, self.clock = value, Queries(), FakeListener(), Clock()
+        self.cache = create(self.queries, self.listener, self.clock.seconds)
+
+    def request(self) -> list[object]:
+        """Request the value, and return a list to which it is appended."""
+        results: list[object] = []
+        if isinstance(self.cache, CredentialCache):
+            found = self.cache.by_token("token")
+            if isinstance(found, Deferred):
+                found.addCallback(results.append)
+            else:
+                results.append(found)
+        elif isinstance(self.cache, ErasedUserCache):
+            ensureDeferred(self.cache.current()).addCallback(lambda result: results.append(result[0]))
+        return results
+
+    def invalidate(self) -> None:
+        self.cache.invalidate()  # type: ignore[attr-defined]
+
+    def answer(self) -> None:
+        """Let the oldest query return the value."""
+        self.queries.pending.pop(0).callback(self.value)
+
+
+@pytest.fixture(params=["credentials", "erased users"])
+def cached(request: pytest.FixtureRequest) -> Cached:
+    if request.param == "credentials":
+        return Cached(CREDENTIALS, CredentialCache)  # type: ignore[arg-type]
+    return Cached(NOBODY, ErasedUserCache)  # type: ignore[arg-type]
+
+
+def test_result_is_cached_for_its_lifetime(cached: Cached) -> None:
+    """A result is used until its lifetime ends."""
+    results = cached.request()
+    cached.answer()
+    cached.clock.advance(LIFETIME - 1)
+    assert results == cached.request() == [cached.value]
+    assert cached.queries.pending == []
+    cached.clock.advance(1)
+    assert cached.request() == []
+    assert len(cached.queries.pending) == 1
+
+
+def test_result_of_an_earlier_generation_is_not_cached(cached: Cached) -> None:
+    """If something changes during a query, its result is returned but not cached, and later requests query again."""
+    earlier = cached.request()
+    cached.invalidate()
+    later = cached.request()
+    assert len(cached.queries.pending) == 2
+    cached.answer()
+    assert earlier == [cached.value]
+    assert later == cached.request() == []
+    cached.answer()
+    assert later == [cached.value]
+
+
+def test_cache_is_not_used_while_nobody_listens(cached: Cached) -> None:
+    """While changes would not be noticed, each request queries the database."""
+    cached.request()
+    cached.answer()
+    cached.listener.listening = False
+    assert cached.request() == []
+    assert len(cached.queries.pending) == 1
+
+
+def test_concurrent_requests_share_a_lookup() -> None:
+    """While a credential is looked up, other requests wait for the same query."""
+    cached = Cached(CREDENTIALS, CredentialCache)  # type: ignore[arg-type]
+    results = [cached.request() for _ in range(3)]
+    assert len(cached.queries.pending) == 1
+    cached.answer()
+    assert results == [[CREDENTIALS]] * 3
+
+
+@pytest_twisted.ensureDeferred
+async def test_erasures_may_have_changed() -> None:
+    """A set of erased users is up to date as long as changes would be noticed and none was."""
+    cached = Cached(NOBODY, ErasedUserCache)  # type: ignore[arg-type]
+    cache, listener = cached.cache, cached.listener
+    assert isinstance(cache, ErasedUserCache)
+    cached.request()
+    cached.answer()
+    _, generation = await cache.current()
+    assert not cache.may_have_changed_since(generation)
+    listener.listening = False
+    assert cache.may_have_changed_since(generation)
+    listener.listening = True
+    cache.invalidate()
+    assert cache.may_have_changed_since(generation)

@@ -1,10 +1,11 @@
-"""What is accepted comes back from the database equal to what was sent."""
+"""The statement that stores events, and the events that it stores."""
 
 from __future__ import annotations
 
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from datetime import timezone
 from decimal import Decimal
 from typing import Any
@@ -18,9 +19,10 @@ from twisted.python.failure import Failure
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.strategies import event_text, events, json_texts, thorough
-from tkserver.storage import events as events_module
-from tkserver.storage.blocking import BlockingConnections
+from tkserver.storage.blocking import BlockingConnections, rows
+from tkserver.storage.event_store import insert_all
 from tkserver.storage.events import Outcome, Submission
+from tkserver.storage.store_statement import PREPARE_STORE
 from tkserver.wire.batch import read_batch
 
 PATHS = {
@@ -42,7 +44,7 @@ PATHS = {
     "batch_size": "metadata.batch_size",
     "retry_count": "metadata.retry_count",
 }
-"""Where in an event the value of a column stands."""
+"""The path of the value in an event, by column."""
 
 ROW = f"""
 SELECT {", ".join(PATHS)},
@@ -58,77 +60,73 @@ Store = Callable[[Sequence[Submission]], list[Outcome]]
 
 @pytest.fixture(scope="module")
 def store(shared_database: Database) -> Iterator[Store]:
-    """The statement by which events are stored, on a connection that blocks: hypothesis waits for no Deferred."""
+    """A function that stores submissions on a blocking connection, because Hypothesis does not run the reactor."""
     connection = BlockingConnections().connect(shared_database.dsn)
     connection.set_session(isolation_level="REPEATABLE READ")
-
-    with connection.cursor() as cursor:
-        cursor.execute(";".join(events_module.PREPARE_STORE))
+    rows(connection, ";".join(PREPARE_STORE))
 
     def execute(sql: str, parameters: Sequence[object] = ()) -> Deferred[Any]:
-        with connection.cursor() as cursor:
-            cursor.execute(sql, parameters)
-            return succeed(cursor.fetchall())
+        return succeed(rows(connection, sql, *parameters))
 
     def store(submissions: Sequence[Submission]) -> list[Outcome]:
-        found: list[Any] = []
-        ensureDeferred(events_module.store_all(execute, submissions)).addBoth(found.append)
-        if isinstance(found[0], Failure):
-            found[0].raiseException()
-        return list(found[0])
+        results: list[Any] = []
+        ensureDeferred(insert_all(execute, submissions)).addBoth(results.append)
+        if isinstance(results[0], Failure):
+            results[0].raiseException()
+        return list(results[0])
 
     yield store
     connection.close()
 
 
-def at(event: dict[str, Any], path: str) -> Any:
-    """The value at a path, and ``None`` where there is nothing."""
-    value: Any = event
+def value_at(event: dict[str, Any], path: str) -> Any:
+    """Return the value at a path of an event; ``None`` if there is none."""
+    part: Any = event
     for key in path.split("."):
-        value = value.get(key)
-    return value
+        part = part.get(key)
+    return part
 
 
-def exact(text: str) -> Any:
-    """A JSON text as a value, with numbers as exact as they were written."""
+def parse_exactly(text: str) -> Any:
+    """Parse JSON with numbers of unlimited precision."""
     return json.loads(text, parse_int=Decimal, parse_float=Decimal)
 
 
 @given(events(), json_texts(surrogates=False))
 @against_postgresql
-def test_round_trip(store: Store, shared_database: Database, event: dict[str, Any], data: str) -> None:
-    """Each column has the event's value, and the data is the same JSON to the last digit."""
+def test_stored_event_equals_sent_event(store: Store, shared_database: Database, event: dict[str, Any], data: str) -> None:
+    """Each column contains the value of the event, and the data is the same JSON down to the last digit."""
     event = {**event, "event_id": str(uuid.uuid4())}
     batch = read_batch(b'{"events":[%s]}' % event_text(event, data).encode())
     assume(batch.events)
-    submission = Submission.of(uuid.uuid4(), uuid.uuid4(), None, batch.events)
+    submission = Submission.from_events(uuid.uuid4(), uuid.uuid4(), None, batch.events)
     (outcome,) = store([submission])
-    assert outcome.accepts_any_of(submission)
+    assert outcome.stores_any_of(submission)
     accepted = batch.events[0]
     times = (accepted.timestamp, accepted.metadata.transmission_timestamp)
     utc = [f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M:%S.%f}+00".rjust(29, "0") for time in times]
     (row,) = shared_database.query(ROW, *utc, event["event_id"])
-    expected = {column: at(event, path) for column, path in PATHS.items()}
+    expected = {column: value_at(event, path) for column, path in PATHS.items()}
     assert dict(zip(PATHS, row, strict=False)) == expected
     assert row[-3:-1] == (True, True)
-    assert exact(row[-1]) == exact(data)
+    assert parse_exactly(row[-1]) == parse_exactly(data)
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5)), min_size=1, max_size=12))
 @against_postgresql
-def test_many_submissions_in_one_commit(store: Store, shared_database: Database, plan: list[tuple[int, int]]) -> None:
-    """Whatever ids several applications send at once, each id is stored once, and each submission told its own lot."""
+def test_each_id_is_stored_once(store: Store, shared_database: Database, plan: list[tuple[int, int]]) -> None:
+    """If submissions of several applications contain the same ids, each id is stored once; the others conflict."""
     apps = [uuid.uuid4() for _ in range(3)]
     ids = [str(uuid.uuid4()) for _ in range(6)]
     org = uuid.uuid4()
     submissions = []
     for app, number in plan:
         body = json.dumps({"events": [make_event(event_id=ids[number]), make_event()]}).encode()
-        submissions.append(Submission.of(org, apps[app], None, read_batch(body).events))
+        submissions.append(Submission.from_events(org, apps[app], None, read_batch(body).events))
     outcomes = store(submissions)
-    rows = shared_database.query("SELECT event_id::text, app_id::text FROM events WHERE org_id = %s", str(org))
-    owners = dict(rows)
-    assert len(rows) == len(owners) == len({number for _, number in plan}) + len(plan)
+    stored = shared_database.query("SELECT event_id::text, app_id::text FROM events WHERE org_id = %s", str(org))
+    owners = dict(stored)
+    assert len(stored) == len(owners) == len({number for _, number in plan}) + len(plan)
     for (app, number), outcome in zip(plan, outcomes, strict=True):
         conflicts = {0} if owners[ids[number]] != str(apps[app]) else set()
         assert outcome.conflicts == conflicts
@@ -136,27 +134,24 @@ def test_many_submissions_in_one_commit(store: Store, shared_database: Database,
 
 
 @pytest.mark.parametrize("same_app", [True, False])
-def test_duplicates_across_submissions(store: Store, same_app: bool) -> None:
-    """An id in two submissions of one commit is a duplicate, or a conflict, in one of them."""
+def test_same_id_in_two_submissions_of_a_commit(store: Store, same_app: bool) -> None:
+    """If two submissions of a commit contain the same id, it is a duplicate or a conflict in one of them."""
     org, app = uuid.uuid4(), uuid.uuid4()
-    read = read_batch(json.dumps({"events": [make_event()]}).encode()).events
-    pair = [Submission.of(org, app, None, read), Submission.of(org, app if same_app else uuid.uuid4(), None, read)]
-    outcomes = store(pair)
+    events = read_batch(json.dumps({"events": [make_event()]}).encode()).events
+    apps = (app, app if same_app else uuid.uuid4())
+    outcomes = store([Submission.from_events(org, app_id, None, events) for app_id in apps])
     assert sum(len(outcome.duplicates) for outcome in outcomes) == (1 if same_app else 0)
     assert sum(len(outcome.conflicts) for outcome in outcomes) == (0 if same_app else 1)
 
 
-def test_no_table_is_read_whole(database: Database) -> None:
-    """A connection that is made while the tables are empty stays good when they are not."""
+def test_plan_uses_indexes_even_if_tables_are_empty(database: Database) -> None:
+    """The plan of a connection that was opened while the tables were empty is also efficient when they have grown."""
     database.query("VACUUM ANALYZE nonces, events")
-    connection = BlockingConnections().connect(database.dsn)
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(";".join(events_module.PREPARE_STORE))
+    with closing(BlockingConnections().connect(database.dsn)) as connection:
+        rows(connection, ";".join(PREPARE_STORE))
         request = [str(uuid.uuid4()), str(uuid.uuid4()), "nonce", []]
-        cursor.execute("EXPLAIN EXECUTE tkserver_store (%s)", (json.dumps([request]),))
-        plan = "\n".join(line for (line,) in cursor.fetchall())
-    connection.close()
+        lines = rows(connection, "EXPLAIN EXECUTE tkserver_store (%s)", json.dumps([request]))
+        plan = "\n".join(line for (line,) in lines)
     assert "Index Scan using nonces_pkey on nonces" in plan
     assert "Index Scan using events_event_id_key on events" in plan
     assert "Seq Scan" not in plan

@@ -1,8 +1,7 @@
-"""The pool heals itself, and what goes wrong comes out as one of our errors."""
+"""The connection pool: it reconnects, and raises the errors of the driver as errors of tkserver."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator
 
 import psycopg2
@@ -11,94 +10,91 @@ import pytest_twisted
 from psycopg2 import errorcodes
 from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
-from twisted.internet.task import deferLater
 
 from tests.support.database import Database
-from tkserver.storage import errors, pool
+from tests.support.waiting import until
+from tkserver.storage import errors
+from tkserver.storage import pool as pool_module
 from tkserver.storage.connection import _connection_parameters
-from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, StorageError, Unavailable
+from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, DuplicateKey, StorageError, Unavailable
 from tkserver.storage.pool import Execute, Pool
 
-OURS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+SIZE = 3
 
-
-async def until_connected(connections: Pool) -> None:
-    deadline = time.monotonic() + 5
-    while not connections.connected:
-        assert time.monotonic() < deadline
-        await deferLater(reactor, 0.01)
+CONNECTIONS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+SLEEPING = f"SELECT count(*) {CONNECTIONS} AND query LIKE 'SELECT pg_sleep%%'"
 
 
 @pytest_twisted.async_yield_fixture
-async def connections(database: Database) -> AsyncIterator[Pool]:
-    connections = Pool(reactor, database.dsn, 3)
-    connections.start()
-    await until_connected(connections)
-    yield connections
-    await connections.stop()
+async def pool(database: Database) -> AsyncIterator[Pool]:
+    """A pool whose connections are all idle."""
+    pool = Pool(reactor, database.dsn, SIZE)
+    pool.start()
+    await until(lambda: pool.states()["idle"] == SIZE)
+    yield pool
+    await pool.stop()
 
 
 @pytest_twisted.ensureDeferred
-async def test_more_work_than_connections(connections: Pool) -> None:
-    """Statements wait for a connection, and all get one."""
-    work = [ensureDeferred(connections.run("SELECT %s::int, pg_sleep(0.01)", (n,))) for n in range(20)]
-    assert [rows[0][0] for rows in await gatherResults(work)] == list(range(20))
+async def test_statements_wait_for_a_connection(pool: Pool) -> None:
+    """If there are more statements than connections, the others wait until a connection is idle."""
+    statements = [ensureDeferred(pool.run("SELECT %s::int, pg_sleep(0.01)", (n,))) for n in range(20)]
+    assert pool.waiting == 20 - SIZE
+    assert pool.states() == {"idle": 0, "busy": SIZE, "down": 0}
+    assert [rows[0][0] for rows in await gatherResults(statements)] == list(range(20))
+    assert pool.states() == {"idle": SIZE, "busy": 0, "down": 0}
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_connection_is_busy(connections: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody waits for a connection for ever."""
-    monkeypatch.setattr(pool, "ACQUIRE_TIMEOUT", 0.1)
-    busy = [ensureDeferred(connections.run("SELECT pg_sleep(0.5)")) for _ in range(3)]
-    await deferLater(reactor, 0.1)
+async def test_waiting_for_a_connection_times_out(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If all connections stay busy, a statement fails after a timeout, and later statements succeed."""
+    monkeypatch.setattr(pool_module, "ACQUIRE_TIMEOUT", 0.1)
+    busy = [ensureDeferred(pool.run("SELECT pg_sleep(0.5)")) for _ in range(SIZE)]
     with pytest.raises(Unavailable, match="busy"):
-        await connections.run("SELECT 1")
+        await pool.run("SELECT 1")
     await gatherResults(busy)
-    assert await connections.run("SELECT 1") == [(1,)]
+    assert await pool.run("SELECT 1") == [(1,)]
 
 
 @pytest_twisted.ensureDeferred
-async def test_lost_while_idle_and_while_working(connections: Pool, database: Database) -> None:
-    """Connections that the server ends are made again; the work on them fails, and the rest does not."""
-    working = ensureDeferred(connections.run("SELECT pg_sleep(60)"))
-    await deferLater(reactor, 0.1)
-    database.query(f"SELECT pg_terminate_backend(pid) {OURS}")
+async def test_lost_connections_are_replaced(pool: Pool, database: Database) -> None:
+    """If the database closes all connections, idle or busy, a statement in progress fails, and later ones succeed."""
+    busy = ensureDeferred(pool.run("SELECT pg_sleep(60)"))
+    await until(lambda: database.value(SLEEPING))
+    database.query(f"SELECT pg_terminate_backend(pid) {CONNECTIONS}")
     with pytest.raises(ConnectionLost):
-        await working
-    deadline = time.monotonic() + 5
-    while database.value(f"SELECT count(*) {OURS}") < 3:
-        assert time.monotonic() < deadline, "not healed"
-        await deferLater(reactor, 0.02)
-    assert await gatherResults([ensureDeferred(connections.run("SELECT 1")) for _ in range(6)]) == [[(1,)]] * 6
+        await busy
+    await until(lambda: database.value(f"SELECT count(*) {CONNECTIONS}") == SIZE, within=5)
+    assert await gatherResults([ensureDeferred(pool.run("SELECT 1")) for _ in range(6)]) == [[(1,)]] * 6
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_silent_database(connections: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A statement that is not answered is given up with its connection."""
-    monkeypatch.setattr(pool, "ANSWER_TIMEOUT", 0.2)
+async def test_connection_is_closed_if_database_does_not_respond(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the database does not respond to a statement, its connection is closed, and later statements succeed."""
+    monkeypatch.setattr(pool_module, "RESPONSE_TIMEOUT", 0.2)
     with pytest.raises(ConnectionLost):
-        await connections.run("SELECT pg_sleep(60)")
-    assert await connections.run("SELECT 1") == [(1,)]
+        await pool.run("SELECT pg_sleep(60)")
+    assert await pool.run("SELECT 1") == [(1,)]
 
 
 @pytest_twisted.ensureDeferred
-async def test_statement_timeout(connections: Pool) -> None:
-    """The database's own timeout is told from a client that was cancelled."""
+async def test_statement_timeout_is_unavailable(pool: Pool) -> None:
+    """A statement that exceeds the statement timeout fails with ``Unavailable``, not with ``CancelledError``."""
+
+    async def exceed_timeout(execute: Execute) -> None:
+        await execute("SET LOCAL statement_timeout = 50")
+        await execute("SELECT pg_sleep(60)")
+
     with pytest.raises(Unavailable, match="statement timeout"):
-        await connections.transaction(_slow)
-    assert await connections.run("SHOW statement_timeout") == [("8s",)]
-
-
-async def _slow(execute: Execute) -> None:
-    await execute("SET LOCAL statement_timeout = 50")
-    await execute("SELECT pg_sleep(60)")
+        await pool.transaction(exceed_timeout)
+    assert await pool.run("SHOW statement_timeout") == [("8s",)]
 
 
 @pytest_twisted.ensureDeferred
-async def test_transaction(connections: Pool, database: Database) -> None:
-    """All of a transaction, or nothing of it; what collides is tried again from its first statement."""
-    await connections.run("CREATE TABLE counter (n int)")
-    await connections.run("INSERT INTO counter VALUES (0)")
+async def test_transaction_is_atomic_and_repeated_after_collisions(pool: Pool, database: Database) -> None:
+    """A transaction that fails changes nothing; one that collides is repeated from its first statement."""
+    await pool.run("CREATE TABLE counter (n int)")
+    await pool.run("INSERT INTO counter VALUES (0)")
 
     async def increment(execute: Execute) -> None:
         ((n,),) = await execute("SELECT n FROM counter")
@@ -108,24 +104,24 @@ async def test_transaction(connections: Pool, database: Database) -> None:
         await increment(execute)
         raise ValueError
 
-    await gatherResults([ensureDeferred(connections.transaction(increment)) for _ in range(3)])
+    await gatherResults([ensureDeferred(pool.transaction(increment)) for _ in range(3)])
     with pytest.raises(ValueError):
-        await connections.transaction(fail)
+        await pool.transaction(fail)
     assert database.value("SELECT n FROM counter") == 3
 
 
 @pytest_twisted.ensureDeferred
-async def test_no_values_in_errors(connections: Pool) -> None:
-    """The text of an error names the condition, and nothing that was sent."""
+async def test_error_contains_no_values(pool: Pool) -> None:
+    """The text of an error contains the name of the condition, and no value that was sent."""
     with pytest.raises(DataRefused) as caught:
-        await connections.run("SELECT %s::int", ("client_somebody",))
+        await pool.run("SELECT %s::int", ("client_somebody",))
     assert str(caught.value) == "invalid text representation (22P02)"
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
 
 
-class _Driver(psycopg2.OperationalError):
-    """A driver's error with the state that is asked for."""
+class DriverError(psycopg2.OperationalError):
+    """An exception of the driver with a given SQLSTATE."""
 
     def __init__(self, state: str | None) -> None:
         super().__init__("text")
@@ -143,6 +139,7 @@ class _Driver(psycopg2.OperationalError):
         (errorcodes.DEADLOCK_DETECTED, Collision),
         (errorcodes.UNTRANSLATABLE_CHARACTER, DataRefused),
         (errorcodes.CHECK_VIOLATION, DataRefused),
+        (errorcodes.UNIQUE_VIOLATION, DuplicateKey),
         (errorcodes.STATEMENT_TOO_COMPLEX, DataRefused),
         (errorcodes.ADMIN_SHUTDOWN, ConnectionLost),
         (errorcodes.CONNECTION_FAILURE, ConnectionLost),
@@ -154,13 +151,13 @@ class _Driver(psycopg2.OperationalError):
         ("XX999", Unavailable),
     ],
 )
-def test_translation(state: str | None, kind: type[StorageError]) -> None:
-    """What may pass next time is told from what never will, and both from a connection that is lost."""
-    assert type(errors.translate(_Driver(state))) is kind
+def test_exceptions_of_the_driver_are_translated(state: str | None, kind: type[StorageError]) -> None:
+    """The class of the error tells whether a later attempt may succeed, and whether the connection is lost."""
+    assert type(errors.translate(DriverError(state))) is kind
 
 
-def test_what_is_no_database_error() -> None:
-    """Other errors are left to whoever knows them."""
+def test_other_exceptions_are_not_translated() -> None:
+    """An exception that the database did not cause is not translated."""
     assert errors.translate(ValueError()) is None
     assert errors.translate(psycopg2.ProgrammingError("can't adapt type")) is None
 
@@ -174,8 +171,8 @@ def test_what_is_no_database_error() -> None:
         ("postgresql://127.0.0.1:1,127.0.0.2:2/x", "127.0.0.1,127.0.0.2", {"127.0.0.1", "127.0.0.2"}, "1,2"),
     ],
 )
-def test_names_are_resolved_beforehand(dsn: str, host: str, address: set[str], port: str) -> None:
-    """libpq is given addresses, and so never blocks on a name; the name stays, for certificates."""
+def test_host_names_are_resolved(dsn: str, host: str, address: set[str], port: str) -> None:
+    """libpq gets addresses, so that it does not block to resolve names; it also gets the names, for certificates."""
     parameters = {name: str(value) for name, value in _connection_parameters(dsn).items()}
     addresses = parameters["hostaddr"].split(",")
     assert set(addresses) <= address
@@ -183,7 +180,7 @@ def test_names_are_resolved_beforehand(dsn: str, host: str, address: set[str], p
     assert set(parameters["port"].split(",")) == set(port.split(","))
 
 
-def test_a_name_that_is_none() -> None:
-    """It may be one tomorrow."""
+def test_unresolvable_host_name_is_unavailable() -> None:
+    """If a host name cannot be resolved, a later attempt may succeed."""
     with pytest.raises(Unavailable, match="cannot be resolved"):
         _connection_parameters("postgresql://no-such-host.invalid/x")

@@ -1,4 +1,4 @@
-"""Every PostgreSQL from 14 on that is to be found here, over TCP, with a password, and with TLS."""
+"""All installed versions of PostgreSQL from 14 on, over TCP, with a password, and with TLS."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from twisted.internet import reactor
 from twisted.internet.task import deferLater
 
 from tests.support.certificates import Certificate
-from tests.support.client import SDK, App, Client
-from tests.support.cluster import Cluster, installations, speaks_tls, version
+from tests.support.client import SDK, App
+from tests.support.cluster import Cluster, installations, supports_tls, version
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.logs import logged_lines
-from tests.support.server import launch_server, start_server
+from tests.support.server import client_of, launch_server, start_server
+from tests.support.waiting import until
 
 INSTALLATIONS = sorted(installations(), key=version)
+
+CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tkserver'"
 
 
 @pytest.mark.parametrize("programs", INSTALLATIONS, ids=version)
 @pytest_twisted.ensureDeferred
-async def test_version(programs: Path, directory: Path) -> None:
-    """The schema is made and events are stored: new ones, known ones, and those with what jsonb refuses."""
+async def test_server_works_with_version(programs: Path, directory: Path) -> None:
+    """The schema is created, and events are stored: new events, duplicates, and events that ``jsonb`` rejects."""
     with Cluster(programs, directory) as cluster:
         server = await start_server(cluster.database)
         try:
-            client = Client(f"http://127.0.0.1:{server.port}")
+            client = client_of(server)
             app, event = App().install(cluster.database), make_event()
             first = await client.send(app, [event, make_event(event__data="\0")], SDK)
             assert (first.status, first.json["accepted"]) == (207, 1)
@@ -41,14 +44,14 @@ async def test_version(programs: Path, directory: Path) -> None:
 
 @pytest.fixture
 def tls_cluster(directory: Path) -> Iterator[Cluster]:
-    """One that takes connections with TLS only, and has a certificate for localhost in ``directory / "tls"``."""
-    programs = next((one for one in INSTALLATIONS if speaks_tls(one)), None)
+    """A server that accepts only connections with TLS. Its certificate is for localhost, in ``directory / "tls"``."""
+    programs = next(filter(supports_tls, INSTALLATIONS), None)
     if programs is None:
-        pytest.skip("needs a PostgreSQL with TLS, which the embedded one has not")
+        pytest.skip("needs a PostgreSQL with TLS, which the embedded one does not support")
     cluster = Cluster(programs, directory, ssl="on").create()
     files = Certificate.make(directory / "tls", "localhost")
     for name, file in (("server.key", files.key), ("server.crt", files.certificate)):
-        cluster.own_file(f"own.{name}", file.read_text()).rename(cluster.data / name)
+        cluster.create_private_file(f"private.{name}", file.read_text()).rename(cluster.data / name)
     (cluster.data / "pg_hba.conf").write_text("hostssl all all 127.0.0.1/32 scram-sha-256\n")
     try:
         yield cluster.start()
@@ -57,17 +60,18 @@ def tls_cluster(directory: Path) -> Iterator[Cluster]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_tls(tls_cluster: Cluster, directory: Path) -> None:
-    """``sslmode=verify-full`` in the URL is kept to, by every connection of the server."""
+async def test_all_connections_use_tls(tls_cluster: Cluster, directory: Path) -> None:
+    """All connections of the server comply with ``sslmode=verify-full`` in the URL."""
     dsn = tls_cluster.dsn(f"?sslmode=verify-full&sslrootcert={directory}/tls/ca.pem").replace("127.0.0.1", "localhost")
     server = await start_server(Database(dsn))
     try:
-        client = Client(f"http://127.0.0.1:{server.port}")
+        client = client_of(server)
         app = App().install(Database(dsn))
         assert (await client.send(app, [make_event()])).status == 200
         encrypted = "SELECT bool_and(ssl), count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)"
-        rows = Database(dsn).query(encrypted + " WHERE application_name = 'tkserver'")
-        assert rows == [(True, 5)]  # four of the pool, and the one that listens
+        encrypted += " WHERE application_name = 'tkserver'"
+        await until(lambda: Database(dsn).value(CONNECTIONS) == 5)  # without those of the sweeper at the start
+        assert Database(dsn).query(encrypted) == [(True, 5)]  # four of the pool, and the one that listens
     finally:
         await server.stopService()
 
@@ -81,24 +85,24 @@ async def test_tls(tls_cluster: Cluster, directory: Path) -> None:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_tls_that_cannot_be_trusted(
+async def test_untrusted_certificate_is_rejected(
     tls_cluster: Cluster, directory: Path, host: str, authority: str, problem: str
 ) -> None:
-    """A certificate by another authority or for another host is refused, once in words, and nothing is ready."""
+    """A certificate from another authority or for another host is logged once, and the server is not ready."""
     Certificate.make(directory / "elsewhere", "localhost")
     dsn = tls_cluster.dsn(f"?sslmode=verify-full&sslrootcert={directory / authority}").replace("127.0.0.1", host)
     failures: list[str] = []
     with logged_lines() as lines:
         server = launch_server(Database(dsn), failures)
         try:
-            client = Client(f"http://127.0.0.1:{server.port}")
+            client = client_of(server)
             for _ in range(3):
                 assert (await client.request("GET", "/health/ready")).status == 503
                 assert (await client.send(App(), [make_event()])).status == 503
                 await deferLater(reactor, 0.5)
         finally:
             await server.stopService()
-    (line,) = (line for line in lines if "the database cannot be used yet" in line)
+    (line,) = (line for line in lines if "the database is not available, retrying" in line)
     assert problem in line
     assert "\n" not in line
     assert not failures

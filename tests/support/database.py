@@ -1,10 +1,10 @@
-"""Databases for tests, on a real PostgreSQL that the tests start."""
+"""Databases for tests, in a PostgreSQL server that the tests start."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,12 @@ from tkserver.storage.embedded.postgres import EmbeddedPostgres
 
 @dataclass(frozen=True)
 class Database:
-    """A database of its own."""
+    """A database."""
 
     dsn: str
 
     def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
-        """The rows of one statement, which is one transaction."""
+        """Execute a statement in autocommit mode on a new connection, and return its rows."""
         connection = psycopg2.connect(self.dsn)
         try:
             connection.autocommit = True
@@ -33,29 +33,33 @@ class Database:
             connection.close()
 
     def value(self, sql: str, *parameters: object) -> Any:
-        """The first column of the first row."""
+        """Execute a statement, and return the first column of its first row."""
         return self.query(sql, *parameters)[0][0]
 
 
 @dataclass(frozen=True)
 class DatabaseServer:
-    """A PostgreSQL on which databases can be made."""
+    """A PostgreSQL server in which tests create databases."""
 
     server: EmbeddedPostgres
 
     TEMPLATE = "tkserver_template"
 
     def named(self, name: str) -> Database:
+        """Return the database with a name."""
         return Database(self.server.dsn.replace("/postgres?", f"/{name}?"))
 
     def prepare(self) -> None:
-        """Make the template from which :meth:`migrated` copies."""
+        """Create the template that :meth:`migrated` copies."""
         self._run(f"CREATE DATABASE {self.TEMPLATE}")
         migrations.migrate(self.named(self.TEMPLATE).dsn, BlockingConnections())
 
     @contextmanager
     def empty(self, options: str = "") -> Iterator[Database]:
-        """A new database with nothing in it, for as long as the context lasts."""
+        """Create an empty database, and drop it when the context ends.
+
+        :param options: of the statement ``CREATE DATABASE``.
+        """
         name = f"test_{uuid.uuid4().hex}"
         self._run(f"CREATE DATABASE {name} {options}")
         try:
@@ -63,8 +67,8 @@ class DatabaseServer:
         finally:
             self._run(f"DROP DATABASE {name} WITH (FORCE)")
 
-    def migrated(self) -> Any:
-        """A new database with the server's schema."""
+    def migrated(self) -> AbstractContextManager[Database]:
+        """Create a database with the schema of tkserver, and drop it when the context ends."""
         return self.empty(f"TEMPLATE {self.TEMPLATE}")
 
     def _run(self, sql: str) -> None:

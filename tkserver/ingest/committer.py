@@ -1,10 +1,10 @@
 """Group commit: many requests, one transaction.
 
 Submissions that arrive while commits are in progress are written together by the next commit. There is no timer: a
-single submission is written immediately, and commits grow with the load.
+single submission is written immediately, and commits become larger as the load grows.
 
-Each application that has a quota has its own queue (a lane). Its commits run one after another, because they would wait
-for each other in the database and keep writers from all other applications.
+Each application that has a quota has its own queue (a lane), whose commits run one after another. In the database, they
+would wait for each other, and occupy writers that other applications need.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ MAX_COMMIT_EVENTS = 4000
 MAX_COMMIT_BYTES = 4_194_304
 
 LANE_SHARE = 0.25
-"""The share of the queue that one application with a quota may fill: its lane may be blocked by a lock."""
+"""The share of the limits that one application with a quota may use: a lock may block its lane."""
 
 LOW_WATER = 0.5
-"""After the queue was full, submissions are accepted again when it is filled to this share."""
+"""The share of the limits at which submissions are accepted again after the queue was full."""
 
 
 @dataclass(frozen=True)
 class QueueLimits:
-    """Limits of the queue. Submissions that are being committed count, too.
+    """Limits of the queue, in which submissions stay until they are committed.
 
     :ivar timeout: seconds after which a submission fails.
     """
@@ -94,6 +94,11 @@ class _Lane:
 
 @dataclass(eq=False, slots=True)
 class _Pending:
+    """A submission in a queue.
+
+    :ivar outcome: fires when it is committed.
+    """
+
     submission: Submission
     events: int
     bytes: int
@@ -102,7 +107,7 @@ class _Pending:
 
     @property
     def nonce(self) -> tuple[int, int, str] | None:
-        """The nonce, which must be unique within a commit."""
+        """A key for the nonce, of which a commit must not contain two."""
         submission = self.submission
         return None if submission.nonce is None else (*submission.application, submission.nonce)
 
@@ -145,11 +150,11 @@ class Committer:
     def submit(self, submission: Submission) -> Deferred[Outcome]:
         """Add a submission to the queue, and return a Deferred that fires when it is committed.
 
-        If the Deferred is cancelled, the submission is not written unless its commit has begun.
+        If the Deferred is cancelled before the commit has begun, the submission is not written.
 
         :raise Overloaded: if the queue is full.
-        :raise StorageError: if the submission could not be stored in time. Its commit may still succeed: the client
-            learns the result when it sends the events again.
+        :raise StorageError: if the submission was not stored in time. A commit that has begun may still succeed; the
+            client gets the result when it sends the events again.
         """
         pending = _Pending(submission, len(submission.rows), submission.bytes)
         try:
@@ -191,7 +196,7 @@ class Committer:
             _start(self._write_lane(application, lane))
 
     async def _write_lane(self, application: tuple[int, int], lane: _Lane) -> None:
-        """Commit until a lane is empty, one commit at a time, taking turns with other lanes."""
+        """Commit until a lane is empty, one commit at a time and in turn with other lanes."""
         while lane.queue:
             async with self._quota_writers:
                 if group := self._next_group(lane.queue):
@@ -205,7 +210,7 @@ class Committer:
         nonces: set[object] = set()
         while queue:
             pending = queue[0]
-            if pending.outcome.called:  # timed out or cancelled
+            if pending.outcome.called:  # it has timed out or was cancelled
                 self._finish(queue.popleft(), None)
                 continue
             events, size = events + pending.events, size + pending.bytes
@@ -218,7 +223,7 @@ class Committer:
         return group
 
     async def _commit(self, group: list[_Pending]) -> None:
-        """Commit a group; if some of its submissions prevent that, commit its halves."""
+        """Commit a group. If some of its submissions prevent that, commit its halves separately."""
         try:
             outcomes: Sequence[Outcome | Failure] = await self._store_group([pending.submission for pending in group])
         except Exception as error:
@@ -248,7 +253,8 @@ class Committer:
             return await self._store.store(submissions, skip_unstorable=True)
 
     def _finish(self, pending: _Pending, outcome: Outcome | Failure | None) -> None:
-        """
+        """Remove a submission from the load, count its outcome, and fire its Deferred.
+
         :param outcome: ``None`` if the submission was not written because nothing waits for it anymore.
         """
         self.load.remove(pending)
@@ -265,9 +271,9 @@ class Committer:
 
 
 class _Timeouts:
-    """Fails Deferreds that have not fired in time, all with the same timeout and therefore with a single timer.
+    """Fails Deferreds that have not fired in time. All have the same timeout, so that one timer is enough.
 
-    :param seconds: after which a Deferred fails with :exc:`Unavailable`.
+    :param seconds: the time after which a Deferred fails with :exc:`Unavailable`.
     """
 
     def __init__(self, seconds: float, reactor: Any) -> None:
@@ -282,7 +288,7 @@ class _Timeouts:
             self._timer = self._reactor.callLater(self._seconds, self._expire)
 
     def discard_fired(self) -> None:
-        """Remove the oldest Deferreds that have fired, so that their results are freed."""
+        """Remove the oldest Deferreds that have fired, so that the memory of their results is freed."""
         while self._waiting and self._waiting[0][1].called:
             self._waiting.popleft()
 
@@ -297,5 +303,5 @@ class _Timeouts:
 
 
 def _start(writer: Any) -> None:
-    """Start a writer outside the context of the request that happens to need it: it commits for many requests."""
+    """Start a writer outside the context of the current request, because it commits for many requests."""
     Context().run(ensureDeferred, writer)

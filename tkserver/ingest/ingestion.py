@@ -26,7 +26,7 @@ from tkserver.wire.batch import Batch, count_events, decode_body, read_batch
 
 
 class IngestResult(Struct, frozen=True):
-    """The result for a batch of which at least one event was accepted.
+    """The result of a batch of which at least one event was accepted.
 
     :ivar accepted: the number of events that are stored now, including ``duplicates``.
     :ivar duplicates: the number of events that were stored before.
@@ -55,10 +55,11 @@ class Ingestion:
         self._max_body_bytes = max_body_bytes
 
     async def ingest(self, request: IngestRequest) -> IngestResult:
-        """
+        """Verify a request and store its events.
+
         :raise ApiError: if the whole request is rejected.
-        :raise DoNotTrack: if the client sent a do-not-track header: its events are counted, and nothing is stored.
-        :raise StorageError: if its events could not be stored this time.
+        :raise DoNotTrack: if the client sent a do-not-track header. The events are counted, and not stored.
+        :raise StorageError: if the events were not stored. A later attempt may succeed.
         """
         try:
             verified = await self._verifier.verify(request)

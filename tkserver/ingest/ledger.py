@@ -19,7 +19,7 @@ from tkserver.wire.api_errors import (
 from tkserver.wire.batch import Batch
 
 Entry = tuple[str, str]
-"""An outcome, and the error code if there are several reasons for the outcome. Clients receive the same code."""
+"""An outcome, and the error code if the outcome can have several reasons. Clients receive the same code."""
 
 STORED: Entry = ("stored", "")
 DUPLICATE: Entry = ("duplicate", "")
@@ -27,10 +27,10 @@ NOT_TRACKED: Entry = ("not_tracked", "")
 ERASED: Entry = ("erased", "")
 
 REJECTED = "rejected"
-"""Permanently: the event violates a rule."""
+"""The outcome of events that violate a rule: permanent, so that the client does not send them again."""
 
 REFUSED = "refused"
-"""Temporarily: the client sends the event again, and then it is received once more."""
+"""The outcome of events that were not stored for a temporary reason: the client sends them again."""
 
 GIVEN_UP = "given_up"
 """The code of events that were not written because nothing waited for them anymore: the client had disconnected, or
@@ -55,11 +55,11 @@ ENTRIES: tuple[Entry, ...] = (
 class Ledger:
     """Counts each event when it is received and again when its outcome is known.
 
-    At any time, ``received`` equals the sum of ``settled`` and of the events in the queue. Outcomes are counted where
-    they are decided, not where the response is sent: the client may have disconnected, or the request timed out.
+    At any time, ``received`` equals the sum of ``settled`` plus the number of events in the queue. Outcomes are counted
+    where they are decided, not where the response is sent: the client may have disconnected, or the request timed out.
 
-    :ivar received: events of all batches that were read; of do-not-track requests, the events that were counted.
-    :ivar settled: events by outcome.
+    :ivar received: the number of events in all batches that were read, and in do-not-track requests.
+    :ivar settled: the number of events by outcome.
     """
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Ledger:
 
     def _settle_each(self, events: int, outcome: Outcome) -> None:
         conflicts, unstorable = outcome.conflicts, outcome.unstorable
-        erased = outcome.erased - conflicts - unstorable  # those are not stored in any case
+        erased = outcome.erased - conflicts - unstorable  # which would not be stored in any case
         duplicates = outcome.duplicates - erased
         settled = self.settled
         settled[STORED] += events - len(duplicates) - len(erased) - len(conflicts) - len(unstorable)

@@ -1,4 +1,4 @@
-"""Readiness of the database, queried at most a few times a second, however many probes ask for it."""
+"""Readiness of the database, checked at most a few times a second."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tkserver.deferreds import SharedDeferred
 from tkserver.storage.errors import StorageError, Unavailable
 
 LIFETIME = 0.25
-"""Seconds for which a result is reused: anyone may ask, and each check is a write."""
+"""Seconds for which a result is reused: anybody can request it, and each check writes to the database."""
 
 TIMEOUT = 2.0
 """Seconds after which a database that does not respond counts as not ready: probes have short timeouts themselves."""
@@ -31,11 +31,12 @@ class Readiness:
         self._check: SharedDeferred[None] | None = None
 
     def check(self) -> Deferred[None]:
-        """
+        """Check the database, or return the result of the last check if it is recent.
+
         :raise StorageError: if the database does not accept writes.
         """
         if self._check is None or self._reactor.seconds() >= self._valid_until:
-            self._valid_until = float("inf")  # until the result is known, all callers wait for the same check
+            self._valid_until = float("inf")  # until there is a result, all callers wait for the same check
             self._check = SharedDeferred(Context().run(ensureDeferred, self._run_probe()), expected=StorageError)
         return self._check.wait().addTimeout(TIMEOUT, self._reactor, _timed_out)
 

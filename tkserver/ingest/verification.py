@@ -43,7 +43,7 @@ from tkserver.wire.api_errors import (
 )
 
 _NO_SECRET = "0" * 64
-"""The key for requests without a credential, so that they take as long as requests with one."""
+"""The secret for requests without a matching credential, so that they take as long as requests with one."""
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,128}")
@@ -56,8 +56,8 @@ class IngestRequest(Struct, frozen=True):
 
     :ivar headers: by lower-case name. Values are decoded from ISO 8859-1.
     :ivar body: as received, still compressed if it was sent so.
-    :ivar record: checks add what they find out.
-    :ivar response_headers: checks add the headers that every response to this request has.
+    :ivar record: the record for logs and metrics; checks add the application.
+    :ivar response_headers: checks add headers for the response, including error responses.
     """
 
     org_id: str
@@ -70,10 +70,10 @@ class IngestRequest(Struct, frozen=True):
 
 @dataclass(slots=True)
 class VerificationState:
-    """A request and what the checks have found out so far.
+    """A request, and the results of the checks so far.
 
-    :ivar candidates: the credentials with which the request may have been signed.
-    :ivar credential: the one with which it was signed.
+    :ivar candidates: the active credentials with which the request may have been signed.
+    :ivar credential: the credential with which it was signed.
     """
 
     request: IngestRequest
@@ -103,7 +103,7 @@ Step = Callable[[VerificationState], "VerificationState | Deferred[VerificationS
 
 
 def run_checks(*checks: Check) -> Check:
-    """Combine checks that do not wait into one step: a callback of a Deferred costs more than most of them."""
+    """Combine checks that do not wait into one step, because a callback takes longer than most of them."""
 
     def run_all(state: VerificationState) -> VerificationState:
         for check in checks:
@@ -140,9 +140,10 @@ class Verifier:
         )
 
     def verify(self, request: IngestRequest) -> Deferred[VerifiedRequest]:
-        """
-        :raise ApiError: by the first check that fails.
-        :raise DoNotTrack: if the client sent a do-not-track header.
+        """Run all checks.
+
+        :raise ApiError: if a check fails. Later checks are not run.
+        :raise DoNotTrack: if all checks pass, and the client sent a do-not-track header.
         """
         state: Deferred[VerificationState] = succeed(VerificationState(request))
         for step in self.steps:
@@ -269,7 +270,7 @@ def _failed(failure: Failure) -> Failure:
 
 
 def _known(value: T | None) -> T:
-    """Return what an earlier check has found out."""
+    """Return a result of an earlier check."""
     assert value is not None, "the checks are in the wrong order"
     return value
 

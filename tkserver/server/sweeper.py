@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from twisted.internet.defer import Deferred, ensureDeferred
 from twisted.internet.task import LoopingCall
@@ -20,24 +20,26 @@ from tkserver.storage.store_statement import DELETE_OLD_NONCES
 
 _log = log.logger(__name__)
 
+T = TypeVar("T")
+
 EVENTS_INTERVAL = 3600.0
-"""Seconds between two deletions of old events, whose age limits are in days."""
+"""Seconds between two deletions of old events. Their age is counted in days."""
 
 NONCES_INTERVAL = 60.0
 """Seconds between two deletions of old nonces."""
 
 STATEMENT_TIMEOUT = 60.0
-"""Seconds."""
+"""Seconds after which the database cancels a statement."""
 
 _LOCK_KEY = 0x746B72657461696E  # "tkretain" in ASCII
 
 
 class Sweeper:
-    """Deletes old events when the server starts and every hour, and old nonces every minute.
+    """Deletes old events when the server starts and then every hour, and old nonces every minute.
 
-    The work is done in threads, on connections of its own.
+    The work is done in threads, with one connection for each deletion.
 
-    :param default_days: retention of applications that have none of their own; ``None`` keeps events forever.
+    :param default_days: the retention of applications that have none of their own; ``None`` stores events forever.
     """
 
     def __init__(self, reactor: Any, dsn: str, default_days: int | None) -> None:
@@ -45,19 +47,20 @@ class Sweeper:
         self._dsn = dsn
         self._default_days = default_days
         self._connections = BlockingConnections()
-        self._loops = {
-            self._loop(self._sweep_events): EVENTS_INTERVAL,
-            self._loop(self._sweep_nonces): NONCES_INTERVAL,
-        }
+        self._loops = [
+            (self._loop(self._sweep_events), EVENTS_INTERVAL),
+            (self._loop(self._sweep_nonces), NONCES_INTERVAL),
+        ]
         self._ended: list[Deferred[LoopingCall]] = []
 
     def start(self) -> None:
-        self._ended = [loop.start(interval) for loop, interval in self._loops.items()]
+        self._connections = BlockingConnections()
+        self._ended = [loop.start(interval) for loop, interval in self._loops]
 
     async def stop(self) -> None:
-        """Stop, also during a deletion: the next server continues it."""
+        """Stop, even during a deletion: the next server continues it."""
         self._connections.stop()
-        for loop in self._loops:
+        for loop, _ in self._loops:
             if loop.running:
                 loop.stop()
         for ended in self._ended:
@@ -88,36 +91,40 @@ class Sweeper:
         try:
             await self._in_thread(delete_old_nonces)
         except StorageError as error:
-            _log.debug("old nonces could not be deleted, next attempt soon: {error}", error=error, event="put_off")
+            if not self._connections.stopped:
+                _log.debug("old nonces could not be deleted, next attempt soon: {error}", error=error, event="put_off")
+        except Exception:
+            _log.failure("old nonces could not be deleted", event="put_off")
 
-    def _in_thread(self, work: Callable[[str, BlockingConnections], Any]) -> Deferred[Any]:
+    def _in_thread(self, work: Callable[[str, BlockingConnections], T]) -> Deferred[T]:
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), work, self._dsn, self._connections)
 
 
 def delete_old_events(dsn: str, connections: BlockingConnections, default_days: int | None) -> int:
-    """Delete old events unless another server does so now. Blocks.
+    """Delete old events, unless another server is deleting them. Blocks.
 
     :param default_days: see :class:`Sweeper`.
     :return: the number of deleted events.
     :raise StorageError: if the database is not available, or ``connections`` was stopped.
     """
-    with closing(_connect(dsn, connections)) as connection:
-        # The lock lasts as long as the connection: if this server dies, another one continues.
+    with _connection(dsn, connections) as connection:
+        # The lock lasts as long as the connection. If this server dies, another one can continue.
         if not value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK_KEY):
             return 0
         return sum(retention.prune(connection, default_days, time.monotonic, connections.sleep).values())
 
 
 def delete_old_nonces(dsn: str, connections: BlockingConnections) -> None:
-    """Delete nonces that can be reused. Blocks.
+    """Delete the nonces that can be used again. Blocks.
 
     :raise StorageError: if the database is not available, or ``connections`` was stopped.
     """
-    with closing(_connect(dsn, connections)) as connection:
+    with _connection(dsn, connections) as connection:
         rows(connection, DELETE_OLD_NONCES)
 
 
-def _connect(dsn: str, connections: BlockingConnections) -> Connection:
-    connection = connections.connect(dsn)
-    rows(connection, f"SET statement_timeout = {int(STATEMENT_TIMEOUT * 1000)}")
-    return connection
+@contextmanager
+def _connection(dsn: str, connections: BlockingConnections) -> Iterator[Connection]:
+    with closing(connections.connect(dsn)) as connection:
+        rows(connection, f"SET statement_timeout = {int(STATEMENT_TIMEOUT * 1000)}")
+        yield connection

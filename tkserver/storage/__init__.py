@@ -1,1 +1,1 @@
-"""The database: connections, statements, and the translation of the driver's exceptions."""
+"""Access to the database: connections, the statements that serve requests, migrations, the embedded PostgreSQL."""

@@ -1,6 +1,7 @@
 """Blocking connections, for the command line and for work in threads.
 
-All functions raise :exc:`~tkserver.storage.errors.StorageError`, never an exception of the driver.
+All functions raise :exc:`~tkserver.storage.errors.StorageError` if the database does not do what it is asked to. An
+exception of the driver itself means that the driver was used wrongly.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ DEFAULTS: dict[str, object] = {
 """libpq parameters for every connection, unless the DSN sets them."""
 
 _CONNECT_TIMEOUT = 5
+"""Seconds for one attempt to connect to one host, unless the DSN sets them."""
 
 
 @contextmanager
@@ -49,17 +51,17 @@ def rows(connection: Connection, sql: str, *parameters: object) -> list[tuple[An
 
 def value(connection: Connection, sql: str, *parameters: object) -> Any:
     """Execute a statement and return the first column of its first row; ``None`` if it returns no rows."""
-    found = rows(connection, sql, *parameters)
-    return found[0][0] if found else None
+    result = rows(connection, sql, *parameters)
+    return result[0][0] if result else None
 
 
 def chunks(
     connection: Connection, sql: str, *parameters: object, size: int, name: str
 ) -> Iterator[list[tuple[Any, ...]]]:
-    """Execute a query and yield its rows in lists, within a :func:`transaction`.
+    """Execute a query within a :func:`transaction`, and yield lists of its rows; all rows need not fit into memory.
 
     :param size: the maximum number of rows in a list.
-    :param name: of the server-side cursor.
+    :param name: the name of the cursor in the database.
     """
     with translated(), connection.cursor(name=name) as cursor:
         cursor.execute(sql, parameters or None)
@@ -69,22 +71,26 @@ def chunks(
 
 @contextmanager
 def transaction(connection: Connection) -> Iterator[None]:
-    """Execute several statements in one transaction, on a connection in autocommit mode."""
+    """Execute the statements of a ``with`` block in one transaction, on a connection in autocommit mode."""
     connection.autocommit = False
     try:
         with translated(), connection:
             yield
     finally:
-        with suppress(psycopg2.Error):  # of a connection that was lost
+        with suppress(psycopg2.Error):  # the connection may be lost
             connection.autocommit = True
 
 
 class BlockingConnections:
-    """Opens connections, and closes them all when it is stopped."""
+    """Opens connections for work in threads, and aborts that work when it is stopped.
+
+    Thread-safe. It cannot be used again after :meth:`stop`.
+    """
 
     def __init__(self) -> None:
         self._stopped = threading.Event()
-        self._opened: list[Connection] = []
+        self._lock = threading.Lock()
+        self._open: list[Connection] = []
 
     @property
     def stopped(self) -> bool:
@@ -96,28 +102,36 @@ class BlockingConnections:
 
         :raise Unavailable: after :meth:`stop`.
         """
-        self.sleep(0)
+        self._check()
         with translated():
-            given = psycopg2.extensions.parse_dsn(dsn)
-            connection: Connection = psycopg2.connect(**{"connect_timeout": _CONNECT_TIMEOUT, **DEFAULTS, **given})
+            parameters = {"connect_timeout": _CONNECT_TIMEOUT, **DEFAULTS, **psycopg2.extensions.parse_dsn(dsn)}
+            connection: Connection = psycopg2.connect(**parameters)
             connection.autocommit = True
-        self._opened = [opened for opened in self._opened if not opened.closed]
-        self._opened.append(connection)
-        self.sleep(0)
+        with self._lock:
+            self._open = [*(other for other in self._open if not other.closed), connection]
+        self._check()  # stop() may have been called before the connection was in the list
         return connection
 
     def sleep(self, seconds: float) -> None:
-        """Wait.
+        """Wait, at most until :meth:`stop` is called.
 
-        :raise Unavailable: when :meth:`stop` is called.
+        :raise Unavailable: if it was called.
         """
         if self._stopped.wait(seconds):
             raise Unavailable("stopping")
 
     def stop(self) -> None:
-        """Abort everything that is in progress. Thread-safe; works even if the database does not respond."""
+        """Make all statements that are in progress fail, even if the database does not respond.
+
+        A connection attempt that is in progress ends after its timeout.
+        """
         self._stopped.set()
-        for connection in self._opened:
-            # libpq finds that its peer has gone. To cancel a statement would mean to wait for the database.
-            with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(connection.fileno())) as peer:
-                peer.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            connections = list(self._open)
+        for connection in connections:
+            # libpq then finds the connection closed. Cancelling the statement instead would need a response.
+            with suppress(OSError, psycopg2.Error), socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
+
+    def _check(self) -> None:
+        self.sleep(0)

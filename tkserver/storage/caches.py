@@ -1,7 +1,7 @@
-"""What a server caches of the database, so that a request normally needs no query before its events are stored.
+"""Caches of database content, so that a request normally needs no query before its events are stored.
 
-Caches are used only while the :class:`~tkserver.storage.changes.ChangeListener` would notice a change. Each
-invalidation begins a new generation: a result that was queried in an earlier generation is not cached.
+Cached data is used only while the :class:`~tkserver.storage.changes.ChangeListener` would notice a change. Each
+invalidation begins a new generation. The result of a query that began in an earlier generation is not cached.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ from tkserver.storage.errors import StorageError
 _log = log.logger(__name__)
 
 MAX_LOOKUPS = 10_000
-"""The number of credential lookups that are cached, including those that found nothing."""
+"""The maximum number of cached credential lookups, including those without a result."""
 
 LIFETIME = 60.0
-"""Seconds for which an entry is valid. Changes invalidate it immediately; this limit is a safety net."""
+"""Seconds for which an entry is valid. Changes invalidate entries immediately; this is only a safeguard."""
 
 LAST_USED_INTERVAL = 30.0
 """Seconds between two updates of ``last_used_at``."""
 
 LAST_FLUSH_TIMEOUT = 2.0
-"""Seconds for the update when the server stops."""
+"""Seconds for the last update when the server stops."""
 
 Credentials = tuple[Credential, ...]
 
 Lookup = Credentials | Deferred[Credentials]
-"""A cached result, or a Deferred that fires when the database has responded."""
+"""A cached result, or a Deferred that fires with the result of a query."""
 
 
 class CredentialCache:
-    """Looks up credentials, each at most once until something changes.
+    """Looks up credentials, and caches the results.
 
-    A change of any credential clears the whole cache. Changes are rare, and a credential is found by token, by
-    application, or not at all: to clear only the affected entries would be complicated.
+    A change of any credential clears the whole cache. Changes are rare, and the affected entries are hard to find: a
+    credential can be cached by token and by application, and a new one affects lookups that had no result.
 
     :param clock: returns seconds, on any scale.
     """
@@ -64,7 +64,7 @@ class CredentialCache:
         changes.subscribe(credentials.CHANNEL, self.invalidate)
 
     def invalidate(self) -> None:
-        """Clear the cache, and do not cache the results of lookups that are in progress."""
+        """Clear the cache. Lookups in progress are not cached, and later requests do not wait for them."""
         self._generation += 1
         self._cached.clear()
         self._pending.clear()
@@ -83,26 +83,26 @@ class CredentialCache:
                 return self._cached[key]
         pending = self._pending.get(key)
         if pending is None:
-            # Several requests wait for this query, so it does not run in the context of the first one.
+            # Several requests may wait for this query, so it does not run in the context of the first one.
             pending = SharedDeferred(Context().run(ensureDeferred, self._query(key, query)), expected=StorageError)
-            if not pending.done:  # without a connection, it has failed already
+            if not pending.done:  # it has already failed if there is no connection
                 self._pending[key] = pending
         return pending.wait()
 
     async def _query(self, key: Hashable, query: Callable[[], Awaitable[Credentials]]) -> Credentials:
         generation = self._generation
         try:
-            found = await query()
+            result = await query()
         finally:
             if generation == self._generation:
                 self._pending.pop(key, None)
         if generation == self._generation:
-            self._cached[key] = found
-        return found
+            self._cached[key] = result
+        return result
 
 
 class ErasedUserCache:
-    """The set of erased users.
+    """Caches the set of erased users.
 
     :param clock: returns seconds, on any scale.
     """
@@ -122,7 +122,7 @@ class ErasedUserCache:
         self._cached = None
 
     async def current(self) -> tuple[ErasedUsers, int]:
-        """Return the set and its generation, the argument of :meth:`may_have_changed_since`.
+        """Return the set, and its generation for :meth:`may_have_changed_since`.
 
         :raise StorageError: if the set is not cached and cannot be loaded.
         """
@@ -135,12 +135,12 @@ class ErasedUserCache:
         return loaded, generation
 
     def may_have_changed_since(self, generation: int) -> bool:
-        """Return true if a user may have been erased since :meth:`current` returned this generation."""
+        """Return true if users may have been erased since :meth:`current` returned this generation."""
         return not self._changes.listening or generation != self._generation
 
 
 class LastUsedTimes:
-    """Writes ``last_used_at`` of credentials now and then instead of with each request."""
+    """Writes ``last_used_at`` of credentials periodically instead of with each request."""
 
     def __init__(self, store: CredentialStore, reactor: Any) -> None:
         self._store = store
@@ -153,10 +153,11 @@ class LastUsedTimes:
         self._loop.start(LAST_USED_INTERVAL, now=False)
 
     async def stop(self) -> None:
-        """Write the times that are not written yet, if the database responds soon."""
+        """Write the remaining times, unless the database does not respond soon."""
         if self._loop.running:
             self._loop.stop()
-        with suppress(defer.TimeoutError):  # half a minute of inaccuracy is not worth a longer wait
+        # The timeout cancels the waiting, not the update, which may still succeed. The times need not be exact.
+        with suppress(defer.TimeoutError):
             await SharedDeferred(ensureDeferred(self._flush())).wait().addTimeout(LAST_FLUSH_TIMEOUT, self._reactor)
 
     def record(self, credential: Credential) -> None:
@@ -167,8 +168,9 @@ class LastUsedTimes:
         times, self._times = self._times, {}
         if not times:
             return
+        utc = {credential_id: datetime.fromtimestamp(time, timezone.utc) for credential_id, time in times.items()}
         try:
-            await self._store.mark_used({key: datetime.fromtimestamp(at, timezone.utc) for key, at in times.items()})
+            await self._store.mark_used(utc)
         except StorageError as error:
             _log.warn(
                 "the times when tokens were last used could not be written: {error}",

@@ -1,12 +1,13 @@
-"""Notifications of changes in the database: what servers cache must be discarded when another process changes it."""
+"""Notifications of changes in the database, so that servers discard what they cache when another process changes it."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import LoopingCall
 
 from tkserver.storage.connection import PersistentConnection
@@ -24,57 +25,59 @@ margin for a busy reactor.
 
 
 class ChangeListener:
-    """Calls functions when other processes may have changed what they cache.
+    """Listens for changes, and invalidates caches.
 
-    Subscribe before :meth:`start`.
+    All caches must subscribe before :meth:`start` is called.
 
-    :ivar listening: true if a change would be noticed now. Nothing must be cached while it is false.
+    :ivar listening: true if a change would be noticed now. While it is false, cached data must not be used.
     """
 
     def __init__(self, reactor: Any, dsn: str) -> None:
         self._reactor = reactor
         self._dsn = dsn
-        self._invalidate: dict[str, Callable[[], None]] = {}
-        self._heartbeat = LoopingCall(self._check)
+        self._subscribers: defaultdict[str, list[Callable[[], None]]] = defaultdict(list)
+        self._heartbeat = LoopingCall(lambda: ensureDeferred(self._check()))
         self._heartbeat.clock = reactor
         self._connection: PersistentConnection | None = None
         self.listening = False
 
     def subscribe(self, channel: str, invalidate: Callable[[], None]) -> None:
-        """Call ``invalidate`` after each NOTIFY on a channel, and whenever one may have been missed."""
-        self._invalidate[channel] = invalidate
+        """Call a function after each NOTIFY on a channel, and whenever a NOTIFY may have been missed."""
+        assert self._connection is None, "the connection listens only on the channels that it was started with"
+        self._subscribers[channel].append(invalidate)
 
     def start(self) -> None:
         self._connection = PersistentConnection(
             self._reactor,
             self._dsn,
-            session=[f"LISTEN {channel}" for channel in self._invalidate],
-            up=self._up,
-            down=self._down,
+            session=[f"LISTEN {channel}" for channel in self._subscribers],
+            on_connected=self._on_connected,
+            on_disconnected=self._on_disconnected,
         )
-        self._connection.on_notify(lambda notice: self._invalidate[notice.channel]())
+        self._connection.add_notify_observer(lambda notice: self._invalidate(notice.channel))
         self._connection.start()
 
     async def stop(self) -> None:
         if self._connection is not None:
             await self._connection.stop()
 
-    def _up(self) -> None:
-        for invalidate in self._invalidate.values():
+    def _invalidate(self, channel: str) -> None:
+        for invalidate in self._subscribers[channel]:
             invalidate()
+
+    def _on_connected(self) -> None:
+        for channel in self._subscribers:
+            self._invalidate(channel)
         self.listening = True
         self._heartbeat.start(HEARTBEAT)
 
-    def _down(self, _: StorageError) -> None:
+    def _on_disconnected(self, _: StorageError) -> None:
         self.listening = False
         if self._heartbeat.running:
             self._heartbeat.stop()
 
-    def _check(self) -> Deferred[None]:
-        return ensureDeferred(self._query())
-
-    async def _query(self) -> None:
-        """Detect a connection that is open but dead: it would deliver no notifications."""
+    async def _check(self) -> None:
+        """Detect a connection that is open but dead, on which no notification would arrive: the query closes it."""
         assert self._connection is not None
         with suppress(StorageError):
             await self._connection.query("SELECT 1", timeout=HEARTBEAT)

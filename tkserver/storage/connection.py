@@ -1,4 +1,4 @@
-"""One database connection that is always there again: made, watched, and made anew when it is lost."""
+"""A connection to the database for the reactor, which reconnects when it is lost."""
 
 from __future__ import annotations
 
@@ -28,17 +28,19 @@ CONNECT_TIMEOUT = 5.0
 _DEFAULTS = {
     **DEFAULTS,
     "client_encoding": "UTF8",
-    "tcp_user_timeout": 10_000,  # milliseconds: the same where something was sent and is not acknowledged
+    # Milliseconds. Keepalives do not detect a dead peer while sent data is not acknowledged; this does.
+    "tcp_user_timeout": 10_000,
 }
 
 
 class PersistentConnection:
-    """A connection that heals itself.
+    """A connection that is opened again whenever it is lost.
 
     :param dsn: a libpq URL or connection string.
-    :param session: statements that are run on each new connection before it is used.
-    :param up: called each time that the connection is ready to be used.
-    :param down: called each time that it is lost, or could not be made, with the reason.
+    :param session: statements that are executed on each new connection before it is used.
+    :param on_connected: called each time that the connection is ready for use.
+    :param on_disconnected: called with the error each time that the connection is lost or an attempt to connect fails.
+    :ivar connected: true if the connection is ready for use.
     """
 
     def __init__(
@@ -47,51 +49,47 @@ class PersistentConnection:
         dsn: str,
         *,
         session: Sequence[str] = (),
-        up: Callable[[], None],
-        down: Callable[[StorageError], None],
+        on_connected: Callable[[], None],
+        on_disconnected: Callable[[StorageError], None],
     ) -> None:
         self._reactor = reactor
         self._dsn = dsn
         self._session = "; ".join(session)
-        self._up = up
-        self._down = down
+        self._on_connected = on_connected
+        self._on_disconnected = on_disconnected
         self._observers: list[Callable[[Notify], None]] = []
         self._backoff = backoffPolicy(initialDelay=0.1, maxDelay=1.5, factor=1.5)
         self._connection: _Connection | None = None
         self._stopping = False
-        self._pause: Deferred[None] | None = None
-        self._loop: Deferred[None] | None = None
+        self._retry_delay: Deferred[None] | None = None
+        self._ended: Deferred[None] | None = None
         self.connected = False
 
     def start(self) -> None:
-        """Begin to connect. Returns at once; it goes on trying until :meth:`stop`."""
-        self._loop = ensureDeferred(self._stay_connected())
+        """Connect in the background, and retry until :meth:`stop` is called."""
+        self._ended = ensureDeferred(self._stay_connected())
 
     async def stop(self) -> None:
-        """Close the connection for good. What is under way on it fails with :exc:`ConnectionLost`."""
+        """Close the connection permanently. A query in progress fails with :exc:`ConnectionLost`."""
         self._stopping = True
-        self.drop()
-        if self._pause is not None:
-            self._pause.cancel()
-        if self._loop is not None:
-            await self._loop
-
-    def drop(self) -> None:
-        """Close the connection, to be made anew: it does not answer, or its state is unknown."""
         if self._connection is not None:
             self._connection.close()
+        if self._retry_delay is not None:
+            self._retry_delay.cancel()
+        if self._ended is not None:
+            await self._ended
 
-    def on_notify(self, observer: Callable[[Notify], None]) -> None:
-        """Have ``observer`` called with each NOTIFY that arrives, on this and on every later connection."""
+    def add_notify_observer(self, observer: Callable[[Notify], None]) -> None:
+        """Call a function with each NOTIFY that arrives on the next connection and on all later ones."""
         self._observers.append(observer)
 
     def query(self, sql: str, parameters: Sequence[object] = (), *, timeout: float) -> Deferred[Rows]:
-        """Run one statement, which is one transaction.
+        """Execute one statement; outside a transaction block, it is a transaction of its own.
 
-        :param timeout: seconds after which the connection is given up, whatever the database is doing. The
-            session's own ``statement_timeout`` should be shorter, and normally comes first.
-        :return: the rows; none for a statement that gives none.
-        :raise StorageError: when it did not work.
+        :param timeout: seconds after which the connection is closed because the database does not respond. The
+            ``statement_timeout`` of the session should be shorter, so that it normally comes first.
+        :return: the rows; an empty list if the statement returns none.
+        :raise StorageError: if the statement failed.
         """
         return ensureDeferred(self._query(sql, parameters, timeout))
 
@@ -121,17 +119,17 @@ class PersistentConnection:
             try:
                 connection = await self._connect()
             except StorageError as error:
-                self._down(error)
+                self._on_disconnected(error)
                 await self._sleep(self._backoff(failures))
                 failures += 1
                 continue
             failures = 0
             self.connected = True
-            self._up()
+            self._on_connected()
             await connection.ended
             connection.close()
             self.connected = False
-            self._down(ConnectionLost("the connection was lost"))
+            self._on_disconnected(ConnectionLost("the connection was lost"))
 
     async def _connect(self) -> _Connection:
         threads = self._reactor.getThreadPool()
@@ -146,7 +144,7 @@ class PersistentConnection:
                 await connection.runOperation(self._session)
         except Exception as error:
             connection.close()
-            raise translate(error) or ConnectionLost("no answer to the attempt to connect") from None
+            raise translate(error) or ConnectionLost("the database did not respond to the attempt to connect") from None
         finally:
             if timer.active():
                 timer.cancel()
@@ -155,27 +153,27 @@ class PersistentConnection:
         return connection
 
     async def _sleep(self, seconds: float) -> None:
-        self._pause = deferLater(self._reactor, seconds)
+        self._retry_delay = deferLater(self._reactor, seconds)
         with suppress(CancelledError):
-            await self._pause
-        self._pause = None
+            await self._retry_delay
+        self._retry_delay = None
 
 
-class _Polling:
-    """What polls a socket, and says that it is broken instead of raising.
+class _PollMixin:
+    """Returns errors of polling to the reactor instead of raising them.
 
-    The reactor logs a traceback of what is raised to it, and takes what is returned quietly. When libpq has closed a
-    socket by itself, the driver may not have noticed yet, and epoll refuses the descriptor with a ValueError.
+    The reactor logs a traceback of an exception that is raised. If it is returned, the reactor only closes the
+    connection. A ValueError occurs after libpq has closed the socket by itself: epoll rejects the descriptor.
     """
 
     def doRead(self) -> Exception | None:
-        return self._quietly(super().doRead)  # type: ignore[misc]
+        return self._error_of(super().doRead)  # type: ignore[misc]
 
     def doWrite(self) -> Exception | None:
-        return self._quietly(super().doWrite)  # type: ignore[misc]
+        return self._error_of(super().doWrite)  # type: ignore[misc]
 
     @staticmethod
-    def _quietly(poll: Callable[[], None]) -> Exception | None:
+    def _error_of(poll: Callable[[], None]) -> Exception | None:
         try:
             poll()
         except (psycopg2.Error, ValueError) as error:
@@ -183,8 +181,8 @@ class _Polling:
         return None
 
 
-class _Cursor(_Polling, txpostgres.Cursor):  # type: ignore[misc]
-    """txpostgres' cursor, on a socket that may be gone."""
+class _Cursor(_PollMixin, txpostgres.Cursor):  # type: ignore[misc]
+    """The cursor of txpostgres, for a socket that libpq may have closed."""
 
     def connectionLost(self, reason: Failure) -> None:
         try:
@@ -193,8 +191,8 @@ class _Cursor(_Polling, txpostgres.Cursor):  # type: ignore[misc]
             self._connection.close()
 
 
-class _Connection(_Polling, txpostgres.Connection):  # type: ignore[misc]
-    """txpostgres' connection, which also says when it has ended.
+class _Connection(_PollMixin, txpostgres.Connection):  # type: ignore[misc]
+    """The connection of txpostgres, with a Deferred for its end.
 
     :ivar ended: fires when the connection is lost or closed.
     """
@@ -223,28 +221,32 @@ class _Connection(_Polling, txpostgres.Connection):  # type: ignore[misc]
 
 
 def _connection_parameters(dsn: str) -> dict[str, object]:
-    """The parts of a DSN, with every host name resolved.
+    """Return the libpq parameters of a DSN, with all host names resolved. Blocks.
 
-    libpq resolves names itself, and blocks while it does; so this is called in a thread.
+    libpq would resolve them itself, and block the reactor. Host names stay among the parameters for certificates.
     """
-    given = parse_dsn(dsn)
-    if given.get("host") and "hostaddr" not in given:
-        given.update(_resolved(given["host"].split(","), given.get("port", "").split(",")))
-    return {**_DEFAULTS, **given}
+    parameters = parse_dsn(dsn)
+    if parameters.get("host") and "hostaddr" not in parameters:
+        parameters.update(_resolve(parameters["host"].split(","), parameters.get("port", "").split(",")))
+    return {**_DEFAULTS, **parameters}
 
 
-def _resolved(hosts: list[str], ports: list[str]) -> dict[str, str]:
+def _resolve(hosts: list[str], ports: list[str]) -> dict[str, str]:
+    """Return the parameters of hosts; a host with several addresses is repeated for each of them."""
     if len(ports) == 1:
         ports *= len(hosts)
-    found: list[tuple[str, str, str]] = []
+    resolved: list[tuple[str, str, str]] = []
     for host, port in zip(hosts, ports, strict=True):
-        found += [(host, address, port) for address in _addresses(host)]
-    names, addresses, all_ports = zip(*found, strict=True)
+        resolved += [(host, address, port) for address in _addresses(host)]
+    names, addresses, all_ports = zip(*resolved, strict=True)
     return {"host": ",".join(names), "hostaddr": ",".join(addresses), "port": ",".join(all_ports)}
 
 
 def _addresses(host: str) -> list[str]:
-    """The addresses of a host, as libpq's ``hostaddr`` takes them: none for a socket directory."""
+    """Return the addresses of a host for ``hostaddr``; a single empty string for the directory of a Unix socket.
+
+    :raise Unavailable: if the name cannot be resolved now.
+    """
     if not host or host.startswith(("/", "@")):
         return [""]
     with suppress(ValueError):
@@ -252,5 +254,5 @@ def _addresses(host: str) -> list[str]:
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError:
-        raise Unavailable("the database's host name cannot be resolved") from None
+        raise Unavailable("the host name of the database cannot be resolved") from None
     return list(dict.fromkeys(str(address[4][0]) for address in found))

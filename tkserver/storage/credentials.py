@@ -66,7 +66,7 @@ class CredentialStore:
         return tuple(map(_credential, await self._pool.run(_BY_APP, (str(app_id), str(org_id)))))
 
     async def mark_used(self, times: Mapping[UUID, datetime]) -> None:
-        """Store when credentials were last used, unless a later time is stored already.
+        """Store the times when credentials were last used, unless a later time is stored already.
 
         :param times: by the id of the credential.
         """

@@ -13,11 +13,9 @@ from tkserver.storage.pool import Pool
 CHANNEL = "tkserver_erasures"
 """The NOTIFY channel for changes of the table ``erasures`` (``schema/0008_erasures.sql``)."""
 
-LOAD = """
+_LOAD = """
 SELECT k.key, e.user_hash, e.org_id::text, e.app_id::text FROM erasure_key AS k LEFT JOIN erasures AS e ON true
 """
-"""Select the key and all erasures; a single row without an erasure if there is none."""
-
 _DELETE = "DELETE FROM events WHERE app_id = %s AND org_id = %s AND event_id = ANY (%s::uuid[])"
 
 
@@ -35,7 +33,10 @@ class ErasedUsers:
 
     @classmethod
     def from_rows(cls, rows: list[tuple[Any, ...]]) -> ErasedUsers:
-        """Return the set that the statement ``LOAD`` has selected."""
+        """
+        :param rows: the key of the hashes, a hash, and its ``org_id`` and ``app_id``. If no user is erased, there is
+            one row, with only the key.
+        """
         everywhere: set[bytes] = set()
         by_app: dict[tuple[int, int], set[bytes]] = {}
         for _, erased_hash, org_id, app_id in rows:
@@ -48,6 +49,7 @@ class ErasedUsers:
 
     @property
     def empty(self) -> bool:
+        """True if no user is erased."""
         return not self.everywhere and not self.by_app
 
     def intersection(self, application: tuple[int, int], user_ids: set[str]) -> set[str]:
@@ -63,7 +65,7 @@ class ErasedUsers:
 
 
 def user_hash(key: bytes, user_id: str) -> bytes:
-    """Return the hash that identifies an erased user; without the key, it reveals nothing about the id."""
+    """Return the hash that identifies an erased user. Without the key, nobody can compute it from an id."""
     return hmac.digest(key, user_id.encode(), "sha256")
 
 
@@ -75,8 +77,8 @@ class ErasureStore:
 
     async def load(self) -> ErasedUsers:
         """Return all erased users."""
-        return ErasedUsers.from_rows(await self._pool.run(LOAD))
+        return ErasedUsers.from_rows(await self._pool.run(_LOAD))
 
     async def delete(self, org_id: UUID, app_id: UUID, event_ids: list[UUID]) -> None:
-        """Delete these events of an application, if they are stored."""
+        """Delete these events of an application; ids that are not stored are ignored."""
         await self._pool.run(_DELETE, (str(app_id), str(org_id), [str(event_id) for event_id in event_ids]))

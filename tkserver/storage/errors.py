@@ -7,20 +7,20 @@ from psycopg2 import errorcodes
 
 
 class StorageError(Exception):
-    """The database did not do what it was asked to.
+    """An operation of the database failed.
 
-    The text is written to the log: it names the condition, and never contains a value, a statement or a password.
+    The text is written to the log. It names the condition, and never contains a value, a statement or a password.
     """
 
     holds_no_values = True
 
 
 class Unavailable(StorageError):
-    """A later attempt may succeed: the database is not running, busy, full, read-only, or did not respond in time."""
+    """A later attempt may succeed: the database does not run or respond, or is busy, full or read-only."""
 
 
 class ConnectionLost(Unavailable):
-    """The connection is unusable. A statement that was in progress may have been committed or not."""
+    """The connection is unusable. A statement that was in progress may have been committed."""
 
 
 class Collision(Unavailable):
@@ -47,7 +47,7 @@ _DATA_CLASSES = {"22", "23", "54"}  # data exception; integrity constraint viola
 def translate(error: BaseException) -> StorageError | None:
     """Return the :exc:`StorageError` for an exception of the driver; ``None`` if the database did not cause it.
 
-    SQLSTATE classes: PostgreSQL manual, appendix A.
+    The PostgreSQL manual lists SQLSTATE codes and their classes in appendix A.
     """
     if isinstance(error, StorageError):
         return error
@@ -55,7 +55,7 @@ def translate(error: BaseException) -> StorageError | None:
         return None
     state = error.pgcode
     if state is None:
-        # From the driver itself: wrong use of it, or a broken connection. The text of the latter contains no values.
+        # The driver itself raised it because of wrong use, or a lost connection. The latter text contains no values.
         return None if isinstance(error, psycopg2.ProgrammingError) else ConnectionLost(_first_line(error))
     condition = f"{_name(state)} ({state})"
     if state in _COLLISIONS:

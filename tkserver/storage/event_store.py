@@ -1,9 +1,9 @@
-"""Storage of events: one statement and one commit for any number of submissions."""
+"""Storage of events: one statement and one commit for many submissions."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass
 from enum import Enum
 
@@ -15,17 +15,14 @@ from tkserver.storage.erasures import ErasedUsers, ErasureStore
 from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, Inseparable, StorageError
 from tkserver.storage.events import ALL_STORED, Outcome, Row, Submission
 from tkserver.storage.pool import READ_COMMITTED, Execute, Pool
-from tkserver.storage.quota_store import insert_within_quota
+from tkserver.storage.quota_store import Insert, insert_within_quota
 from tkserver.storage.store_statement import PROBE, STORE
-
-Insert = Callable[[Execute, Sequence[Submission]], Awaitable[list[Outcome]]]
-"""Inserts submissions in the current transaction."""
 
 
 class CommitResult(Enum):
-    """How a commit ended.
+    """How an attempt to commit ended.
 
-    ``SPLIT``: some submissions prevented the commit, and it is retried in parts. ``UNKNOWN``: the connection was lost
+    ``SPLIT``: some submissions prevented the commit, which is retried in parts. ``UNKNOWN``: the connection was lost
     before the database responded, so that the commit may have succeeded.
     """
 
@@ -50,12 +47,12 @@ class CommitRecord:
 class EventStore:
     """The events of all applications.
 
-    Events of erased users are not stored. The set of erased users is checked before the commit, and again after it if
-    it may have changed in the meantime: an erasure deletes the events that were committed before it, and this class
-    deletes those that were committed after it. Skipped events are deleted as well, because they may be in the table:
-    a server that crashed before its second check sent no response, so the SDK sends the same events again.
+    Events of erased users are not stored. Users are checked before the commit, and again after it if a user may have
+    been erased in the meantime: an erasure deletes the events that were committed before it, and this class deletes
+    those that were committed after it. Events that are not stored are deleted as well, because they may be in the
+    table: if a server crashes between the commit and the second check, the SDK sends the same events again.
 
-    :param pool: its connections have run ``PREPARE_STORE``.
+    :param pool: its connections have executed ``PREPARE_STORE``.
     :param clock: returns seconds, on any scale.
     :param observe: called after each attempt to commit.
     """
@@ -77,24 +74,24 @@ class EventStore:
     async def store(self, submissions: Sequence[Submission], *, skip_unstorable: bool = False) -> list[Outcome]:
         """Store all submissions in one commit, or none of them.
 
-        No two of them have the same nonce for the same application. If an application has a quota, all of them belong
-        to this application, and those for which the quota has no room are not stored.
+        Two submissions of an application must not have the same nonce. Submissions of an application that has a quota
+        must not be mixed with those of other applications; those that exceed the quota are not stored.
 
-        :param skip_unstorable: skip the events that the database does not accept instead of raising ``DataRefused``.
+        :param skip_unstorable: skip the events that the database does not accept, instead of raising ``DataRefused``.
         :return: the outcome of each submission.
         :raise DataRefused: if the database does not accept a value of an event.
         :raise Inseparable: if the quota can be checked only for fewer submissions at once.
-        :raise StorageError: if a later attempt may succeed.
+        :raise StorageError: if the submissions were not stored for another reason. A later attempt may succeed.
         """
         erased, generation = await self._erased_users.current()
-        skipped = [_rows_of(erased, submission) for submission in submissions]
+        skipped = [_erased_rows(submission, erased) for submission in submissions]
         remaining = [submission.without(rows) for submission, rows in zip(submissions, skipped, strict=True)]
         stored = iter(await self._commit([submission for submission in remaining if submission.rows], skip_unstorable))
         outcomes = [
             _with_erased(next(stored) if submission.rows else ALL_STORED, rows)
             for submission, rows in zip(remaining, skipped, strict=True)
         ]
-        # The commit is done. A later error becomes part of the outcome, and cannot undo it.
+        # The events are committed. An error from now on is part of the outcome, and does not undo the commit.
         try:
             skipped = await self._check_again(submissions, skipped, generation)
         except StorageError as error:
@@ -105,9 +102,9 @@ class EventStore:
         ]
 
     async def probe(self) -> None:
-        """Write a row.
+        """Write a row to check that the database accepts writes.
 
-        :raise StorageError: if the database does not accept writes.
+        :raise StorageError: if it does not.
         """
         await self._pool.run(PROBE)
 
@@ -115,15 +112,18 @@ class EventStore:
         if not submissions:
             return []
         started = self._clock()
-        result = CommitResult.COMMITTED
         try:
-            return await self._insert(submissions, skip_unstorable)
+            outcomes = await self._insert(submissions, skip_unstorable)
         except Exception as error:
-            result = _result_of(error, submissions)
+            is_split = is_divisible(error, submissions) and not skip_unstorable
+            self._record(CommitResult.SPLIT if is_split else _result_of(error), submissions, started)
             raise
-        finally:
-            events = sum(len(submission.rows) for submission in submissions)
-            self._observe(CommitRecord(result, events, self._clock() - started))
+        self._record(CommitResult.COMMITTED, submissions, started)
+        return outcomes
+
+    def _record(self, result: CommitResult, submissions: list[Submission], started: float) -> None:
+        events = sum(len(submission.rows) for submission in submissions)
+        self._observe(CommitRecord(result, events, self._clock() - started))
 
     async def _insert(self, submissions: list[Submission], skip_unstorable: bool) -> list[Outcome]:
         insert: Insert = insert_accepted if skip_unstorable else insert_all
@@ -138,14 +138,14 @@ class EventStore:
     async def _check_again(
         self, submissions: Sequence[Submission], skipped: list[dict[int, Row]], generation: int
     ) -> list[dict[int, Row]]:
-        """Return the rows that must not be stored, by the current set of erased users."""
+        """Return the rows of each submission that must not be stored, for the current set of erased users."""
         if not self._erased_users.may_have_changed_since(generation):
             return skipped
         erased, _ = await self._erased_users.current()
-        return [_rows_of(erased, submission) | rows for submission, rows in zip(submissions, skipped, strict=True)]
+        return [_erased_rows(submission, erased) | rows for submission, rows in zip(submissions, skipped, strict=True)]
 
     async def _delete(self, submission: Submission, rows: dict[int, Row], outcome: Outcome) -> Outcome:
-        """Delete rows of erased users, and return the outcome without them."""
+        """Delete rows of erased users, and return the outcome after that."""
         try:
             event_ids = [row.event_id for row in rows.values()]
             await self._erasures.delete(submission.org_id, submission.app_id, event_ids)
@@ -155,19 +155,17 @@ class EventStore:
 
 
 def is_divisible(error: Exception, submissions: Sized) -> bool:
-    """Return true if a failed commit can be retried in parts: fewer submissions, or fewer events of a single one."""
+    """Return true if a failed commit can be retried in parts: each with fewer submissions, or with fewer events."""
     return isinstance(error, DataRefused) or (len(submissions) > 1 and isinstance(error, (Collision, Inseparable)))
 
 
-def _result_of(error: Exception, submissions: Sized) -> CommitResult:
-    if is_divisible(error, submissions):
-        return CommitResult.SPLIT
+def _result_of(error: Exception) -> CommitResult:
     return CommitResult.UNKNOWN if isinstance(error, ConnectionLost) else CommitResult.FAILED
 
 
 async def insert_all(execute: Execute, submissions: Sequence[Submission]) -> list[Outcome]:
-    """Insert all submissions, or none of them, in the transaction of ``execute`` or in one of their own."""
-    requests = b"[" + b",".join(map(_request, submissions)) + b"]"
+    """Insert all submissions, or none of them."""
+    requests = b"[" + b",".join(map(_encode, submissions)) + b"]"
     exceptions: dict[int, dict[str | None, bool]] = {}
     for request, event_id, is_own in await execute(STORE, (requests.decode(),)):
         exceptions.setdefault(request, {})[event_id] = is_own
@@ -179,13 +177,16 @@ async def insert_all(execute: Execute, submissions: Sequence[Submission]) -> lis
 
 
 async def insert_accepted(execute: Execute, submissions: Sequence[Submission]) -> list[Outcome]:
-    """Insert the events that the database accepts, in the transaction of ``execute``."""
-    await execute("SET CONSTRAINTS ALL IMMEDIATE")  # a constraint that fails at COMMIT identifies no event
+    """Insert the events that the database accepts, and skip the others.
+
+    :param execute: executes statements in a transaction.
+    """
+    await execute("SET CONSTRAINTS ALL IMMEDIATE")  # an error at COMMIT would not tell which event caused it
     return [await _insert_halves(execute, submission) for submission in submissions]
 
 
 async def _insert_halves(execute: Execute, submission: Submission) -> Outcome:
-    """Insert a submission; if that fails, insert its halves, until each event that is not accepted is alone."""
+    """Insert a submission. If the database does not accept it, insert its halves, down to single events."""
     await execute("SAVEPOINT halves")
     try:
         (outcome,) = await insert_all(execute, [submission])
@@ -200,12 +201,12 @@ async def _insert_halves(execute: Execute, submission: Submission) -> Outcome:
     outcome = await _insert_halves(execute, first)
     if outcome.nonce_reused:
         return outcome
-    if outcome.uses_nonce(first):
+    if outcome.stores_any_of(first):
         second = replace(second, nonce=None)  # the first half has used it
     return outcome.merged_with(await _insert_halves(execute, second))
 
 
-def _rows_of(erased: ErasedUsers, submission: Submission) -> dict[int, Row]:
+def _erased_rows(submission: Submission, erased: ErasedUsers) -> dict[int, Row]:
     """Return the rows of erased users, by their index."""
     if erased.empty:
         return {}
@@ -217,8 +218,8 @@ def _with_erased(outcome: Outcome, rows: dict[int, Row]) -> Outcome:
     return replace(outcome, erased=frozenset(rows)) if rows else outcome
 
 
-def _request(submission: Submission) -> bytes:
-    """Encode a submission for the store statement. Of events with the same id, only the first is included."""
+def _encode(submission: Submission) -> bytes:
+    """Encode a submission for the store statement. Of several events with the same id, only the first is included."""
     head = msgspec.json.encode((submission.org_id, submission.app_id, submission.nonce))
     seen: set[int] = set()
     origins: dict[bytes, list[bytes]] = {}
@@ -233,9 +234,9 @@ def _request(submission: Submission) -> bytes:
 
 def _outcome(rows: dict[int, Row], exceptions: dict[str | None, bool], stored: set[int]) -> Outcome:
     """
-    :param exceptions: the ids that were not inserted, with true if this application owns them; or the single key
-        ``None`` if the nonce was used before.
-    :param stored: the ids that this application has stored in this commit so far; new ones are added.
+    :param exceptions: the ids that were not inserted, with true if they belong to this application; or only the key
+        ``None``, if the nonce was used before.
+    :param stored: the ids that this application has stored in this commit so far. The new ones are added.
     """
     if None in exceptions:
         return Outcome(nonce_reused=True)

@@ -1,4 +1,4 @@
-"""Events on their way to the database, and what the database did with them."""
+"""Events as they are sent to the database, and the outcome of storing them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Row(NamedTuple):
 
 
 class Submission(Struct, frozen=True):
-    """The events that one request asks to store.
+    """The events of one request that are to be stored.
 
-    :ivar nonce: ``None`` if the request had none.
+    :ivar nonce: ``None`` if the request has none.
     :ivar rows: by the index of the event in its batch; at least one.
     :ivar has_quota: true if the application has a monthly quota.
     """
@@ -56,12 +56,12 @@ class Submission(Struct, frozen=True):
 
     @property
     def application(self) -> tuple[int, int]:
-        """A dictionary key for the application: hashing a UUID is slow because it happens in Python."""
+        """A dictionary key for the application. UUIDs are slower keys, because Python code hashes them."""
         return self.org_id.int, self.app_id.int
 
     @property
     def bytes(self) -> int:
-        """The approximate memory that the submission needs while it waits."""
+        """The approximate size in memory."""
         return sum(len(row.origin) + len(row.values) for row in self.rows.values())
 
     def without(self, indexes: Collection[int]) -> Submission:
@@ -72,17 +72,17 @@ class Submission(Struct, frozen=True):
 
 
 class Outcome(Struct, frozen=True):
-    """What a commit did with the events of a submission.
+    """The outcome of a committed submission.
 
-    Sets contain indexes of events in the batch. An event can be in several sets.
+    The sets contain indexes of events in the batch. An event can be in several sets.
 
-    :ivar nonce_reused: nothing was stored, because another request has used the nonce.
-    :ivar duplicates: events that this application had sent before, in this batch or in another one.
+    :ivar nonce_reused: true if nothing was stored because another request has used the nonce.
+    :ivar duplicates: events that this application has sent before, in this batch or in another one.
     :ivar conflicts: events whose id belongs to another application.
     :ivar unstorable: events that the database does not accept.
-    :ivar over_quota: nothing was stored, because there are more new events than this allowance permits.
+    :ivar over_quota: the allowance that the submission exceeds, so that nothing was stored; otherwise ``None``.
     :ivar erased: events that are not stored, or were deleted again, because their users are erased.
-    :ivar problem: an error that occurred after the commit. The response must be an error.
+    :ivar problem: an error after the commit. The response must be an error, although the events are stored.
     """
 
     nonce_reused: bool = False
@@ -93,12 +93,12 @@ class Outcome(Struct, frozen=True):
     erased: frozenset[int] = frozenset()
     problem: StorageError | None = None
 
-    def uses_nonce(self, submission: Submission) -> bool:
-        """Return true if at least one event of the submission is stored now, so that its nonce is used."""
+    def stores_any_of(self, submission: Submission) -> bool:
+        """Return true if at least one event of the submission is stored now, and therefore also its nonce."""
         return not self.nonce_reused and len(submission.rows) > len(self.conflicts) + len(self.unstorable)
 
     def newly_stored(self, submission: Submission) -> int:
-        """Return the number of events of the submission that were stored for the first time."""
+        """Return the number of events of the submission that were not stored before."""
         if self.nonce_reused or self.over_quota is not None:
             return 0
         return len(submission.rows) - len(self.duplicates) - len(self.conflicts) - len(self.unstorable)
@@ -122,7 +122,7 @@ Origin = tuple[str, Service, str, "str | None", Environment, str]
 
 def _row(event: Event, origins: dict[Origin, bytes]) -> Row:
     """
-    :param origins: the encoded origins of the batch so far; a new one is added.
+    :param origins: the encoded origins of this batch. A new one is added.
     """
     occurrence, metadata = event.event, event.metadata
     origin = (
@@ -176,5 +176,5 @@ def _encode_origin(
 
 
 def _utc(time: datetime) -> datetime:
-    """Return the time in UTC: PostgreSQL accepts offsets below 16 hours, RFC 3339 allows up to 24."""
+    """Return a time in UTC: PostgreSQL rejects offsets of 16 hours and more, which RFC 3339 allows."""
     return time if time.tzinfo is timezone.utc else time.astimezone(timezone.utc)

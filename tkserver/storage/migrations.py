@@ -1,6 +1,6 @@
-"""The schema, brought up to date: the numbered SQL files of ``schema/``, each applied once.
+"""Migrations of the database schema: the numbered SQL files in ``schema/``, each of which is applied once.
 
-Everything here blocks, and is called in a thread.
+All functions block, and are called in threads.
 """
 
 from __future__ import annotations
@@ -26,24 +26,25 @@ OLDEST_POSTGRESQL = 14
 _TABLE = "_yoyo_migration"
 _TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema"
 _LOCK_KEY = 0x746B736572766572  # "tkserver" in ASCII
-_LOCK_PATIENCE = 60.0
+_LOCK_TIMEOUT = 60.0
+_LOCK_POLL_INTERVAL = 0.2
 
 
 class IncompatibleDatabase(Exception):
-    """The database cannot be used with this version of the server, and waiting will not mend it."""
+    """This version of the server cannot use the database, and a later attempt would fail, too."""
 
     holds_no_values = True
 
 
 def migrate(dsn: str, connections: BlockingConnections) -> None:
-    """Apply the migrations that are still missing, while no other server does.
+    """Apply the missing migrations, while no other server migrates the database.
 
     :param dsn: a libpq URL or connection string.
-    :param connections: made by this, so that it can be stopped.
-    :raise IncompatibleDatabase: when the database is too old, too new, or of the wrong encoding.
-    :raise StorageError: when it did not work this time.
+    :param connections: opens the connections, and stops the migration when it is stopped.
+    :raise IncompatibleDatabase: if PostgreSQL is too old, the schema is too new, or the encoding is wrong.
+    :raise StorageError: if the migration failed. A later attempt may succeed.
     """
-    with closing(connections.connect(dsn)) as connection, _alone(connection, connections.sleep):
+    with closing(connections.connect(dsn)) as connection, _migration_lock(connection, connections.sleep):
         _check_server(connection)
         known = read_migrations(str(directory()))
         applied = _applied(connection)
@@ -54,26 +55,28 @@ def migrate(dsn: str, connections: BlockingConnections) -> None:
 
 
 def state(connection: Connection) -> tuple[set[str], set[str]]:
-    """The migrations that were applied to a database, and those that this version knows."""
+    """Return the names of the migrations that were applied to a database, and of those that this version contains."""
     return _applied(connection), {migration.id for migration in read_migrations(str(directory()))}
 
 
 def directory() -> Path:
-    """Where the migrations lie: within the package when installed from a wheel, beside it in a checkout."""
+    """Return the directory of the migrations: inside the package if it was installed, next to it in a checkout."""
     package = Path(__file__).parents[1]
     return next(path for path in (package / "schema", package.parent / "schema") if path.is_dir())
 
 
 @contextmanager
-def _alone(connection: Connection, sleep: Callable[[float], None]) -> Iterator[None]:
-    """Hold the lock under which databases are migrated.
+def _migration_lock(connection: Connection, sleep: Callable[[float], None]) -> Iterator[None]:
+    """Wait for the lock of migrations, and hold it.
 
-    An advisory lock, which PostgreSQL gives back by itself when its holder dies; yoyo's own would stay for ever.
+    It is an advisory lock, which PostgreSQL releases if the server dies. The lock of yoyo would stay forever.
+
+    :raise Unavailable: if another server holds the lock for longer than ``_LOCK_TIMEOUT``.
     """
-    for _ in range(int(_LOCK_PATIENCE / 0.2)):
+    for _ in range(int(_LOCK_TIMEOUT / _LOCK_POLL_INTERVAL)):
         if value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK_KEY):
             break
-        sleep(0.2)
+        sleep(_LOCK_POLL_INTERVAL)
     else:
         raise Unavailable("another server is still migrating the database")
     try:
@@ -112,21 +115,21 @@ def _apply(dsn: str, known: Any, connections: BlockingConnections) -> None:
 
     with Backend(dsn, _TABLE) as backend:
         backend.init_database()
-        backend.break_lock()  # whoever left it there is dead: the advisory lock is ours
+        backend.break_lock()  # its owner is dead, because this process holds the advisory lock
         for migration in backend.to_apply(known):
             backend.apply_one(migration)
             _log.info("applied migration {migration}", migration=migration.id, event="migrated")
 
 
 class _Backend(PostgresqlBackend):  # type: ignore[misc]
-    """yoyo's backend, given a connection string as it is, so that all that libpq understands works."""
+    """The backend of yoyo, for any libpq connection string: yoyo itself parses the string, and supports only URLs."""
 
     def list_tables(self, **_: object) -> list[str]:
-        """The tables of the current schema: yoyo looks for its own among them."""
+        """Return the tables of the current schema, among which yoyo looks for its own."""
         return [str(row[0]) for row in self.execute(_TABLES).fetchall()]
 
     def get_log_data(self, migration: Any = None, operation: str = "apply") -> dict[str, Any]:
-        """What yoyo keeps in its log: not who ran it and where, which cannot be found out in every container."""
+        """Return a record for the log of yoyo, without user and host, which are unknown in some containers."""
         return {
             "id": str(uuid.uuid4()),
             "migration_id": migration.id if migration else None,

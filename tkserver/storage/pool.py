@@ -1,4 +1,4 @@
-"""The pool of database connections: a statement in, rows or one of our errors out."""
+"""The pool of database connections, for the reactor."""
 
 from __future__ import annotations
 
@@ -20,32 +20,34 @@ from tkserver.storage.errors import Collision, StorageError, Unavailable
 _log = log.logger(__name__)
 
 STATEMENT_TIMEOUT = 8.0
-"""Seconds after which the database itself ends a statement, waiting for locks included."""
+"""Seconds after which the database cancels a statement. The time that it waits for locks counts."""
 
 IDLE_TRANSACTION_TIMEOUT = 5.0
-"""Seconds after which the database ends a transaction whose server says nothing more: its machine may be gone, and
-others wait for what it has locked."""
+"""Seconds after which the database ends a session that is idle in a transaction: its server may be dead, and others
+wait for its locks."""
 
-ANSWER_TIMEOUT = 10.0
-"""Seconds after which a database that has not answered is given up."""
+RESPONSE_TIMEOUT = 10.0
+"""Seconds after which a connection is closed because the database does not respond. Longer than the timeouts above."""
 
 ACQUIRE_TIMEOUT = 5.0
-"""Seconds for which a statement waits for a connection to be free."""
+"""Seconds for which a statement waits for an idle connection."""
 
-COLLISION_TRIES = 6
-COLLISION_PAUSE = 0.1
-"""Seconds, at the most, between two tries."""
+MAX_ATTEMPTS = 6
+"""How often a transaction is attempted that collides with others."""
+
+MAX_RETRY_DELAY = 0.1
+"""Seconds between two attempts, at most. The delay is random, so that transactions do not collide again."""
 
 _SESSION = (
     f"SET statement_timeout = {int(STATEMENT_TIMEOUT * 1000)}",
     f"SET idle_in_transaction_session_timeout = {int(IDLE_TRANSACTION_TIMEOUT * 1000)}",
-    # A statement that meets a row which another transaction has just inserted then fails and is tried again, where
-    # it would otherwise collide with a row that it cannot see.
+    # If another transaction has just inserted a row with the same key, the statement fails and is retried. Under READ
+    # COMMITTED, it would report a conflict with a row that it cannot see.
     "SET default_transaction_isolation = 'repeatable read'",
 )
 
 READ_COMMITTED = "READ COMMITTED"
-"""The isolation in which each statement sees what was committed before it, and not before the transaction."""
+"""The isolation level in which each statement sees everything that was committed before the statement."""
 
 _NO_CONNECTION = "no connection to the database"
 
@@ -53,16 +55,16 @@ T = TypeVar("T")
 
 
 class Execute(Protocol):
-    """Runs a statement and gives its rows."""
+    """Executes a statement and returns its rows."""
 
     def __call__(self, sql: str, parameters: Sequence[object] = ()) -> Awaitable[Rows]: ...
 
 
 class Pool:
-    """Keeps ``size`` connections open and lends them out, one statement at a time.
+    """Maintains ``size`` connections, each for one statement or transaction at a time.
 
-    :param prepare: statements that are run on each new connection before it is used.
-    :param random_fraction: a number from 0 to 1, anew with each call; spreads out what collided.
+    :param prepare: statements that are executed on each new connection before it is used.
+    :param random_fraction: returns a random number from 0 to 1.
     """
 
     def __init__(
@@ -78,55 +80,61 @@ class Pool:
         self._random_fraction = random_fraction
         self._idle: list[PersistentConnection] = []
         self._waiting: deque[Deferred[PersistentConnection]] = deque()
-        self._connections: list[PersistentConnection] = []
         self._available: bool | None = None
-        self._tried: Deferred[None] = Deferred()
-        session = [*_SESSION, *prepare]
-        for number in range(size):
-            up, down = partial(self._up, number), partial(self._down, number)
-            self._connections.append(PersistentConnection(reactor, dsn, session=session, up=up, down=down))
+        self._first_attempt: Deferred[None] = Deferred()
+        self._connections = [
+            PersistentConnection(
+                reactor,
+                dsn,
+                session=[*_SESSION, *prepare],
+                on_connected=partial(self._on_connected, index),
+                on_disconnected=partial(self._on_disconnected, index),
+            )
+            for index in range(size)
+        ]
 
     def start(self) -> Deferred[None]:
-        """Begin to connect. Never fails: it goes on trying until :meth:`stop`.
+        """Connect in the background, and retry until :meth:`stop` is called.
 
-        :return: fires when there is a connection, or the first attempt to make one has failed.
+        :return: fires when there is a connection, or when the first attempt to connect has failed. It never fails.
         """
         for connection in self._connections:
             connection.start()
-        return self._tried
+        return self._first_attempt
 
     async def stop(self) -> None:
-        """Close every connection. What is under way fails."""
-        self._available = False  # on purpose, so nothing to complain about
+        """Close all connections. Statements in progress fail."""
+        self._available = False  # so that the loss of the connections is not logged
         await gatherResults([ensureDeferred(connection.stop()) for connection in self._connections])
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection at all."""
+        """True if there is at least one connection."""
         return any(connection.connected for connection in self._connections)
 
     def states(self) -> dict[str, int]:
-        """How many connections there are that are ``idle``, ``busy`` and ``down``."""
-        up = sum(connection.connected for connection in self._connections)
-        return {"idle": len(self._idle), "busy": up - len(self._idle), "down": len(self._connections) - up}
+        """Return the number of connections that are ``idle``, ``busy`` and ``down``."""
+        connected = sum(connection.connected for connection in self._connections)
+        idle = len(self._idle)
+        return {"idle": idle, "busy": connected - idle, "down": len(self._connections) - connected}
 
     @property
     def waiting(self) -> int:
-        """How many statements wait for a connection to be free."""
+        """The number of statements and transactions that wait for an idle connection."""
         return len(self._waiting)
 
     async def run(self, sql: str, parameters: Sequence[object] = ()) -> Rows:
-        """Run one statement, which is one transaction; what collides with another one is tried again.
+        """Execute one statement in a transaction of its own; retry it if it collides with another transaction.
 
-        :raise StorageError: when it did not work.
+        :raise StorageError: if it failed.
         """
-        return await self._borrow(lambda execute: execute(sql, parameters))
+        return await self._with_connection(lambda execute: execute(sql, parameters))
 
     async def transaction(self, work: Callable[[Execute], Awaitable[T]], isolation: str = "REPEATABLE READ") -> T:
-        """Run several statements as one transaction, from the first again when it collides with another one.
+        """Run a transaction; repeat it from its first statement if it collides with another transaction.
 
-        :param work: is given what executes a statement in the transaction.
-        :raise StorageError: when it did not work.
+        :param work: receives the function that executes a statement in the transaction.
+        :raise StorageError: if it failed.
         """
 
         async def in_transaction(execute: Execute) -> T:
@@ -140,33 +148,33 @@ class Pool:
                 raise
             return result
 
-        return await self._borrow(in_transaction)
+        return await self._with_connection(in_transaction)
 
-    async def _borrow(self, work: Callable[[Execute], Awaitable[T]]) -> T:
-        for tries_left in reversed(range(COLLISION_TRIES)):
+    async def _with_connection(self, work: Callable[[Execute], Awaitable[T]]) -> T:
+        for attempts_left in reversed(range(MAX_ATTEMPTS)):
             connection = await self._acquire()
             try:
-                return await work(partial(connection.query, timeout=ANSWER_TIMEOUT))
+                return await work(partial(connection.query, timeout=RESPONSE_TIMEOUT))
             except Collision:
-                if not tries_left:
+                if not attempts_left:
                     raise
             finally:
                 self._release(connection)
-            await deferLater(self._reactor, self._random_fraction() * COLLISION_PAUSE)
-        raise AssertionError("the last try returns or raises")
+            await deferLater(self._reactor, self._random_fraction() * MAX_RETRY_DELAY)
+        raise AssertionError("the last attempt returns or raises")
 
     async def _acquire(self) -> PersistentConnection:
-        """An idle connection, or the next one to be so."""
+        """Return an idle connection, as soon as there is one."""
         if self._idle:
             return self._idle.pop()
         if not self.connected:
             raise Unavailable(_NO_CONNECTION)
-        lent: Deferred[PersistentConnection] = Deferred(self._waiting.remove)
-        self._waiting.append(lent)
+        acquired: Deferred[PersistentConnection] = Deferred(self._waiting.remove)
+        self._waiting.append(acquired)
         try:
-            return await lent.addTimeout(ACQUIRE_TIMEOUT, self._reactor)
+            return await acquired.addTimeout(ACQUIRE_TIMEOUT, self._reactor)
         except defer.TimeoutError:
-            raise Unavailable("every database connection is busy") from None
+            raise Unavailable("all database connections are busy") from None
 
     def _release(self, connection: PersistentConnection) -> None:
         if not connection.connected or connection in self._idle:
@@ -176,16 +184,16 @@ class Pool:
         else:
             self._idle.append(connection)
 
-    def _up(self, number: int) -> None:
+    def _on_connected(self, index: int) -> None:
         if not self._available:
             self._available = True
             _log.info("connected to the database", event="database_connected")
-        self._release(self._connections[number])
-        self._has_tried()
+        self._release(self._connections[index])
+        self._end_first_attempt()
 
-    def _down(self, number: int, error: StorageError) -> None:
-        self._has_tried()
-        connection = self._connections[number]
+    def _on_disconnected(self, index: int, error: StorageError) -> None:
+        self._end_first_attempt()
+        connection = self._connections[index]
         if connection in self._idle:
             self._idle.remove(connection)
         if self.connected:
@@ -194,10 +202,8 @@ class Pool:
             self._waiting.popleft().errback(Unavailable(_NO_CONNECTION))
         if self._available is not False:
             self._available = False
-            _log.warn(
-                "no connection to the database, trying until there is one: {error}", error=error, event="database_lost"
-            )
+            _log.warn("no connection to the database, retrying: {error}", error=error, event="database_lost")
 
-    def _has_tried(self) -> None:
-        if not self._tried.called:
-            self._tried.callback(None)
+    def _end_first_attempt(self) -> None:
+        if not self._first_attempt.called:
+            self._first_attempt.callback(None)

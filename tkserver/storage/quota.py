@@ -1,4 +1,4 @@
-"""Monthly quotas: what an application may still store. Pure; the time is the database's."""
+"""Monthly quotas: how many events an application can still store. The current time is an argument."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Allowance:
-    """What an application may store in a calendar month, UTC.
+    """The quota of an application for a calendar month (UTC), and how much of it is used.
 
     :ivar quota: events.
-    :ivar used: events of this month that are stored already. More than the quota where that was lowered.
+    :ivar used: events that were stored this month. It exceeds the quota if an operator has lowered the quota since.
     :ivar now: a time in this month, in UTC.
     """
 
@@ -26,8 +26,9 @@ class Allowance:
 
     @classmethod
     def read(cls, quota: int, month: date | None, used: int, now: datetime) -> Allowance:
-        """
-        :param month: first day of the month that ``used`` counts; in any other nothing is used yet.
+        """Return the allowance at a time, from the columns of the table ``apps``.
+
+        :param month: the first day of the month in which ``used`` was counted. In any other month, nothing is used yet.
         :param now: with any offset.
         """
         now = now.astimezone(timezone.utc)
@@ -35,53 +36,54 @@ class Allowance:
 
     @property
     def month(self) -> date:
-        """Its first day."""
+        """The first day of the month."""
         return first_day(self.now)
 
     @property
     def left(self) -> int:
+        """The number of events that can still be stored this month."""
         return max(self.quota - self.used, 0)
 
     @property
     def resets_at(self) -> datetime:
-        """When the next month begins."""
+        """The beginning of the next month."""
         next_month = first_day(self.month + timedelta(days=31))
         return datetime(next_month.year, next_month.month, 1, tzinfo=timezone.utc)
 
     @property
     def retry_after(self) -> int:
-        """Whole seconds until then; at least 1."""
+        """The number of seconds until the next month, rounded up and at least 1."""
         return math.ceil((self.resets_at - self.now).total_seconds())
 
     def has_room_for(self, events: int) -> bool:
-        """Whether so many new events fit. None always do, also where more is used than there is."""
+        """Return true if this number of new events can be stored; for 0 events, always true."""
         return events <= self.left
 
     def after(self, events: int) -> Allowance:
-        """The same when so many more are stored."""
+        """Return the allowance after this number of events was stored."""
         return replace(self, used=self.used + events)
 
 
-def first_day(of: date) -> date:
-    """The first day of a month, given any day or time in it."""
-    return date(of.year, of.month, 1)
+def first_day(day: date) -> date:
+    """Return the first day of the month of a date or time."""
+    return date(day.year, day.month, 1)
 
 
-def admit(allowance: Allowance, batches: Sequence[Collection[T]], known: set[T]) -> list[Allowance | None]:
-    """Which of several batches fit, each as a whole, the earlier ones first.
+def admit(allowance: Allowance, batches: Sequence[Collection[T]], stored: set[T]) -> list[Allowance | None]:
+    """Decide which batches fit into an allowance. A batch is admitted as a whole, and earlier batches have priority.
 
-    :param batches: the ids of their events.
-    :param known: the ids among them that are stored already, and take up nothing.
-    :return: for each batch ``None`` where it fits, and otherwise what was left when its turn came.
+    :param batches: the event ids of each batch.
+    :param stored: those ids that are stored already, and therefore do not count.
+    :return: for each batch ``None`` if it is admitted, otherwise the allowance that it exceeds.
     """
-    taken = set(known)
-    refusals: list[Allowance | None] = []
+    known = set(stored)
+    exceeded: list[Allowance | None] = []
     for batch in batches:
-        new = set(batch) - taken
+        new = set(batch) - known
         if allowance.has_room_for(len(new)):
             allowance = allowance.after(len(new))
-            taken |= new
-            refusals.append(None)
+            known |= new
+            exceeded.append(None)
         else:
-            refusals.append(allowance)
-    return refusals
+            exceeded.append(allowance)
+    return exceeded

@@ -1,8 +1,9 @@
-"""Storage of events of applications that have a monthly quota: they are stored and counted in one transaction.
+"""Storage of events of applications that have a monthly quota: events are stored and counted in one transaction.
 
-The transaction locks the row of the application first, so that only one server at a time stores events for it, and
-counts the new events in that row. It runs under READ COMMITTED: under REPEATABLE READ, a transaction that had to wait
-for the lock would fail because the counter has changed. :func:`_check_conflicts` handles what this isolation misses.
+The transaction first locks the row of the application in the table ``apps``, which contains the counter. Therefore only
+one server at a time stores events for this application. The isolation level is READ COMMITTED: under REPEATABLE READ,
+every transaction that waits for the lock would fail, because the counter has changed when it gets the lock.
+:func:`_check_conflicts` checks what is not guaranteed under READ COMMITTED.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ _COUNT = "UPDATE apps SET quota_month = %s, quota_used = %s WHERE app_id = %s AN
 _STORED = "SELECT event_id::text FROM events WHERE event_id = ANY (%s::uuid[])"
 _OWN = "SELECT 1 FROM events WHERE event_id = ANY (%s::uuid[]) AND app_id = %s AND org_id = %s LIMIT 1"
 
-_Insert = Callable[[Execute, Sequence[Submission]], Awaitable[list[Outcome]]]
+Insert = Callable[[Execute, Sequence[Submission]], Awaitable[list[Outcome]]]
+"""Inserts submissions in the current transaction."""
 
 
-async def insert_within_quota(execute: Execute, submissions: Sequence[Submission], insert: _Insert) -> list[Outcome]:
+async def insert_within_quota(execute: Execute, submissions: Sequence[Submission], insert: Insert) -> list[Outcome]:
     """Insert those submissions for which the quota of their application has room, and count the new events.
 
-    :param execute: runs statements in a READ COMMITTED transaction.
-    :param submissions: all of one application.
-    :raise Inseparable: if the result for one submission depends on the others.
+    :param execute: executes statements in a READ COMMITTED transaction.
+    :param submissions: of one application.
+    :param insert: inserts the submissions for which there is room.
+    :raise Inseparable: if it is uncertain which of several submissions fit: they must be stored one by one.
     """
     allowance = await _lock_allowance(execute, submissions[0])
     if allowance is None:  # the quota was removed a moment ago
@@ -38,7 +41,7 @@ async def insert_within_quota(execute: Execute, submissions: Sequence[Submission
     fitting = [submission for submission, excess in zip(submissions, exceeded, strict=True) if excess is None]
     outcomes = await _insert(execute, fitting, insert) if fitting else []
     new = sum(outcome.newly_stored(submission) for submission, outcome in zip(fitting, outcomes, strict=True))
-    # A submission may have been rejected because of another one that then stored nothing.
+    # A submission may have been rejected in favor of an earlier one whose nonce was used, so that it stored nothing.
     uncertain = len(fitting) < len(submissions) and any(outcome.nonce_reused for outcome in outcomes)
     if uncertain or not allowance.has_room_for(new):
         if len(submissions) > 1:
@@ -58,7 +61,7 @@ async def _lock_allowance(execute: Execute, submission: Submission) -> Allowance
     quota, month, used, now = rows[0]
     allowance = Allowance.read(quota, month, used, now)
     if month is not None and month > allowance.month:
-        # now() is the start of the transaction, and so is received_at. The month ended while it waited for the lock.
+        # received_at is the start of the transaction, like now(). The month has ended while it waited for the lock.
         raise Collision("the month has ended")
     return allowance
 
@@ -66,7 +69,10 @@ async def _lock_allowance(execute: Execute, submission: Submission) -> Allowance
 async def _exceeded(
     execute: Execute, submissions: Sequence[Submission], allowance: Allowance
 ) -> list[Allowance | None]:
-    """Return the result of :func:`admit`. Query stored ids only if there is not room for all events."""
+    """Return for each submission ``None`` if it fits, otherwise the allowance that it exceeds.
+
+    The stored ids are queried only if there is not enough room for all events.
+    """
     if allowance.has_room_for(sum(len(submission.rows) for submission in submissions)):
         return [None] * len(submissions)
     batches = [{str(row.event_id) for row in submission.rows.values()} for submission in submissions]
@@ -74,7 +80,7 @@ async def _exceeded(
     return admit(allowance, batches, stored)
 
 
-async def _insert(execute: Execute, submissions: Sequence[Submission], insert: _Insert) -> list[Outcome]:
+async def _insert(execute: Execute, submissions: Sequence[Submission], insert: Insert) -> list[Outcome]:
     outcomes = await insert(execute, submissions)
     await _check_conflicts(execute, submissions, outcomes)
     return outcomes
@@ -83,8 +89,11 @@ async def _insert(execute: Execute, submissions: Sequence[Submission], insert: _
 async def _check_conflicts(execute: Execute, submissions: Sequence[Submission], outcomes: Sequence[Outcome]) -> None:
     """Check again that conflicting events belong to other applications.
 
-    Under READ COMMITTED, an event that another transaction has just inserted is neither inserted nor visible. A server
-    that does not know about the quota yet may have inserted it for this application.
+    Under READ COMMITTED, an event that another transaction has just inserted is not visible to the store statement,
+    which then reports a conflict. But the event may belong to this application: a server that does not know about the
+    quota yet does not wait for the lock.
+
+    :raise Collision: if one of them belongs to this application.
     """
     ids = [
         str(submission.rows[index].event_id)

