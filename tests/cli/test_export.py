@@ -1,4 +1,4 @@
-"""``tkserver export``: what was stored, as it was sent."""
+"""``tkserver export``: stored events, as they were sent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from datetime import datetime, timezone
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +25,22 @@ from tests.support.client import App
 from tests.support.command import PROGRAM, Command
 from tests.support.database import Database
 from tests.support.events import MISSING, make_event
-from tests.support.server import start_server
+from tests.support.server import running_server
+from tests.support.stored import store_many
 from tkserver.client import Client, Result
-from tkserver.operations.export import Selection, StoredEvent, query, reading
-from tkserver.storage.blocking import BlockingConnections
+from tkserver.operations.export import StoredEvent
 
-MOST_MEMORY = 300 << 20
-"""Bytes, of a process that exports."""
+MAX_MEMORY = 300 << 20
+"""Bytes that the process of an export may use."""
 
-MEASURE = """
+MEASURE_MEMORY = """
 import resource, subprocess, sys
 subprocess.run(sys.argv[1:], check=True)
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 """
-"""Says how much memory a command took. A child of the tests themselves would be said to have taken what they do."""
+"""Prints the memory that a command used. The figure of a direct child would include the memory of the tests."""
 
-FILL = """
-INSERT INTO events (event_id, org_id, app_id, schema_version, timestamp, service_name, service_version,
-    service_language, user_id, os, event_type, event_data, sdk_version, transmission_timestamp, batch_size, retry_count)
-SELECT gen_random_uuid(), org_id, app_id, '1.0.0', '2026-01-01Z'::timestamptz + n * interval '1 second', 'my-cli',
-    '1.0.0', 'rust', 'client_' || n %% 1000, 'linux', 'built', jsonb_build_object('n', n, 'text', repeat('x', 300)),
-    '0.3.0', now(), 1, 0
-FROM generate_series(1, %s) AS n,
-    (SELECT id, org_id, app_id, row_number() OVER (ORDER BY id) AS m, count(*) OVER () AS apps FROM api_tokens) AS t
-WHERE n %% apps = m - 1
-"""
-
-
-def fill(database: Database, events: int, apps: int = 1) -> list[App]:
-    """Applications with so many events in all."""
-    made = [App().install(database) for _ in range(apps)]
-    database.query(FILL, events)
-    database.query("ANALYZE events")
-    return made
-
-
-ODD = [
+UNUSUAL_EVENTS = [
     make_event(),
     make_event(
         **dict.fromkeys(("session_id", "service__language_version", "event__category"), MISSING),
@@ -73,148 +53,129 @@ ODD = [
 ]
 
 
-def comparable(events: list[Any]) -> list[Any]:
-    """In an order that has nothing to do with that of the database."""
+def by_id(events: list[Any]) -> list[Any]:
+    """Return events in the order of their ids."""
     return sorted(events, key=lambda event: str(event["event_id"]))
 
 
 @pytest_twisted.ensureDeferred
-async def test_sent_again(database: Database, directory: Path) -> None:
-    """NDJSON has the very events that were sent, and each of them is a duplicate when it is sent again."""
+async def test_exported_events_can_be_sent_again(database: Database, directory: Path) -> None:
+    """NDJSON contains exactly the events that were sent, and each is a duplicate when it is sent again."""
     app = App().install(database)
-    server = await start_server(database)
-    client = Client(f"http://127.0.0.1:{server.port}", app.org_id, app.app_id, app.token, app.secret, reactor=reactor)
-    try:
-        assert await client.send(ODD) == Result(accepted=len(ODD))
-        done = Command.on(database, directory)("export", "--format", "ndjson")
-        assert (done.code, done.errors) == (0, f"{len(ODD)} events\n")
-        lines = done.output.splitlines()
-        assert comparable([json.loads(line) for line in lines]) == comparable(ODD)
-        assert await client.send(lines) == Result(accepted=len(ODD), duplicates=len(ODD))
-    finally:
-        await client.close()
-        await server.stopService()
-    _check_tables(Command.on(database, directory), database)
+    async with running_server(database) as server:
+        url = f"http://127.0.0.1:{server.port}"
+        async with Client(url, app.org_id, app.app_id, app.token, app.secret, reactor=reactor) as client:
+            assert await client.send(UNUSUAL_EVENTS) == Result(accepted=len(UNUSUAL_EVENTS))
+            exported = Command.on(database, directory)("export", "--format", "ndjson")
+            assert (exported.code, exported.errors) == (0, f"{len(UNUSUAL_EVENTS)} events\n")
+            lines = exported.output.splitlines()
+            assert by_id([json.loads(line) for line in lines]) == by_id(UNUSUAL_EVENTS)
+            expected = Result(accepted=len(UNUSUAL_EVENTS), duplicates=len(UNUSUAL_EVENTS))
+            assert await client.send(lines) == expected
+    check_csv(Command.on(database, directory), database)
+    check_parquet(Command.on(database, directory), database)
 
 
-def _check_tables(command: Command, database: Database) -> None:
-    """CSV and Parquet have the same rows as the table."""
-    columns = ", ".join(f'"{name}"' for name in StoredEvent._fields)
-    texts = ", ".join(f'"{name}"::text' for name in StoredEvent._fields)
-    done = command("export", "--format", "csv")
-    heading, *rows = csv.reader(io.StringIO(done.output.decode(), newline=""))
-    assert heading == list(StoredEvent._fields)
-    assert done.output.count(b"\r\n") >= len(ODD) + 1
-    stored = database.query(f"SELECT {texts} FROM events ORDER BY event_id")
-    times = [heading.index(name) for name in ("timestamp", "transmission_timestamp", "received_at")]
-    for row, expected in zip(sorted(rows), stored, strict=True):
-        assert all(datetime.fromisoformat(row[place]) for place in times)
-        kept = [place for place in range(len(row)) if place not in times]
-        assert [row[place] for place in kept] == [expected[place] or "" for place in kept]
+def check_csv(command: Command, database: Database) -> None:
+    """CSV contains the rows of the table."""
+    columns = ", ".join(f'"{name}"::text' for name in StoredEvent._fields)
+    exported = command("export", "--format", "csv")
+    header, *lines = csv.reader(io.StringIO(exported.output.decode(), newline=""))
+    assert header == list(StoredEvent._fields)
+    assert exported.output.count(b"\r\n") >= len(UNUSUAL_EVENTS) + 1
+    rows = database.query(f"SELECT {columns} FROM events ORDER BY event_id")
+    times = [header.index(name) for name in ("timestamp", "transmission_timestamp", "received_at")]
+    for line, row in zip(sorted(lines), rows, strict=True):
+        assert all(datetime.fromisoformat(line[column]) for column in times)
+        others = [column for column in range(len(line)) if column not in times]
+        assert [line[column] for column in others] == [row[column] or "" for column in others]
 
+
+def check_parquet(command: Command, database: Database) -> None:
+    """Parquet contains the rows of the table, with types."""
     assert command("export", "--format", "parquet", "-o", "events.parquet").code == 0
-    read = parquet.read_table(command.directory / "events.parquet").to_pylist()
-    database.query(f"SELECT {columns} FROM events LIMIT 0")
-    expected_types = database.query(
+    records = parquet.read_table(command.directory / "events.parquet").to_pylist()
+    assert all(list(record) == list(StoredEvent._fields) for record in records)
+    rows = database.query(
         "SELECT event_id::text, timestamp AT TIME ZONE 'UTC', ci, batch_size, event_data::text FROM events ORDER BY 1"
     )
-    found = [
-        (r["event_id"], r["timestamp"].replace(tzinfo=None), r["ci"], r["batch_size"], r["event_data"])
-        for r in comparable(read)
-    ]
-    assert found == expected_types
+    names = ("event_id", "timestamp", "ci", "batch_size", "event_data")
+    found = [{**record, "timestamp": record["timestamp"].replace(tzinfo=None)} for record in by_id(records)]
+    assert [tuple(record[name] for name in names) for record in found] == rows
 
 
 @pytest.fixture(scope="module")
-def full(database_server: Any) -> Any:
-    """A database with many events of three applications."""
+def filled(database_server: Any) -> Iterator[tuple[Database, list[App]]]:
+    """A database with 60,000 events of three applications."""
     with database_server.migrated() as database:
-        yield database, fill(database, 60_000, apps=3)
+        yield database, store_many(database, 60_000, apps=3)
 
 
-def test_selections(full: tuple[Database, list[App]], directory: Path) -> None:
-    """By application, by user, by time with the beginning included and the end not, and all of them together."""
-    database, apps = full
+def test_selections(filled: tuple[Database, list[App]], directory: Path) -> None:
+    """Events are selected by application, user, and time; the beginning is inclusive, and the end is exclusive."""
+    database, apps = filled
     command = Command.on(database, directory)
-    span = ("--since", "2026-01-01T01:00:00+01:00", "--until", "2026-01-01T00:01:00Z")
+    minute = ("--since", "2026-01-01T01:00:00+01:00", "--until", "2026-01-01T00:01:00Z")
     for arguments, condition in (
         ((), "true"),
         (("--app", apps[0].app_id), f"app_id = '{apps[0].app_id}'"),
         (("--user", "client_7"), "user_id = 'client_7'"),
         (("--since", "2026-01-01", "--until", "2026-01-02"), "timestamp < '2026-01-02Z'"),
-        (span, "timestamp < '2026-01-01T00:01Z'"),
+        (minute, "timestamp < '2026-01-01T00:01Z'"),
         (
             ("--app", apps[1].app_id, "--user", "client_7", "--until", "2026-01-01T02:00:00Z"),
             f"app_id = '{apps[1].app_id}' AND user_id = 'client_7' AND timestamp < '2026-01-01T02:00Z'",
         ),
         (("--user", "client_nobody"), "false"),
     ):
-        done = command("export", *arguments)
-        assert done.code == 0, done.errors
+        exported = command("export", *arguments)
+        assert exported.code == 0, exported.errors
         ids = {(str(row[0]),) for row in database.query(f"SELECT event_id FROM events WHERE {condition}")}
-        assert {(json.loads(line)["event_id"],) for line in done.output.splitlines()} == ids
-        assert done.errors == f"{len(ids):,} events\n"
+        assert {(json.loads(line)["event_id"],) for line in exported.output.splitlines()} == ids
+        assert exported.errors == f"{len(ids):,} events\n"
 
 
-@pytest.mark.parametrize("by_app", [True, False])
-@pytest.mark.parametrize("by", ["user", "time"])
-def test_index(full: tuple[Database, list[App]], by_app: bool, by: str) -> None:
-    """No selection reads the table whole, also where no application is named."""
-    database, (app, *_) = full
-    ids = (app.org_id, app.app_id) if by_app else None
-    until = datetime(2026, 1, 1, 0, 5, tzinfo=timezone.utc)
-    selection = Selection(app=ids, user="client_7") if by == "user" else Selection(app=ids, until=until)  # type: ignore[arg-type]
-    connection = BlockingConnections().connect(database.dsn)
-    with reading(connection), connection.cursor() as cursor:
-        statement = query(connection, selection)
-        cursor.execute(f"EXPLAIN {statement.sql}", statement.parameters)
-        plan = "\n".join(line for (line,) in cursor.fetchall())
-    connection.close()
-    assert {"user": "events_app_user_idx", "time": "events_app_timestamp_idx"}[by] in plan
-    assert "Seq Scan" not in plan
+@pytest.fixture(scope="module")
+def large(database_server: Any) -> Iterator[Database]:
+    """A database with more events than fit into the memory that an export may use."""
+    with database_server.migrated() as database:
+        store_many(database, 300_000)
+        yield database
 
 
-@pytest.mark.parametrize("form", ["ndjson", "csv", "parquet"])
-def test_memory(many: Database, directory: Path, form: str) -> None:
-    """Memory does not grow with the events."""
-    command = Command.on(many, directory)
-    arguments = [sys.executable, "-c", MEASURE, str(PROGRAM), "export", "--format", form, "-o", "events"]
-    done = subprocess.run(arguments, cwd=directory, env=command.environment, capture_output=True, check=True)
-    assert done.stderr == b"300,000 events\n"
+@pytest.mark.parametrize("format_name", ["ndjson", "csv", "parquet"])
+def test_memory_is_constant(large: Database, directory: Path, format_name: str) -> None:
+    """The memory of an export does not grow with the number of events."""
+    command = Command.on(large, directory)
+    arguments = [sys.executable, "-c", MEASURE_MEMORY, str(PROGRAM), "export", "--format", format_name, "-o", "events"]
+    measured = subprocess.run(arguments, cwd=directory, env=command.environment, capture_output=True, check=True)
+    assert measured.stderr == b"300,000 events\n"
     unit = 1 if sys.platform == "darwin" else 1024
-    assert int(done.stdout) * unit < MOST_MEMORY
-    if form == "parquet":
+    assert int(measured.stdout) * unit < MAX_MEMORY
+    if format_name == "parquet":
         written = parquet.ParquetFile(directory / "events").metadata
         assert written.num_rows == 300_000
         assert written.num_row_groups > 1
 
 
-@pytest.fixture(scope="module")
-def many(database_server: Any) -> Any:
-    """A database with more events than would fit into the memory that an export may take."""
-    with database_server.migrated() as database:
-        fill(database, 300_000)
-        yield database
-
-
-@pytest.mark.parametrize("form", ["ndjson", "csv", "parquet"])
-def test_whole_or_not_at_all(full: tuple[Database, list[App]], directory: Path, form: str) -> None:
-    """A file that is there stays, unless it is to be replaced; one that could not be written whole leaves no trace."""
-    database, _ = full
+@pytest.mark.parametrize("format_name", ["ndjson", "csv", "parquet"])
+def test_files_are_complete(filled: tuple[Database, list[App]], directory: Path, format_name: str) -> None:
+    """An existing file is replaced only with ``--force``, and an export that fails leaves no file behind."""
+    database, _ = filled
     command = Command.on(database, directory)
     target = directory / "events"
     target.write_text("precious")
-    done = command("export", "-o", target)
-    assert (done.code, "--force" in done.errors, target.read_text()) == (1, True, "precious")
-    small = subprocess.run(
-        [PROGRAM, "export", "--format", form, "-o", "events", "--force"],
+    failed = command("export", "-o", target)
+    assert (failed.code, "--force" in failed.errors, target.read_text()) == (1, True, "precious")
+    limited = subprocess.run(
+        [PROGRAM, "export", "--format", format_name, "-o", "events", "--force"],
         cwd=directory,
         env=command.environment,
         stderr=subprocess.PIPE,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
     )
-    assert (small.returncode, b"events cannot be written: " in small.stderr) == (1, True), small.stderr
-    assert b"Traceback" not in small.stderr
+    assert (limited.returncode, b"events cannot be written: " in limited.stderr) == (1, True), limited.stderr
+    assert b"Traceback" not in limited.stderr
     assert [path.name for path in directory.iterdir()] == ["events"]
     assert target.read_text() == "precious"
     assert command("export", "-o", target, "--force").code == 0
@@ -222,58 +183,65 @@ def test_whole_or_not_at_all(full: tuple[Database, list[App]], directory: Path, 
     assert target.stat().st_mode & 0o077 == 0
 
 
-def test_progress(full: tuple[Database, list[App]], directory: Path) -> None:
-    """There is a bar where somebody looks, and standard output has nothing but events."""
-    database, _ = full
-    ours, theirs = pty.openpty()
+def test_directories_are_not_replaced(database: Database, directory: Path) -> None:
+    """A path that is not a file is an error, also with ``--force``."""
+    (directory / "events").mkdir()
+    failed = Command.on(database, directory)("export", "-o", "events", "--force", code=1)
+    assert "specify another path" in failed.errors
+
+
+def test_progress_bar(filled: tuple[Database, list[App]], directory: Path) -> None:
+    """On a terminal, a bar shows the progress on standard error, and standard output contains only events."""
+    database, _ = filled
+    terminal, command_side = pty.openpty()
     command = Command.on(database, directory, TERM="xterm")
     with open(directory / "events", "wb") as events:
         process = subprocess.Popen(
-            [PROGRAM, "export"], cwd=directory, env=command.environment, stdout=events, stderr=theirs
+            [PROGRAM, "export"], cwd=directory, env=command.environment, stdout=events, stderr=command_side
         )
-    os.close(theirs)
-    shown = b"".join(all_of(ours)).decode()
+    os.close(command_side)
+    shown = b"".join(read_terminal(terminal)).decode()
     assert process.wait(60) == 0
     assert "about" in shown
     assert shown.splitlines()[-1].endswith("60,000 events")
     assert len([json.loads(line) for line in (directory / "events").read_bytes().splitlines()]) == 60_000
 
 
-def all_of(terminal: int) -> Iterator[bytes]:
-    """What is shown there until everybody has left, which Linux calls an error."""
+def read_terminal(terminal: int) -> Iterator[bytes]:
+    """Yield the output until all processes have closed the terminal, which Linux reports as an error."""
     with suppress(OSError):
-        while shown := os.read(terminal, 1 << 16):
-            yield shown
+        while output := os.read(terminal, 1 << 16):
+            yield output
     os.close(terminal)
 
 
-def test_pipes(full: tuple[Database, list[App]], directory: Path) -> None:
-    """Parquet goes through a pipe too, and a reader that has enough is no error worth a traceback."""
-    database, (app, *_) = full
+def test_pipes(filled: tuple[Database, list[App]], directory: Path) -> None:
+    """Parquet can be written to a pipe, and a reader that closes the pipe early causes no traceback."""
+    database, (app, *_) = filled
     command = Command.on(database, directory)
-    done = command("export", "--app", app.app_id, "--format", "parquet")
-    assert parquet.read_table(io.BytesIO(done.output)).num_rows == 20_000
-    enough = subprocess.run(
+    exported = command("export", "--app", app.app_id, "--format", "parquet")
+    assert parquet.read_table(io.BytesIO(exported.output)).num_rows == 20_000
+    first_line = subprocess.run(
         ["bash", "-c", f"{PROGRAM} export | head -n 1"], cwd=directory, env=command.environment, capture_output=True
     )
-    assert json.loads(enough.stdout)["service"]["name"] == "my-cli"
-    assert b"Traceback" not in enough.stderr
+    assert json.loads(first_line.stdout)["service"]["name"] == "my-cli"
+    assert b"Traceback" not in first_line.stderr
 
 
-@pytest.mark.parametrize("moment", ["yesterday", "2026-01-01T00:00:00", "2026-13-01", "9999-12-31T23:59:59-01:00", "5"])
-def test_no_time(database: Database, directory: Path, moment: str) -> None:
-    """A time that is none, or has no offset, is wrong usage."""
-    done = Command.on(database, directory)("export", "--since", moment)
-    assert (done.code, "is no time such as 2026-01-31" in done.errors) == (2, True), done.errors
+@pytest.mark.parametrize("text", ["yesterday", "2026-01-01T00:00:00", "2026-13-01", "9999-12-31T23:59:59-01:00", "5"])
+def test_invalid_time_is_wrong_usage(database: Database, directory: Path, text: str) -> None:
+    """A text that is not a time, or has no offset, is an error, which contains an example."""
+    failed = Command.on(database, directory)("export", "--since", text)
+    assert (failed.code, "is not a time such as 2026-01-31" in failed.errors) == (2, True), failed.errors
 
 
-def test_unknown(database: Database, directory: Path) -> None:
-    """An application that is not there is said to be so."""
+def test_unknown_app(database: Database, directory: Path) -> None:
+    """An application that does not exist has its own exit code."""
     assert Command.on(database, directory)("export", "--app", "nobody").code == 3
 
 
-def test_nothing(database: Database, directory: Path) -> None:
-    """No events are a file without any, in each format."""
+def test_no_events(database: Database, directory: Path) -> None:
+    """An export without events is an empty file of its format."""
     command = Command.on(database, directory)
     assert command("export").output == b""
     assert command("export", "--format", "csv").output.count(b"\r\n") == 1

@@ -8,7 +8,7 @@ import click
 
 from tkserver.config import InvalidSettings
 from tkserver.operations.exceptions import InvalidArgument, OperationError, UnknownObject
-from tkserver.storage.embedded.postgres import EmbeddedError
+from tkserver.storage.embedded.exceptions import EmbeddedError
 from tkserver.storage.errors import StorageError
 from tkserver.storage.migrations import IncompatibleDatabase
 

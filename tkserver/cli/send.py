@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import click
 
+from tkserver import __version__
 from tkserver.cli.exit_codes import DatabaseUnavailable, Failed
 from tkserver.cli.output import json_option, print_record
 from tkserver.cli.reactor import run
-from tkserver.client import Client, NotNow, Result, SendError
+from tkserver.client import Client, Event, EventBuilder, NotNow, Result, SendError, service
 from tkserver.config import Settings, load
 from tkserver.operations.apps import default_app, find_app
 from tkserver.operations.database import open_database
 from tkserver.operations.models import Token
-from tkserver.operations.sample_events import sample_events
 from tkserver.operations.tokens import newest_active_token
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 -- a server that listens on all addresses
@@ -51,7 +52,13 @@ def send(events: int, app: str | None, endpoint: str | None, as_json: bool) -> N
 async def _send(url: str, token: Token, count: int, reactor: Any) -> Result:
     credentials = (token.org_id, token.app_id, token.token, token.secret)
     async with Client(url, *credentials, reactor=reactor, tries=_TRIES) as client:
-        return await client.send(sample_events(count))
+        return await client.send(_sample_events(count))
+
+
+def _sample_events(count: int) -> Iterator[Event]:
+    """Yield events of one random user. They are numbered from 1."""
+    build = EventBuilder(service("tkserver-send", __version__))
+    return (build.event("sample", {"number": number}, category="sample") for number in range(1, count + 1))
 
 
 def _endpoint(settings: Settings) -> str:

@@ -77,7 +77,7 @@ _APP_IDS = f"WITH {APPS_WITH_EVENTS} SELECT DISTINCT app_id::text FROM app_with_
 
 
 class Export:
-    """The selected events, as they were at one moment."""
+    """The selected events, as they were when the first method was called."""
 
     def __init__(self, connection: Connection, query: Query) -> None:
         self._connection = connection

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from tkserver.storage.adaptive_batch import AdaptiveBatch
+from tkserver.operations.adaptive_batch import AdaptiveBatch
 from tkserver.storage.errors import Collision
 
 Clock = Callable[[], float]

@@ -1,0 +1,87 @@
+"""``tkserver apps``: applications are created, listed and changed."""
+
+from __future__ import annotations
+
+import re
+from uuid import UUID
+
+import pytest
+
+from tests.support.blocking_client import post_batch
+from tests.support.client import App, batch
+from tests.support.command import InProcessCommand
+from tests.support.database import Database
+from tests.support.events import make_event
+from tests.support.process import Twistd
+
+
+def test_printed_credentials_are_sufficient(tkserver: InProcessCommand, twistd: Twistd) -> None:
+    """A client can send events with the credentials that are printed for a new application."""
+    created = tkserver("apps", "create", "my-cli", "--tier", "pro", "--json")
+    assert re.fullmatch(rf"tk_{UUID(created.json['org_id']).hex}_[0-9a-f]{{32}}", created.json["token"])
+    assert re.fullmatch(r"[0-9a-f]{64}", created.json["secret"])
+    assert post_batch(twistd.url, created.app, batch([make_event()])) == 200
+    (token,) = tkserver("tokens", "list", "my-cli", "--json").json
+    assert token["tier"] == "pro"
+
+
+def test_ids_can_be_given(tkserver: InProcessCommand) -> None:
+    """An application can have ids that are already used elsewhere; they are printed for the SDK."""
+    app = App()
+    output = tkserver("apps", "create", "mine", "--org", app.org_id, "--app", app.app_id).out
+    assert f'.org_id("{app.org_id}")?' in output
+    assert f'.app_id("{app.app_id}")?' in output
+
+
+def test_list_show_and_rename(tkserver: InProcessCommand, database: Database) -> None:
+    """Applications are selected by name or id; one without a name is listed, too, and can be given a name."""
+    unnamed = App().install(database)
+    named = tkserver("apps", "create", "b", "--json").json
+    assert [app["name"] for app in tkserver("apps", "list", "--json").json] == ["b", None]
+    assert tkserver("apps", "show", named["app_id"], "--json").json["name"] == "b"
+    tkserver("apps", "rename", unnamed.app_id, "a")
+    tkserver("apps", "rename", "b", "c")
+    assert [app["name"] for app in tkserver("apps", "list", "--json").json] == ["a", "c"]
+    table = tkserver("apps", "list").out
+    assert named["app_id"] in table
+    assert "active tokens" in table
+
+
+@pytest.mark.parametrize("name", ["", " x", "x" * 101, "a\nb"])
+def test_invalid_name_is_rejected(tkserver: InProcessCommand, name: str) -> None:
+    """A name must be printable in one line, so that it can be typed again."""
+    assert "printable" in tkserver("apps", "create", "--", name, code=2).errors
+    tkserver("apps", "create", "a")
+    assert "printable" in tkserver("apps", "rename", "a", "--", name, code=2).errors
+
+
+def test_errors_have_exit_codes(tkserver: InProcessCommand) -> None:
+    """A name that is taken and an application that does not exist are errors, and change nothing."""
+    tkserver("apps", "create", "a")
+    tkserver("apps", "create", "b")
+    assert "exists already" in tkserver("apps", "create", "a", code=1).errors
+    assert "another application" in tkserver("apps", "rename", "b", "a", code=1).errors
+    assert "apps list" in tkserver("apps", "show", "c", code=3).errors
+    assert len(tkserver("tokens", "list", "--json").json) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "column"),
+    [("set-retention", "90", "retention_days"), ("set-quota", "5", "monthly_quota")],
+)
+def test_settings_need_a_name(
+    tkserver: InProcessCommand, database: Database, command: str, number: str, column: str
+) -> None:
+    """A setting for an application without a name is an error, which says how to give it one."""
+    app = App().install(database)
+    failed = tkserver("apps", command, app.app_id, number, code=1)
+    assert f"tkserver apps rename {app.app_id} NAME" in failed.errors
+    tkserver("apps", "rename", app.app_id, "mine")
+    tkserver("apps", command, "mine", number)
+    assert database.value(f"SELECT {column} FROM apps") == int(number)
+
+
+@pytest.mark.parametrize("arguments", [(), ("90", "--default"), ("0",), ("36501",), ("soon",)])
+def test_invalid_retention_is_wrong_usage(tkserver: InProcessCommand, arguments: tuple[str, ...]) -> None:
+    """The retention is either a number of days from 1 to 36500 or the default."""
+    tkserver("apps", "set-retention", "any", *arguments, code=2)
