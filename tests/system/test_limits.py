@@ -14,17 +14,18 @@ from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
 from twisted.internet.task import deferLater
 
+from tests.support.blocking_client import is_ready
 from tests.support.client import App, Client, Reply, batch
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.logs import Lines, logged_failures, logged_lines
 from tests.support.peer import connect
-from tests.support.process import Twistd, wait_for
+from tests.support.process import Twistd
+from tests.support.queries import stored_ids
+from tests.support.raw_requests import request_head
 from tests.support.server import start_server
 from tests.support.valkey import Valkey
-from tests.system.test_contract import stored_ids
-from tests.system.test_lifecycle import ready
-from tests.web.http.test_connections import ingest
+from tests.support.waiting import wait_for
 from tkserver.config import InvalidSettings
 
 HEADERS = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
@@ -128,11 +129,11 @@ def valkey(directory: Path) -> Iterator[Valkey]:
         yield valkey
 
 
-CONNECTED = "connected to Redis: limits hold for all servers together"
+CONNECTED = "connected to Redis: all servers share the rate limits"
 
 
 def complaints(lines: Lines) -> int:
-    return sum("Redis cannot be used" in line for line in lines)
+    return sum("Redis is not available" in line for line in lines)
 
 
 class TestSharedRequests:
@@ -235,8 +236,8 @@ class TestSharedRequests:
             "TK__REDIS__URL": "redis://127.0.0.1:1",
         }
         with Twistd(directory, settings) as server:
-            wait_for(lambda: ready(server.url))
-            server.wait_for_line("Redis cannot be used, each server limits by itself meanwhile: Connection was refused")
+            wait_for(lambda: is_ready(server.url))
+            server.wait_for_line("Redis is not available, each server applies its own rate limits: Connection was refused")
             assert server.stop() == 0
             assert "Traceback" not in server.log
             assert "retry" not in server.log
@@ -318,7 +319,7 @@ class TestAuthFailures:
             peer.write(head.encode())
             await peer.wait_for(b'"code":"rate_limited"')
             assert peer.received.startswith(b"HTTP/1.1 429 ")
-            peer.hang_up()
+            peer.disconnect()
 
     @pytest_twisted.ensureDeferred
     async def test_many_at_once(self, database: Database) -> None:
@@ -327,13 +328,13 @@ class TestAuthFailures:
             app, body = App().install(database), batch([make_event()])
             peers = [await connect(int(client.url.rpartition(":")[2])) for _ in range(6)]
             for peer in peers:
-                head = ingest(app, body).replace(b"X-Signature: ", b"X-Signature: 0") + body[:5]
+                head = request_head(app, body).replace(b"X-Signature: ", b"X-Signature: 0") + body[:5]
                 peer.write(head)
             await deferLater(reactor, 0.1)
             for peer in peers:
                 peer.write(body[5:])
                 await peer.wait_for(b'"code"')
-                peer.hang_up()
+                peer.disconnect()
         assert [peer.received[9:12] for peer in peers] == [b"401"] * 3 + [b"429"] * 3
 
     @pytest_twisted.ensureDeferred

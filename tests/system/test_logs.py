@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 import requests as http
 
+from tests.support.blocking_client import is_ready
 from tests.support.client import App, batch
 from tests.support.database import Database
 from tests.support.events import make_event
-from tests.support.process import Twistd, wait_for
-from tests.system.test_lifecycle import ready
+from tests.support.process import Twistd
+from tests.support.waiting import wait_for
 
 CARELESS = Path(__file__).parents[1] / "support" / "careless.tac"
 
@@ -58,7 +59,7 @@ def test_json(directory: Path, database: Database) -> None:
     app = App().install(database)
     settings = {"TK__DATABASE__URL": database.dsn, "TK__SERVER__LOG_LEVEL": "debug", **JSON}
     with Twistd(directory, settings) as server:
-        wait_for(lambda: ready(server.url))
+        wait_for(lambda: is_ready(server.url))
         body = batch([make_event(), make_event(service__name="")])
         headers = {**app.headers(body), "X-Request-ID": 'visible"\\{id}'}
         assert http.post(server.url + app.path, data=body, headers=headers, timeout=20).status_code == 207
@@ -93,7 +94,7 @@ def test_text(directory: Path, database: Database) -> None:
     """A line for people, at the level that was asked for."""
     app = App().install(database)
     with Twistd(directory, {"TK__DATABASE__URL": database.dsn}) as server:
-        wait_for(lambda: ready(server.url))
+        wait_for(lambda: is_ready(server.url))
         body = batch([make_event()])
         headers = {**app.headers(body), "X-Request-ID": "mine"}
         assert http.post(server.url + app.path, data=body, headers=headers, timeout=20).status_code == 200
@@ -149,7 +150,7 @@ class TestWhereItGoes:
         settings = {**NOWHERE, "TK__SERVER__LOG_FORMAT": log_format}
         server = Twistd(directory, settings, ("-n", f"--logfile={log}", *what)).launch()
         try:
-            wait_for(lambda: log.exists() and "cannot be used yet" in log.read_text())
+            wait_for(lambda: log.exists() and "is not available, retrying" in log.read_text())
             os.kill(server.pid, signal.SIGUSR1)
             wait_for(old.exists)
             assert "listens on" in old.read_text()
@@ -215,7 +216,7 @@ class TestWhereItGoes:
             settings = {**NOWHERE, "TK__SERVER__LOG_FORMAT": log_format}
             server = Twistd(directory, settings, ("-n", "--syslog", "--prefix=tk", "tkserver")).launch()
             try:
-                wait_for(lambda: "cannot be used yet" in received())
+                wait_for(lambda: "is not available, retrying" in received())
             finally:
                 assert server.stop() == 0
             wait_for(lambda: "Server Shut Down" in received())
@@ -224,7 +225,7 @@ class TestWhereItGoes:
         said = {str(entry[2]): int(entry[1]) % 8 for entry in entries if entry}
         if log_format == "json":
             lines("\n".join(said))
-        assert {severity for text, severity in said.items() if "cannot be used yet" in text} == {4}  # warning
+        assert {severity for text, severity in said.items() if "is not available, retrying" in text} == {4}  # warning
         assert {severity for text, severity in said.items() if "listens on" in text} == {6}  # informational
         assert server.log == ""
 
@@ -236,7 +237,7 @@ from zope.interface import provider
 @provider(ILogObserver)
 def write(event):
     with open("own.log", "a") as log:
-        status = event["record"].status if "record" in event else None
+        status = event["exchange"].status if "exchange" in event else None
         print(event.get("event"), event.get("url"), status, event.get("request_id"), file=log)
 
 def observer():
@@ -303,7 +304,7 @@ class TestFailures:
             if line["request_id"] != "leave_failed":  # which was never raised
                 assert "careless.tac" in line["traceback"]
         (caused,) = [line for line in failures if line["request_id"] == "raise_caused"]
-        assert "Because of:" in caused["traceback"]
+        assert "Caused by:" in caused["traceback"]
         coroutine, callback = named("still_at_it", found)
         assert coroutine["request_id"] == "leave_coroutine"
         assert "request_id" not in callback  # nothing says for whom it is called
@@ -333,7 +334,7 @@ class TestFailures:
             found = lines(server.log)
         assert "marked" not in server.log
         odd, broken = named("odd", found)
-        assert odd["message"].startswith("one, ValueError (its text is not logged")
+        assert odd["message"].startswith("one, ValueError (text omitted")
         assert odd["message"].endswith("and\nanother line")
         assert odd["odd"] == "[1]"
         assert "no such" in broken["message"]
@@ -341,5 +342,5 @@ class TestFailures:
         assert "RuntimeWarning: a warning" in named("warning", found)[0]["message"]
         old, formatted = [line for line in found if line["message"].startswith("an old line")]
         assert old["exception"] == "ValueError"
-        assert "its text is not logged" in formatted["message"]
+        assert "text omitted" in formatted["message"]
         assert {line["request_id"] for line in (odd, broken, old, formatted)} == {"mine"}

@@ -20,7 +20,8 @@ import schemathesis
 import yaml
 from requests.auth import AuthBase
 
-from tests.support.process import Twistd, wait_for
+from tests.support.process import Twistd
+from tests.support.waiting import wait_for
 from tkserver.storage.embedded import demo
 from tkserver.wire.api_errors import ApiError
 from tkserver.wire.signature import sign, signed_message

@@ -10,14 +10,15 @@ import psycopg2
 import pytest
 import requests as http
 
+from tests.support.blocking_client import is_ready
 from tests.support.client import DIALECTS, App, batch
 from tests.support.command import Command
 from tests.support.database import Database
 from tests.support.events import make_event
+from tests.support.json_log import parse_json_log
 from tests.support.marked import ADDRESS, MARK, USER, MarkedClient, marked_app, marked_event
-from tests.support.process import Twistd, wait_for
-from tests.system.test_lifecycle import ready
-from tests.system.test_logs import lines
+from tests.support.process import Twistd
+from tests.support.waiting import wait_for
 
 COLUMNS = """
 SELECT table_schema, table_name, column_name, udt_name FROM information_schema.columns
@@ -41,7 +42,7 @@ def test_addresses(directory: Path, database: Database) -> None:
     """No column of any table, and no line of the log, has the address of a client, whatever became of its request."""
     app = App().install(database)
     with Twistd(directory, {"TK__DATABASE__URL": database.dsn, "TK__SERVER__LOG_LEVEL": "debug"}) as server:
-        wait_for(lambda: ready(server.url))
+        wait_for(lambda: is_ready(server.url))
         statuses = [send(server.url, app, *request) for request in each_kind()]
         assert statuses == [200, 200, 200, 207, 401, 204]
         send_command = Command.on(database, directory, TK__SERVER__PORT=str(server.port))
@@ -98,7 +99,7 @@ def test_marked_values(directory: Path, database: Database, log_format: str) -> 
         "TK__INGEST__COMMIT_TIMEOUT": "0.5",
     }
     with Twistd(directory, settings) as server:
-        wait_for(lambda: ready(server.url))
+        wait_for(lambda: is_ready(server.url))
         client = MarkedClient(server.url)
         client.send_all_kinds(app, other)
         client.send_no_http(server.port)
@@ -112,7 +113,7 @@ def test_marked_values(directory: Path, database: Database, log_format: str) -> 
         assert server.stop() == 0
         said = server.log
     if log_format == "json":
-        lines(said)
+        parse_json_log(said)
     assert len(re.findall("Traceback", said)) == 1  # of what is broken
     for text in (MARK, ADDRESS, *client.signatures):
         assert text not in said
@@ -165,10 +166,10 @@ def without_the_database(database: Database, client: MarkedClient, app: App) -> 
         assert client.send(app, [marked_event(user_id=KEPT)]).status_code == 503
         beside.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
         beside.query(cut, name)
-    wait_for(lambda: not ready(client.url))
+    wait_for(lambda: not is_ready(client.url))
     assert client.send(app, [marked_event(user_id=KEPT)]).status_code == 503
     beside.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
-    wait_for(lambda: ready(client.url))
+    wait_for(lambda: is_ready(client.url))
 
 
 def limited(database: Database, client: MarkedClient, app: App) -> None:
