@@ -36,9 +36,6 @@ READ_SIZE = 16_384
 BODY_READ_SIZE = 65_536
 """Bytes to read at once from a body that has memory."""
 
-_UNLIMITED = 86_400.0
-"""Seconds; stands for no time limit. When it is reached, it starts again."""
-
 
 class Phase(Enum):
     """What a connection is waiting for."""
@@ -71,13 +68,12 @@ class HttpLimits:
     memory_timeout: float = 10.0
 
     def by_phase(self) -> dict[Phase, float]:
-        """Return the time limit of each phase."""
+        """Return the time limit of each phase. While a request is handled, there is none."""
         return {
             Phase.IDLE: self.idle_timeout,
             Phase.HEADERS: self.header_timeout,
             Phase.WAITING: self.memory_timeout,
             Phase.BODY: self.body_timeout,
-            Phase.HANDLING: _UNLIMITED,  # the client has done its part
             Phase.CLOSING: LINGER,
         }
 
@@ -265,8 +261,9 @@ class ApiChannel(HTTPChannel):
             self._socket.loseConnection()  # TLS would wait for the client
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self._timer is not None and self._timer.active():
+        if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         self.phase = Phase.CLOSING
         super().connectionLost(reason)
         self.site.remove(self)
@@ -302,26 +299,26 @@ class ApiChannel(HTTPChannel):
         if self.phase is not Phase.CLOSING:
             self.phase = phase
             self._socket.bufferSize = BODY_READ_SIZE if phase is Phase.BODY else READ_SIZE
-            self._set_timer(self.site.timeouts[phase])
+            if phase is not Phase.HANDLING:
+                self._set_timer(self.site.timeouts[phase])
 
     def _set_timer(self, seconds: float) -> None:
         """Restart the timer.
 
         Postponing a timer is cheap: the reactor moves it in its queue only when its previous time is reached.
         """
-        if self._timer is not None and self._timer.active():
-            self._timer.reset(seconds)
-        else:
+        if self._timer is None:
             self._timer = self.site.reactor.callLater(seconds, self._timed_out)
+        else:
+            self._timer.reset(seconds)
 
     def _timed_out(self) -> None:
+        self._timer = None
         if self.phase is Phase.CLOSING:
             self.abort()
-        elif self.phase is Phase.HANDLING:
-            self._set_timer(_UNLIMITED)
         elif self.phase is Phase.IDLE or not self._has_received:
             self.loseConnection()
-        else:
+        elif self.phase is not Phase.HANDLING:  # otherwise, the timer is left from an earlier phase
             message = f"the request did not arrive in time: timeout while {self.phase.value}"
             self._reject(Overloaded(message) if self.phase is Phase.WAITING else RequestTimeout(message))
 
