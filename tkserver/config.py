@@ -55,8 +55,8 @@ class Server(_Group):
         Field(
             ge=0,
             le=1,
-            description="The fraction of successful requests that are logged, from 0 to 1. Other requests are always"
-            " logged.",
+            description="The fraction of successful requests that are logged, from 0 to 1. It does not affect other"
+            " requests.",
         ),
     ] = 1
     cors_origins: Annotated[
