@@ -1,4 +1,4 @@
-"""Limits over real sockets: of applications, by one server and by several, and of failures to authenticate."""
+"""Rate limits over real sockets: of applications, on one server and on several, and of authentication failures."""
 
 from __future__ import annotations
 
@@ -10,11 +10,8 @@ from pathlib import Path
 
 import pytest
 import pytest_twisted
-from twisted.internet import reactor
 from twisted.internet.defer import ensureDeferred, gatherResults
-from twisted.internet.task import deferLater
 
-from tests.support.blocking_client import is_ready
 from tests.support.client import App, Client, Reply, batch
 from tests.support.database import Database
 from tests.support.events import make_event
@@ -23,89 +20,78 @@ from tests.support.peer import connect
 from tests.support.process import Twistd
 from tests.support.queries import stored_ids
 from tests.support.raw_requests import request_head
-from tests.support.server import start_server
+from tests.support.server import client_of, running_server, start_server
 from tests.support.valkey import Valkey
-from tests.support.waiting import wait_for
+from tests.support.waiting import until
 from tkserver.config import InvalidSettings
 
 HEADERS = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
 
 
 @asynccontextmanager
-async def serving(database: Database, **settings: object) -> AsyncIterator[Client]:
-    """A server with these settings."""
-    server = await start_server(database, **settings)
-    try:
-        yield Client(f"http://127.0.0.1:{server.port}")
-    finally:
-        await server.stopService()
+async def client_of_server(database: Database, **settings: object) -> AsyncIterator[Client]:
+    """Run a server with these settings while the context lasts, and return a client of it."""
+    async with running_server(database, **settings) as server:
+        yield client_of(server)
 
 
 async def statuses(send: Callable[[], Awaitable[Reply]], count: int) -> list[int]:
+    """Return the statuses of a number of requests."""
     return [(await send()).status for _ in range(count)]
 
 
-async def flood(client: Client, app: App, count: int) -> list[int]:
-    """What so many valid requests are answered."""
+async def send_batches(client: Client, app: App, count: int) -> list[int]:
+    """Send a number of valid batches, and return the statuses of the responses."""
     return await statuses(lambda: client.send(app, [make_event()]), count)
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait without stopping the servers of this process."""
-    for _ in range(1000):
-        if condition():
-            return
-        await deferLater(reactor, 0.01)
-    raise AssertionError("it did not happen")
-
-
-class TestRequests:
-    """Of an application, by the tier of its token."""
+class TestRequestLimit:
+    """The rate limit of an application, which depends on the tier of its token."""
 
     @pytest_twisted.ensureDeferred
     async def test_limit(self, database: Database) -> None:
-        """Requests within the limit are told where they stand; the one beyond it is a 429, and nothing is stored."""
-        async with serving(database, TK__RATE_LIMIT__FREE_RPM=3) as client:
+        """Responses contain the remaining requests; a request beyond the limit gets a 429, and is not stored."""
+        async with client_of_server(database, TK__RATE_LIMIT__FREE_RPM=3) as client:
             app = App().install(database)
             replies = [await client.send(app, [make_event()]) for _ in range(3)]
-            refused = await client.send(app, [make_event()])
+            rejected = await client.send(app, [make_event()])
             other = await client.send(App().install(database), [make_event()])
         assert [reply.status for reply in replies] == [200] * 3
         assert [reply.headers["x-ratelimit-remaining"] for reply in replies] == ["2", "1", "0"]
         assert {reply.headers["x-ratelimit-limit"] for reply in replies} == {"3"}
-        assert (refused.status, refused.code) == (429, "rate_limited")
-        assert 1 <= refused.json["retry_after"] <= 20
-        assert refused.headers["retry-after"] == str(refused.json["retry_after"])
-        assert refused.headers["x-ratelimit-remaining"] == "0"
-        assert 40 <= int(refused.headers["x-ratelimit-reset"]) - time.time() <= 61
+        assert (rejected.status, rejected.code) == (429, "rate_limited")
+        assert 1 <= rejected.json["retry_after"] <= 20
+        assert rejected.headers["retry-after"] == str(rejected.json["retry_after"])
+        assert rejected.headers["x-ratelimit-remaining"] == "0"
+        assert 40 <= int(rejected.headers["x-ratelimit-reset"]) - time.time() <= 61
         assert len(stored_ids(database, app)) == 3
         assert other.status == 200
 
     @pytest_twisted.ensureDeferred
-    async def test_its_place_among_the_checks(self, database: Database) -> None:
-        """It comes after the token's scope and before do not track, and only what passes the former counts."""
-        async with serving(database, TK__RATE_LIMIT__FREE_RPM=2) as client:
+    async def test_order_of_checks(self, database: Database) -> None:
+        """The limit is checked after the scope of the token and before Do Not Track, and counts authorized requests."""
+        async with client_of_server(database, TK__RATE_LIMIT__FREE_RPM=2) as client:
             app, other = App().install(database), App().install(database)
             forged = await client.send(app, [make_event()], changes={"X-Signature": "0" * 64})
-            misplaced = await client.send(app, [make_event()], path=other.path)
+            mismatched = await client.send(app, [make_event()], path=other.path)
             untracked = await client.send(app, [make_event()], changes={"DNT": "1"})
             malformed = await client.send(app, b"{}")
-            refused = await client.send(app, [make_event()], changes={"DNT": "1"})
-        assert [reply.status for reply in (forged, misplaced, untracked, malformed, refused)] == [
+            rejected = await client.send(app, [make_event()], changes={"DNT": "1"})
+        assert [reply.status for reply in (forged, mismatched, untracked, malformed, rejected)] == [
             401,
             403,
             204,
             400,
             429,
         ]
-        assert not {*HEADERS} & (forged.headers.keys() | misplaced.headers.keys())
-        for reply in (untracked, malformed, refused):
+        assert not {*HEADERS} & (forged.headers.keys() | mismatched.headers.keys())
+        for reply in (untracked, malformed, rejected):
             assert {*HEADERS} <= reply.headers.keys()
 
     @pytest_twisted.ensureDeferred
     async def test_tiers(self, database: Database) -> None:
-        """Each tier has its own limit, or none, and then no headers either."""
-        async with serving(database, TK__RATE_LIMIT__PRO_RPM=7, TK__RATE_LIMIT__ENTERPRISE_RPM=9) as client:
+        """Each tier has its own limit; responses have no headers for a tier without a limit."""
+        async with client_of_server(database, TK__RATE_LIMIT__PRO_RPM=7, TK__RATE_LIMIT__ENTERPRISE_RPM=9) as client:
             limits = {}
             for tier in ("free", "pro", "business", "enterprise"):
                 app = App().install(database)
@@ -114,8 +100,8 @@ class TestRequests:
         assert limits == {"free": None, "pro": "7", "business": None, "enterprise": "9"}
 
     @pytest_twisted.ensureDeferred
-    async def test_web_pages_can_read_it(self, client: Client, app: App) -> None:
-        """The headers are exposed, and by default there are none."""
+    async def test_web_pages_can_read_headers(self, client: Client, app: App) -> None:
+        """The headers are exposed to web pages, and are absent without a limit."""
         reply = await client.send(app, [make_event()], changes={"Origin": "https://example.org"})
         exposed = reply.headers["access-control-expose-headers"].lower().split(", ")
         assert {*HEADERS, "retry-after"} <= {*exposed}
@@ -124,7 +110,7 @@ class TestRequests:
 
 @pytest.fixture
 def valkey(directory: Path) -> Iterator[Valkey]:
-    """A Valkey that wants a password."""
+    """A Valkey server that requires a password."""
     with Valkey(directory, password="p4ssword") as valkey:
         yield valkey
 
@@ -132,112 +118,122 @@ def valkey(directory: Path) -> Iterator[Valkey]:
 CONNECTED = "connected to Redis: all servers share the rate limits"
 
 
-def complaints(lines: Lines) -> int:
+def count_warnings(lines: Lines) -> int:
+    """Return how often a server logged that Redis is not available."""
     return sum("Redis is not available" in line for line in lines)
 
 
-class TestSharedRequests:
-    """Of an application, by two servers that have one Valkey."""
+class TestSharedRequestLimit:
+    """The rate limit of an application on two servers that share a Valkey server."""
 
     @pytest_twisted.ensureDeferred
-    async def test_one_limit(self, database: Database, valkey: Valkey) -> None:
-        """However its requests are spread, also at the same time, no more pass than the limit."""
+    async def test_shared_limit(self, database: Database, valkey: Valkey) -> None:
+        """Two servers together accept no more concurrent requests than the limit."""
         settings = {"TK__RATE_LIMIT__FREE_RPM": 10, "TK__REDIS__URL": valkey.url()}
         with logged_lines() as lines:
-            async with serving(database, **settings) as one, serving(database, **settings) as two:
+            async with (
+                client_of_server(database, **settings) as first,
+                client_of_server(database, **settings) as second,
+            ):
                 await until(lambda: lines.count(CONNECTED) == 2)
                 app = App().install(database)
-                sent = [ensureDeferred(client.send(app, [make_event()])) for client in (one, two) * 8]
-                replies = await gatherResults(sent)
+                requests = [ensureDeferred(client.send(app, [make_event()])) for client in (first, second) * 8]
+                replies = await gatherResults(requests)
         assert sorted(reply.status for reply in replies) == [200] * 10 + [429] * 6
-        passed = [int(reply.headers["x-ratelimit-remaining"]) for reply in replies if reply.status == 200]
-        assert sorted(passed) == list(range(10))
-        assert not complaints(lines)
+        remaining = [int(reply.headers["x-ratelimit-remaining"]) for reply in replies if reply.status == 200]
+        assert sorted(remaining) == list(range(10))
+        assert not count_warnings(lines)
 
     @pytest_twisted.ensureDeferred
-    async def test_killed_and_started_again(self, database: Database, valkey: Valkey) -> None:
-        """Without it each server limits by itself and says so once; when it is back they limit together again."""
+    async def test_valkey_is_restarted(self, database: Database, valkey: Valkey) -> None:
+        """While Valkey is down, each server applies its own limit and logs it once; afterwards they share it again."""
         settings = {"TK__RATE_LIMIT__FREE_RPM": 3, "TK__REDIS__URL": valkey.url()}
         with logged_lines() as lines:
-            async with serving(database, **settings) as one, serving(database, **settings) as two:
+            async with (
+                client_of_server(database, **settings) as first,
+                client_of_server(database, **settings) as second,
+            ):
                 await until(lambda: lines.count(CONNECTED) == 2)
                 valkey.kill()
                 app = App().install(database)
-                alone = [await flood(client, app, 4) for client in (one, two)]
+                separate = [await send_batches(client, app, 4) for client in (first, second)]
                 valkey.start()
                 await until(lambda: lines.count(CONNECTED) == 4)
                 app = App().install(database)
-                together = [await flood(client, app, 2) for client in (one, two)]
-        assert alone == [[200, 200, 200, 429]] * 2
-        assert together == [[200, 200], [200, 429]]
-        assert complaints(lines) == 2
+                shared = [await send_batches(client, app, 2) for client in (first, second)]
+        assert separate == [[200, 200, 200, 429]] * 2
+        assert shared == [[200, 200], [200, 429]]
+        assert count_warnings(lines) == 2
         assert not [line for line in lines if "p4ssword" in line]
 
     @pytest_twisted.ensureDeferred
-    async def test_silent(self, database: Database, valkey: Valkey) -> None:
-        """One that says nothing any more holds up requests once, for a moment, and is used again when it speaks."""
+    async def test_valkey_is_suspended(self, database: Database, valkey: Valkey) -> None:
+        """A suspended Valkey server delays requests only once, and is used again when it resumes."""
         settings = {"TK__RATE_LIMIT__FREE_RPM": 20, "TK__REDIS__URL": valkey.url()}
         with logged_lines() as lines:
-            async with serving(database, **settings) as client:
+            async with client_of_server(database, **settings) as client:
                 await until(lambda: CONNECTED in lines)
                 app = App().install(database)
                 await client.send(app, [make_event()])
                 valkey.freeze()
-                sent = [ensureDeferred(client.send(app, [make_event()])) for _ in range(5)]
-                replies = await gatherResults(sent)
+                requests = [ensureDeferred(client.send(app, [make_event()])) for _ in range(5)]
+                replies = await gatherResults(requests)
                 replies.append(await client.send(app, [make_event()]))
                 valkey.thaw()
                 await until(lambda: lines.count(CONNECTED) == 2)
         assert [reply.status for reply in replies] == [200] * 6
         assert replies[-1].headers["x-ratelimit-remaining"] == "14"
-        assert complaints(lines) == 1
+        assert count_warnings(lines) == 1
 
     @pytest_twisted.ensureDeferred
-    async def test_silent_from_the_start(self, database: Database, valkey: Valkey) -> None:
-        """One that takes connections and says nothing on them is waited for by no request, nor by a stop."""
+    async def test_valkey_never_responds(self, database: Database, valkey: Valkey) -> None:
+        """Neither a request nor the stop of the server waits for a Valkey server that never responds."""
         settings = {"TK__RATE_LIMIT__FREE_RPM": 1, "TK__REDIS__URL": valkey.url()}
         valkey.freeze()
         with logged_lines() as lines:
-            async with serving(database, **settings) as client:
-                assert await flood(client, App().install(database), 2) == [200, 429]
-                await until(lambda: complaints(lines))
+            async with client_of_server(database, **settings) as client:
+                assert await send_batches(client, App().install(database), 2) == [200, 429]
+                await until(lambda: count_warnings(lines))
         assert not [line for line in lines if "p4ssword" in line]
-        assert complaints(lines) == 1
+        assert count_warnings(lines) == 1
 
     @pytest_twisted.ensureDeferred
-    async def test_not_installed(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Without the extra, the start ends with a line that says how to get it; who has no Redis needs none."""
+    async def test_missing_extra(self, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A server without the extra does not start with a Redis URL, and names the extra; without a URL, it starts."""
         monkeypatch.setitem(sys.modules, "txredisapi", None)
         with pytest.raises(InvalidSettings, match=r"TK__REDIS__URL: .*pip install 'tkserver\[redis\]'"):
             await start_server(database, TK__RATE_LIMIT__FREE_RPM=1, TK__REDIS__URL="redis://127.0.0.1")
-        async with serving(database, TK__RATE_LIMIT__FREE_RPM=1) as client:
-            assert await flood(client, App().install(database), 2) == [200, 429]
+        async with client_of_server(database, TK__RATE_LIMIT__FREE_RPM=1) as client:
+            assert await send_batches(client, App().install(database), 2) == [200, 429]
 
     @pytest_twisted.ensureDeferred
-    async def test_refused(self, database: Database, valkey: Valkey) -> None:
-        """A password that is wrong is said without the password, and requests are taken all the same."""
+    async def test_wrong_password(self, database: Database, valkey: Valkey) -> None:
+        """A wrong password is logged once without the password, and requests are accepted."""
         settings = {"TK__RATE_LIMIT__FREE_RPM": 1, "TK__REDIS__URL": valkey.url(password="wr0ng")}
         with logged_lines() as lines, logged_failures() as failures:
-            async with serving(database, **settings) as client:
-                await until(lambda: complaints(lines))
+            async with client_of_server(database, **settings) as client:
+                await until(lambda: count_warnings(lines))
                 app = App().install(database)
-                assert await flood(client, app, 2) == [200, 429]
-                await deferLater(reactor, 1.5)  # it is tried again meanwhile
+                assert await send_batches(client, app, 2) == [200, 429]
+                with valkey.client() as connection:
+                    await until(lambda: connection.info("stats")["acl_access_denied_auth"] >= 4)
         assert not failures
-        assert complaints(lines) == 1
-        assert "refuses the user, the password" in str(lines)
+        assert count_warnings(lines) == 1
+        assert "rejects the user, the password" in str(lines)
         assert "wr0ng" not in str(lines)
 
-    def test_not_there(self, directory: Path, database: Database) -> None:
-        """A process whose Redis is not there starts, serves, says so in a line, and stops."""
+    def test_no_redis_server(self, directory: Path, database: Database) -> None:
+        """A server whose Redis is not running starts, logs it, becomes ready and stops."""
         settings = {
             "TK__DATABASE__URL": database.dsn,
             "TK__RATE_LIMIT__FREE_RPM": "1",
             "TK__REDIS__URL": "redis://127.0.0.1:1",
         }
         with Twistd(directory, settings) as server:
-            wait_for(lambda: is_ready(server.url))
-            server.wait_for_line("Redis is not available, each server applies its own rate limits: Connection was refused")
+            server.wait_until_ready()
+            server.wait_for_line(
+                "Redis is not available, each server applies its own rate limits: Connection was refused"
+            )
             assert server.stop() == 0
             assert "Traceback" not in server.log
             assert "retry" not in server.log
@@ -247,8 +243,8 @@ GUESSER, HONEST = "203.0.113.9", "198.51.100.7"
 STRICT = {"TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": 1, "TK__RATE_LIMIT__AUTH_FAILURES_BURST": 3}
 
 
-class TestAuthFailures:
-    """Of an address."""
+class TestAuthFailureLimit:
+    """The limit of authentication failures of an address."""
 
     @pytest.mark.parametrize(
         "changes",
@@ -256,38 +252,38 @@ class TestAuthFailures:
     )
     @pytest_twisted.ensureDeferred
     async def test_limit(self, database: Database, changes: dict[str, str | None]) -> None:
-        """After so many failures an address gets 429 for all that is to be stored, but still hears of health."""
-        async with serving(database, **STRICT) as client:
+        """After too many failures, an address gets a 429 for every ingest request, but not for other paths."""
+        async with client_of_server(database, **STRICT) as client:
             app = App().install(database)
             failed = await statuses(lambda: client.send(app, [make_event()], changes=changes), 3)
-            refused = await client.send(app, [make_event()], changes=changes)
+            rejected = await client.send(app, [make_event()], changes=changes)
             valid = await client.send(app, [make_event()])
             empty = await client.request("POST", app.path)
             health = await client.request("GET", "/health")
-            nowhere = await client.request("POST", "/nowhere", body=b"x")
+            unknown = await client.request("POST", "/unknown", body=b"x")
         assert failed == [401] * 3
-        assert (refused.status, refused.code) == (429, "rate_limited")
-        assert refused.headers["retry-after"] == str(refused.json["retry_after"]) == "60"
-        assert [reply.status for reply in (valid, empty, health, nowhere)] == [429, 429, 200, 404]
+        assert (rejected.status, rejected.code) == (429, "rate_limited")
+        assert rejected.headers["retry-after"] == str(rejected.json["retry_after"]) == "60"
+        assert [reply.status for reply in (valid, empty, health, unknown)] == [429, 429, 200, 404]
         assert not stored_ids(database, app)
 
     @pytest_twisted.ensureDeferred
-    async def test_clock_and_scope(self, database: Database) -> None:
-        """A 403 is a failure to authenticate as well; other refusals are none."""
-        async with serving(database, **STRICT) as client:
+    async def test_which_errors_count(self, database: Database) -> None:
+        """A 403 counts as an authentication failure, and a 400 does not."""
+        async with client_of_server(database, **STRICT) as client:
             app, other = App().install(database), App().install(database)
-            fine = await statuses(lambda: client.send(app, b"{}"), 5)
-            late = await client.send(app, [make_event()], timestamp=1)
-            misplaced = await statuses(lambda: client.send(app, [make_event()], path=other.path), 3)
-        assert fine == [400] * 5
-        assert (late.status, misplaced) == (403, [403, 403, 429])
+            malformed = await statuses(lambda: client.send(app, b"{}"), 5)
+            outdated = await client.send(app, [make_event()], timestamp=1)
+            mismatched = await statuses(lambda: client.send(app, [make_event()], path=other.path), 3)
+        assert malformed == [400] * 5
+        assert (outdated.status, mismatched) == (403, [403, 403, 429])
 
     @pytest_twisted.ensureDeferred
-    async def test_others_are_not_touched(self, database: Database) -> None:
-        """Behind a proxy that is named, who guesses locks out nobody else, and the log names nobody."""
-        proxied = {**STRICT, "TK__SERVER__TRUSTED_PROXIES": "10.0.0.0/8, 127.0.0.1"}
+    async def test_trusted_proxy(self, database: Database) -> None:
+        """Behind a trusted proxy, only the address that fails to authenticate is limited, and no address is logged."""
+        settings = {**STRICT, "TK__SERVER__TRUSTED_PROXIES": "10.0.0.0/8, 127.0.0.1"}
         with logged_lines() as lines:
-            async with serving(database, **proxied) as client:
+            async with client_of_server(database, **settings) as client:
                 app = App().install(database)
                 guesses = {"X-Forwarded-For": f"{HONEST}, {GUESSER}, 10.0.0.1", "X-Signature": "0" * 64}
                 failed = await statuses(lambda: client.send(app, [make_event()], changes=guesses), 4)
@@ -298,10 +294,10 @@ class TestAuthFailures:
         assert not [line for line in lines if GUESSER in line or HONEST in line]
 
     @pytest_twisted.ensureDeferred
-    async def test_proxy_that_nobody_named(self, database: Database) -> None:
-        """What comes through one is not limited, for it would be all or nobody; the log says so."""
+    async def test_unknown_proxy(self, database: Database) -> None:
+        """Requests of an unknown proxy are not limited, because that would affect all clients; the log says so."""
         with logged_lines() as lines:
-            async with serving(database, **STRICT) as client:
+            async with client_of_server(database, **STRICT) as client:
                 app = App().install(database)
                 guesses = {"X-Forwarded-For": GUESSER, "X-Signature": "0" * 64}
                 failed = await statuses(lambda: client.send(app, [make_event()], changes=guesses), 5)
@@ -309,9 +305,9 @@ class TestAuthFailures:
         assert sum("TK__SERVER__TRUSTED_PROXIES" in line for line in lines) == 1
 
     @pytest_twisted.ensureDeferred
-    async def test_the_body_is_not_read(self, database: Database) -> None:
-        """The answer comes before the body is sent, without an invitation to send it."""
-        async with serving(database, **STRICT) as client:
+    async def test_body_is_not_read(self, database: Database) -> None:
+        """A limited address gets the response before it sends the body, and no 100 Continue."""
+        async with client_of_server(database, **STRICT) as client:
             app, body = App().install(database), batch([make_event()])
             await statuses(lambda: client.request("POST", app.path), 3)
             peer = await connect(int(client.url.rpartition(":")[2]))
@@ -322,15 +318,16 @@ class TestAuthFailures:
             peer.disconnect()
 
     @pytest_twisted.ensureDeferred
-    async def test_many_at_once(self, database: Database) -> None:
-        """Requests whose headers came before the first failure are refused as well, when their bodies come."""
-        async with serving(database, **STRICT) as client:
+    async def test_concurrent_requests(self, database: Database) -> None:
+        """The limit also applies to requests whose headers were received before the first failure."""
+        async with running_server(database, **STRICT) as server:
             app, body = App().install(database), batch([make_event()])
-            peers = [await connect(int(client.url.rpartition(":")[2])) for _ in range(6)]
+            peers = [await connect(server.port) for _ in range(6)]
             for peer in peers:
                 head = request_head(app, body).replace(b"X-Signature: ", b"X-Signature: 0") + body[:5]
                 peer.write(head)
-            await deferLater(reactor, 0.1)
+            bodies = server.worker.components.site.bodies
+            await until(lambda: bodies.reserved == len(peers) * len(body))  # the server has received all headers
             for peer in peers:
                 peer.write(body[5:])
                 await peer.wait_for(b'"code"')
@@ -338,12 +335,12 @@ class TestAuthFailures:
         assert [peer.received[9:12] for peer in peers] == [b"401"] * 3 + [b"429"] * 3
 
     @pytest_twisted.ensureDeferred
-    async def test_default(self, database: Database) -> None:
-        """It is on, and generous."""
-        async with serving(
+    async def test_default_limit(self, database: Database) -> None:
+        """By default, 100 failures are allowed, and soon afterwards the limit applies."""
+        async with client_of_server(
             database, TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE=60, TK__RATE_LIMIT__AUTH_FAILURES_BURST=100
         ) as client:
             path = App().path
-            seen = await statuses(lambda: client.request("POST", path), 130)
-        assert seen[:100] == [401] * 100
-        assert 429 in seen
+            received = await statuses(lambda: client.request("POST", path), 130)
+        assert received[:100] == [401] * 100
+        assert 429 in received

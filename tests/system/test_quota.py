@@ -104,7 +104,7 @@ def assert_quota_exceeded(reply: Reply, *, remaining: int, quota: int) -> None:
     assert type(retry_after) is int
     assert abs((resets_at - now).total_seconds() - retry_after) < 30
     assert f"{resets_at:%Y-%m-%dT%H:%M:%SZ}" in reply.json["error"]["message"]
-    assert f"{remaining} of the {quota} events" in reply.json["error"]["message"]
+    assert f"is {quota} events, of which {remaining} are left" in reply.json["error"]["message"]
 
 
 @pytest_twisted.ensureDeferred
@@ -189,7 +189,8 @@ async def test_quota_is_changed(clients: list[Client], database: Database) -> No
 
     await until(quota_applies, within=2)
     database.query("UPDATE apps SET monthly_quota = 1000000")
-    assert [(await client.send(app, events(1))).status for client in clients] == [200, 200]  # because servers read the quota together with the counter
+    # This applies immediately, because servers read the quota together with the counter.
+    assert [(await client.send(app, events(1))).status for client in clients] == [200, 200]
     database.query("UPDATE apps SET monthly_quota = 0")
     assert [(await client.send(app, events(1))).status for client in clients] == [429, 429]
     database.query("UPDATE apps SET monthly_quota = NULL")
