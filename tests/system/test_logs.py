@@ -1,73 +1,55 @@
-"""The log of a real ``twistd``: its two formats, where it goes, and what is in it of a request."""
+"""The log of a ``twistd`` process: its two formats, its destinations, and the lines of requests and failures."""
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import re
 import signal
 import socket
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests as http
 
-from tests.support.blocking_client import is_ready
 from tests.support.client import App, batch
 from tests.support.database import Database
 from tests.support.events import make_event
+from tests.support.json_log import lines_of_event, parse_json_log
 from tests.support.process import Twistd
 from tests.support.waiting import wait_for
 
-CARELESS = Path(__file__).parents[1] / "support" / "careless.tac"
+FAULTY_TAC = Path(__file__).parents[1] / "support" / "faulty_handlers.tac"
 
-NOWHERE = {"TK__DATABASE__URL": "postgresql://nobody@127.0.0.1:1/none"}
-"""A database that is not there: enough for whoever wants to see lines only."""
+UNREACHABLE = {"TK__DATABASE__URL": "postgresql://nobody@127.0.0.1:1/none"}
+"""A database that cannot be reached, for tests that need only the log."""
 
 JSON = {"TK__SERVER__LOG_FORMAT": "json"}
 
-Line = dict[str, Any]
 
-
-def lines(text: str) -> list[Line]:
-    """Each of them one flat object, with what all have and no nulls."""
-    found: list[Line] = [json.loads(line) for line in text.splitlines()]
-    for line in found:
-        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", line["time"])
-        assert line["level"] in ("debug", "info", "warn", "error", "critical")
-        assert line["event"]
-        assert "message" in line
-        assert line["logger"]
-        assert not [value for value in line.values() if value is None or isinstance(value, (dict, list))]
-    return found
-
-
-def named(event: str, among: list[Line]) -> list[Line]:
-    return [line for line in among if line["event"] == event]
-
-
-def ask(server: Twistd, path: str, request_id: str, method: str = "GET", body: str = "") -> int:
+def send(server: Twistd, path: str, request_id: str, method: str = "GET", body: str = "") -> int:
+    """Send a request with this id, and return the status of the response."""
     headers = {"X-Request-ID": request_id}
     return http.request(method, server.url + path, headers=headers, data=body.encode(), timeout=20).status_code
 
 
-def test_json(directory: Path, database: Database) -> None:
-    """Every line is an object, whoever it is from; a request has one, with all that is known of it."""
+def test_json_format(directory: Path, database: Database) -> None:
+    """Every line is a JSON object, and the line of a request contains everything that is known about it."""
     app = App().install(database)
     settings = {"TK__DATABASE__URL": database.dsn, "TK__SERVER__LOG_LEVEL": "debug", **JSON}
     with Twistd(directory, settings) as server:
-        wait_for(lambda: is_ready(server.url))
+        server.wait_until_ready()
         body = batch([make_event(), make_event(service__name="")])
         headers = {**app.headers(body), "X-Request-ID": 'visible"\\{id}'}
         assert http.post(server.url + app.path, data=body, headers=headers, timeout=20).status_code == 207
-        assert ask(server, "/nowhere/at/all", "lost") == 404
+        assert send(server, "/no/such/path", "unknown") == 404
         assert server.stop() == 0
-        found = lines(server.log)
-    assert {"listening", "database_connected", "stopped", "message"} <= {line["event"] for line in found}
-    (stored,) = [line for line in named("request", found) if line["status"] == 207]
+        lines = parse_json_log(server.log)
+    assert {"listening", "database_connected", "stopped", "message"} <= {line["event"] for line in lines}
+    (stored,) = [line for line in lines_of_event("request", lines) if line["status"] == 207]
     assert 0 < stored.pop("seconds") < 20
     assert stored.pop("time")
     assert re.fullmatch(r"POST /v1/ingest/\{org_id\}/\{app_id\} 207 \d+\.\dms .*", stored.pop("message"))
@@ -86,15 +68,15 @@ def test_json(directory: Path, database: Database) -> None:
         "org_id": app.org_id,
         "app_id": app.app_id,
     }
-    (lost,) = [line for line in named("request", found) if line["request_id"] == "lost"]
-    assert (lost["route"], lost["status"], lost["code"], lost["level"]) == ("none", 404, "not_found", "info")
+    (unknown,) = [line for line in lines_of_event("request", lines) if line["request_id"] == "unknown"]
+    assert [unknown[key] for key in ("route", "status", "code", "level")] == ["none", 404, "not_found", "info"]
 
 
-def test_text(directory: Path, database: Database) -> None:
-    """A line for people, at the level that was asked for."""
+def test_text_format(directory: Path, database: Database) -> None:
+    """The line of a request is readable text, and lines below the configured level are not written."""
     app = App().install(database)
     with Twistd(directory, {"TK__DATABASE__URL": database.dsn}) as server:
-        wait_for(lambda: is_ready(server.url))
+        server.wait_until_ready()
         body = batch([make_event()])
         headers = {**app.headers(body), "X-Request-ID": "mine"}
         assert http.post(server.url + app.path, data=body, headers=headers, timeout=20).status_code == 200
@@ -109,46 +91,39 @@ def test_text(directory: Path, database: Database) -> None:
 
 
 def test_level(directory: Path) -> None:
-    """Nothing less severe is written, whoever says it."""
-    settings = {**NOWHERE, **JSON, "TK__SERVER__LOG_LEVEL": "warn"}
-    with serving_quietly(directory, settings) as server:
-        server.wait_for_line("database_awaited")
-        assert server.stop() == 0
-        assert {line["level"] for line in lines(server.log)} == {"warn"}
-
-
-@contextmanager
-def serving_quietly(directory: Path, settings: dict[str, str]) -> Iterator[Twistd]:
-    """A server that does not say where it listens."""
+    """No line below the configured level is written, whatever its source."""
+    settings = {**UNREACHABLE, **JSON, "TK__SERVER__LOG_LEVEL": "warn"}
     server = Twistd(directory, settings).launch()
     try:
-        yield server
+        server.wait_for_line("database_awaited")
     finally:
-        server.stop()
+        assert server.stop() == 0
+    assert {line["level"] for line in parse_json_log(server.log)} == {"warn"}
 
 
 def test_sample(directory: Path) -> None:
-    """What succeeds may be left out; what is refused is not."""
-    settings = {**NOWHERE, **JSON, "TK__SERVER__LOG_SAMPLE": "0", "TK__SERVER__LOG_LEVEL": "debug"}
+    """With a sample of 0, successful requests are not logged, and other requests are."""
+    settings = {**UNREACHABLE, **JSON, "TK__SERVER__LOG_SAMPLE": "0", "TK__SERVER__LOG_LEVEL": "debug"}
     with Twistd(directory, settings) as server:
         for _ in range(5):
-            assert ask(server, "/health", "fine") == 200
-        assert ask(server, "/nowhere", "lost") == 404
+            assert send(server, "/health", "successful") == 200
+        assert send(server, "/unknown", "failed") == 404
         assert server.stop() == 0
-        assert [line["request_id"] for line in named("request", lines(server.log))] == ["lost"]
+        requests = lines_of_event("request", parse_json_log(server.log))
+        assert [line["request_id"] for line in requests] == ["failed"]
 
 
-class TestWhereItGoes:
-    """By twistd's own options, in both formats."""
+class TestDestinations:
+    """The destinations that the options of ``twistd`` select, in both formats."""
 
     @pytest.mark.parametrize("log_format", ["text", "json"])
     @pytest.mark.parametrize("by_tac", [False, True])
     def test_logfile(self, directory: Path, log_format: str, by_tac: bool) -> None:
-        """``--logfile`` names it; a signal puts it aside, also where somebody has moved it away."""
-        what = ("-y", str(CARELESS)) if by_tac else ("tkserver",)
+        """SIGUSR1 renames the file of ``--logfile`` and opens a new one, also if the file has been moved."""
+        application = ("-y", str(FAULTY_TAC)) if by_tac else ("tkserver",)
         log, old = directory / "x.log", directory / "x.log.1"
-        settings = {**NOWHERE, "TK__SERVER__LOG_FORMAT": log_format}
-        server = Twistd(directory, settings, ("-n", f"--logfile={log}", *what)).launch()
+        settings = {**UNREACHABLE, "TK__SERVER__LOG_FORMAT": log_format}
+        server = Twistd(directory, settings, ("-n", f"--logfile={log}", *application)).launch()
         try:
             wait_for(lambda: log.exists() and "is not available, retrying" in log.read_text())
             os.kill(server.pid, signal.SIGUSR1)
@@ -160,60 +135,58 @@ class TestWhereItGoes:
         finally:
             assert server.stop() == 0
         assert server.log == ""
-        everything = "".join(path.read_text() for path in (old, directory / "moved", log))
+        text = "".join(path.read_text() for path in (old, directory / "moved", log))
         assert "Server Shut Down" in log.read_text()
         if log_format == "json":
-            assert named("stopped", lines(everything))
+            assert lines_of_event("stopped", parse_json_log(text))
 
     def test_daemon(self, directory: Path) -> None:
-        """Without a name it is ``twistd.log``; standard output is none for a daemon."""
-        assert Twistd(directory, NOWHERE, ("--logfile=-", "tkserver")).launch().wait() == 1
-        server = Twistd(directory, {**NOWHERE, **JSON}, ("tkserver",)).launch()
+        """A daemon logs to ``twistd.log`` by default, and cannot log to standard output."""
+        assert Twistd(directory, UNREACHABLE, ("--logfile=-", "tkserver")).launch().wait() == 1
+        server = Twistd(directory, {**UNREACHABLE, **JSON}, ("tkserver",)).launch()
         assert server.wait() == 0
         log, pid_file = directory / "twistd.log", directory / "twistd.pid"
         try:
-            wait_for(lambda: named("listening", lines(log.read_text())))
+            wait_for(lambda: lines_of_event("listening", parse_json_log(log.read_text())))
         finally:
             os.kill(int(pid_file.read_text()), signal.SIGTERM)
         wait_for(lambda: not pid_file.exists())
-        assert named("stopped", lines(log.read_text()))
+        assert lines_of_event("stopped", parse_json_log(log.read_text()))
 
     def test_standard_output(self, directory: Path) -> None:
-        """``--logfile=-``."""
-        with Twistd(directory, {**NOWHERE, **JSON}, ("-n", "--logfile=-", "tkserver")) as server:
+        """``--logfile=-`` writes the log to standard output."""
+        with Twistd(directory, {**UNREACHABLE, **JSON}, ("-n", "--logfile=-", "tkserver")) as server:
             assert server.stop() == 0
-            assert named("stopped", lines(server.log))
+            assert lines_of_event("stopped", parse_json_log(server.log))
 
-    def test_cannot_be_written(self, directory: Path) -> None:
-        """One line says so, and the process ends."""
-        server = Twistd(directory, NOWHERE, ("-n", "--logfile=/none/such/log", "tkserver")).launch()
+    def test_unwritable_file(self, directory: Path) -> None:
+        """The process ends with one line if the log cannot be written."""
+        server = Twistd(directory, UNREACHABLE, ("-n", "--logfile=/none/such/log", "tkserver")).launch()
         assert server.wait() == 1
         assert server.log.startswith("tkserver: cannot write the log: ")
         assert server.log.count("\n") == 1
 
-    def test_own_logger(self, directory: Path) -> None:
-        """``--logger`` gets the events as they are, and the formats mean nothing then."""
-        (directory / "own.py").write_text(OWN_LOGGER)
-        os.environ["PYTHONPATH"] = str(directory)
+    def test_custom_observer(self, directory: Path) -> None:
+        """The observer of ``--logger`` receives the log events unformatted."""
+        (directory / "custom.py").write_text(CUSTOM_OBSERVER)
+        python_path = os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])
+        settings = {**UNREACHABLE, **JSON, "PYTHONPATH": python_path}
+        server = Twistd(directory, settings, ("-n", "--logger=custom.observer", "tkserver")).launch()
+        log = directory / "custom.log"
         try:
-            server = Twistd(directory, {**NOWHERE, **JSON}, ("-n", "--logger=own.observer", "tkserver")).launch()
-        finally:
-            del os.environ["PYTHONPATH"]
-        seen = directory / "own.log"
-        try:
-            wait_for(lambda: seen.exists() and "listening http" in seen.read_text())
-            url = seen.read_text().split("listening ")[1].split()[0]
-            assert http.get(f"{url}/nowhere", headers={"X-Request-ID": "mine"}, timeout=20).status_code == 404
+            wait_for(lambda: log.exists() and "listening http" in log.read_text())
+            url = log.read_text().split("listening ")[1].split()[0]
+            assert http.get(f"{url}/unknown", headers={"X-Request-ID": "mine"}, timeout=20).status_code == 404
         finally:
             assert server.stop() == 0
-        assert "request None 404 mine" in seen.read_text()
+        assert "request None 404 mine" in log.read_text()
         assert server.log == ""
 
     @pytest.mark.parametrize("log_format", ["text", "json"])
     def test_syslog(self, directory: Path, log_format: str) -> None:
-        """``--syslog`` and ``--prefix``."""
-        with syslog() as received:
-            settings = {**NOWHERE, "TK__SERVER__LOG_FORMAT": log_format}
+        """``--syslog`` writes the log to the system log, with the prefix of ``--prefix``."""
+        with system_log() as received:
+            settings = {**UNREACHABLE, "TK__SERVER__LOG_FORMAT": log_format}
             server = Twistd(directory, settings, ("-n", "--syslog", "--prefix=tk", "tkserver")).launch()
             try:
                 wait_for(lambda: "is not available, retrying" in received())
@@ -222,21 +195,21 @@ class TestWhereItGoes:
             wait_for(lambda: "Server Shut Down" in received())
         entries = [re.fullmatch(r"<(\d+)>.{15} tk: (.*)", entry, re.DOTALL) for entry in received().split("\0")]
         assert all(entries)
-        said = {str(entry[2]): int(entry[1]) % 8 for entry in entries if entry}
+        severities = {str(entry[2]): int(entry[1]) % 8 for entry in entries if entry}
         if log_format == "json":
-            lines("\n".join(said))
-        assert {severity for text, severity in said.items() if "is not available, retrying" in text} == {4}  # warning
-        assert {severity for text, severity in said.items() if "listens on" in text} == {6}  # informational
+            parse_json_log("\n".join(severities))
+        assert {severities[text] for text in severities if "is not available, retrying" in text} == {4}  # warning
+        assert {severities[text] for text in severities if "listens on" in text} == {6}  # informational
         assert server.log == ""
 
 
-OWN_LOGGER = """
+CUSTOM_OBSERVER = """
 from twisted.logger import ILogObserver
 from zope.interface import provider
 
 @provider(ILogObserver)
 def write(event):
-    with open("own.log", "a") as log:
+    with open("custom.log", "a") as log:
         status = event["exchange"].status if "exchange" in event else None
         print(event.get("event"), event.get("url"), status, event.get("request_id"), file=log)
 
@@ -246,13 +219,17 @@ def observer():
 
 
 @contextmanager
-def syslog() -> Iterator[Any]:
-    """The system's log, where there is none; what gives all that it has received, with a NUL between the entries."""
-    path = Path("/dev/log")
-    if os.getuid() != 0 or path.exists() or path.is_symlink():
-        pytest.skip("takes root, and a machine without a system log")
+def system_log() -> Iterator[Callable[[], str]]:
+    """Receive what processes send to the system log, on a machine that has none.
+
+    The context is a function that returns all entries, separated by NUL characters.
+    """
+    path, lock_path = Path("/dev/log"), Path(tempfile.gettempdir(), "tkserver-tests-system-log.lock")
     entries: list[str] = []
-    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as log:
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as log, lock_path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes run tests, too
+        if os.getuid() != 0 or path.exists() or path.is_symlink():
+            pytest.skip("needs root privileges and a machine without a system log")
         log.bind(str(path))
         log.setblocking(False)
 
@@ -269,9 +246,9 @@ def syslog() -> Iterator[Any]:
 
 
 class TestFailures:
-    """Of handlers that nobody would write: each is logged once, with the request that it is of."""
+    """Failures in request handlers, and in what they start."""
 
-    WAYS = {
+    HANDLERS = {
         "raise_value": "request_failed",
         "raise_decode": "request_failed",
         "raise_caused": "request_failed",
@@ -282,65 +259,67 @@ class TestFailures:
         "leave_cycle": "unhandled_error",
     }
 
-    def test_json(self, directory: Path) -> None:
-        with Twistd(directory, {**NOWHERE, **JSON}, ("-ny", str(CARELESS))) as server:
-            for way, event in self.WAYS.items():
-                status = ask(server, f"/careless/{way}", way, "POST", "marked é")
+    def test_json_format(self, directory: Path) -> None:
+        """Every failure is logged once, with the id of its request, and without the text of the exception."""
+        with Twistd(directory, {**UNREACHABLE, **JSON}, ("-ny", str(FAULTY_TAC))) as server:
+            for handler, event in self.HANDLERS.items():
+                status = send(server, f"/faulty/{handler}", handler, "POST", "marked é")
                 assert status == (500 if event == "request_failed" else 204)
-                # Others come in between, and are not blamed.
-                assert ask(server, "/careless/collect", f"after-{way}", "POST") == 204
-            wait_for(lambda: server.log.count("still_at_it") == 2)
-            assert server.stop() == 0  # which is when the last of them are found
-            found = lines(server.log)
+                # Another request, which must not be logged as the cause.
+                assert send(server, "/faulty/collect", f"after-{handler}", "POST") == 204
+            wait_for(lambda: server.log.count("still_running") == 2)
+            assert server.stop() == 0  # finds the last failures
+            lines = parse_json_log(server.log)
         assert "marked" not in server.log
-        failures = [line for line in found if "traceback" in line]
-        assert {line["request_id"]: line["event"] for line in failures} == self.WAYS
-        assert len(failures) == len(self.WAYS)
-        assert "Unhandled error in Deferred" not in server.log
+        failures = [line for line in lines if "traceback" in line]
+        assert {line["request_id"]: line["event"] for line in failures} == self.HANDLERS
+        assert len(failures) == len(self.HANDLERS)
+        unhandled = [line for line in lines if line["message"].startswith("Unhandled error in Deferred")]
+        assert all("traceback" in line for line in unhandled)  # Twisted announces each in an additional event
         for line in failures:
             assert line["level"] == "critical"
             assert line["exception"] in ("ValueError", "KeyError", "UnicodeDecodeError", "UnicodeEncodeError")
             assert line["exception"] in line["traceback"]
-            if line["request_id"] != "leave_failed":  # which was never raised
-                assert "careless.tac" in line["traceback"]
+            if line["request_id"] != "leave_failed":  # this exception is not raised
+                assert "faulty_handlers.tac" in line["traceback"]
         (caused,) = [line for line in failures if line["request_id"] == "raise_caused"]
         assert "Caused by:" in caused["traceback"]
-        coroutine, callback = named("still_at_it", found)
+        coroutine, callback = lines_of_event("still_running", lines)
         assert coroutine["request_id"] == "leave_coroutine"
-        assert "request_id" not in callback  # nothing says for whom it is called
-        ended = [line["request_id"] for line in named("request", found)]
-        assert ended == [one for way in self.WAYS for one in (way, f"after-{way}")]
-        (failed, *_) = named("request", found)
+        assert "request_id" not in callback  # callbacks do not run in the context of the request
+        ids = [line["request_id"] for line in lines_of_event("request", lines)]
+        assert ids == [request_id for handler in self.HANDLERS for request_id in (handler, f"after-{handler}")]
+        (failed, *_) = lines_of_event("request", lines)
         assert (failed["level"], failed["status"], failed["code"]) == ("error", 500, "internal_error")
 
-    def test_text(self, directory: Path) -> None:
-        """The traceback follows its line, each line of it after a tab."""
-        with Twistd(directory, NOWHERE, ("-ny", str(CARELESS))) as server:
-            assert ask(server, "/careless/raise_value", "mine", "POST", "marked") == 500
+    def test_text_format(self, directory: Path) -> None:
+        """The lines of a traceback follow the line of the failure, each indented with a tab."""
+        with Twistd(directory, UNREACHABLE, ("-ny", str(FAULTY_TAC))) as server:
+            assert send(server, "/faulty/raise_value", "mine", "POST", "marked") == 500
             assert server.stop() == 0
         assert re.search(
-            r"#critical\] a request failed request_id=mine\n\tTraceback .*\n(\t.*\n)+\tValueError \(its text is not",
+            r"#critical\] a request failed request_id=mine\n\tTraceback .*\n(\t.*\n)+\tValueError \(text omitted: ",
             server.log,
         )
         assert "marked" not in server.log
 
-    def test_whoever_logs(self, directory: Path) -> None:
-        """Threads, ``print``, warnings, Twisted's old interface: objects all the same, and silent about values."""
-        with Twistd(directory, {**NOWHERE, **JSON}, ("-ny", str(CARELESS))) as server:
-            assert ask(server, "/careless/log_exceptions", "mine", "POST", "marked") == 204
-            assert ask(server, "/careless/uncaught", "yours", "POST", "marked") == 204
-            wait_for(lambda: server.log.count("nobody could catch") == 2)
+    def test_other_sources(self, directory: Path) -> None:
+        """Lines of threads, ``print``, warnings and Twisted's legacy interface are JSON, and contain no values."""
+        with Twistd(directory, {**UNREACHABLE, **JSON}, ("-ny", str(FAULTY_TAC))) as server:
+            assert send(server, "/faulty/log_exceptions", "mine", "POST", "marked") == 204
+            assert send(server, "/faulty/raise_uncaught", "yours", "POST", "marked") == 204
+            wait_for(lambda: server.log.count("uncaught exception") == 2)
             assert server.stop() == 0
-            found = lines(server.log)
+            lines = parse_json_log(server.log)
         assert "marked" not in server.log
-        odd, broken = named("odd", found)
+        odd, broken = lines_of_event("odd", lines)
         assert odd["message"].startswith("one, ValueError (text omitted")
         assert odd["message"].endswith("and\nanother line")
         assert odd["odd"] == "[1]"
         assert "no such" in broken["message"]
-        assert [line["message"] for line in named("output", found)] == ["printed", "in two lines"]
-        assert "RuntimeWarning: a warning" in named("warning", found)[0]["message"]
-        old, formatted = [line for line in found if line["message"].startswith("an old line")]
-        assert old["exception"] == "ValueError"
+        assert [line["message"] for line in lines_of_event("output", lines)] == ["printed", "in two lines"]
+        assert "RuntimeWarning: a warning" in lines_of_event("warning", lines)[0]["message"]
+        legacy, formatted = [line for line in lines if line["message"].startswith("a legacy line")]
+        assert legacy["exception"] == "ValueError"
         assert "text omitted" in formatted["message"]
-        assert {line["request_id"] for line in (odd, broken, old, formatted)} == {"mine"}
+        assert {line["request_id"] for line in (odd, broken, legacy, formatted)} == {"mine"}

@@ -1,4 +1,4 @@
-"""What docs/privacy.md says is not kept is not kept."""
+"""What ``docs/privacy.md`` says about the log and the database: no addresses, no values of clients, no passwords."""
 
 from __future__ import annotations
 
@@ -27,64 +27,65 @@ WHERE table_schema NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2, 3
 
 FORWARDED = ("203.0.113.7", "2001:db8::cafe", "198.51.100.23")
 ADDRESSES = ("127.0.0.1", *FORWARDED)
-"""Ours, and those that proxies tell."""
+"""The address of the tests, and those in the headers of proxies."""
 
 HEADERS = {
     "X-Forwarded-For": ", ".join(FORWARDED),
     "X-Real-IP": FORWARDED[0],
     "Forwarded": f'for={FORWARDED[0]}, for="[{FORWARDED[1]}]:4711";by={FORWARDED[2]}',
-    "User-Agent": "a-very-special-browser/1.0",
-    "Cookie": "a-very-special-cookie=1",
+    "User-Agent": "unmistakable-browser/1.0",
+    "Cookie": "unmistakable-cookie=1",
 }
 
 
-def test_addresses(directory: Path, database: Database) -> None:
-    """No column of any table, and no line of the log, has the address of a client, whatever became of its request."""
+def test_no_addresses(directory: Path, database: Database) -> None:
+    """Neither the database nor the log contains the address of a client, whatever the response to its request was."""
     app = App().install(database)
     with Twistd(directory, {"TK__DATABASE__URL": database.dsn, "TK__SERVER__LOG_LEVEL": "debug"}) as server:
-        wait_for(lambda: is_ready(server.url))
-        statuses = [send(server.url, app, *request) for request in each_kind()]
+        server.wait_until_ready()
+        statuses = [send(server.url, app, *request) for request in requests_of_all_kinds()]
         assert statuses == [200, 200, 200, 207, 401, 204]
         send_command = Command.on(database, directory, TK__SERVER__PORT=str(server.port))
         assert send_command("send").code == 0
         columns = database.query(COLUMNS)
         assert {"events", "api_tokens", "apps", "nonces"} <= {table for _, table, _, _ in columns}
-        for schema, table, column, kind in columns:
-            assert kind not in ("inet", "cidr")
-            for text in (*ADDRESSES, "a-very-special"):
-                found = database.value(
+        for schema, table, column, data_type in columns:
+            assert data_type not in ("inet", "cidr")
+            for text in (*ADDRESSES, "unmistakable"):
+                rows = database.value(
                     f'SELECT count(*) FROM "{schema}"."{table}" WHERE strpos("{column}"::text, %s) > 0', text
                 )
-                assert found == 0, f"{table}.{column} holds {text}"
+                assert rows == 0, f"{table}.{column} contains {text}"
         assert database.value("SELECT count(*) FROM events") == 5
         server.stop()
-        said = "\n".join(line for line in server.log.splitlines() if "listens on" not in line)
-    for text in (*FORWARDED, "a-very-special", "127.0.0.1", app.token, app.secret, "client_0123456789abcdef"):
-        assert text not in said
+        log = "\n".join(line for line in server.log.splitlines() if "listens on" not in line)
+    for text in (*FORWARDED, "unmistakable", "127.0.0.1", app.token, app.secret, "client_0123456789abcdef"):
+        assert text not in log
 
 
-def each_kind() -> list[tuple[str, dict[str, str], list[dict[str, object]]]]:
-    """One of each kind: the dialects, one of two events refused, a token that is none, and do not track."""
-    good = [(dialect, HEADERS, [make_event()]) for dialect in DIALECTS]
+def requests_of_all_kinds() -> list[tuple[str, dict[str, str], list[dict[str, object]]]]:
+    """Return one request in each dialect, one with an invalid event, one with an invalid token, and Do Not Track."""
+    valid = [(dialect, HEADERS, [make_event()]) for dialect in DIALECTS]
     partial: list[dict[str, object]] = [make_event(), make_event(service__name="")]
     return [
-        *good,
+        *valid,
         (DIALECTS[0], HEADERS, partial),
-        (DIALECTS[0], {**HEADERS, "Authorization": "Bearer none"}, [make_event()]),
+        (DIALECTS[0], {**HEADERS, "Authorization": "Bearer unknown"}, [make_event()]),
         (DIALECTS[0], {**HEADERS, "DNT": "1"}, [make_event()]),
     ]
 
 
 def send(url: str, app: App, dialect: str, changes: dict[str, str], events: list[dict[str, object]]) -> int:
+    """Send a batch with changed headers, and return the status of the response."""
     body = batch(list(events))
     headers = {**app.headers(body, dialect), **changes}
     return http.post(url + app.path, data=body, headers=headers, timeout=30).status_code
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_marked_values(directory: Path, database: Database, log_format: str) -> None:
-    """Nothing that a client sends is ever seen in the log, however it fails; nor are passwords."""
-    app, other, slow = marked_app().install(database), marked_app().install(database), marked_app().install(database)
+def test_no_values_of_clients(directory: Path, database: Database, log_format: str) -> None:
+    """The log contains no value that a client sends, whatever fails, and no password."""
+    app, other, limited = (marked_app().install(database) for _ in range(3))
     dsn = database.dsn.replace("://postgres@", f"://postgres:{MARK}_password@")
     assert MARK in dsn
     settings = {
@@ -99,28 +100,28 @@ def test_marked_values(directory: Path, database: Database, log_format: str) -> 
         "TK__INGEST__COMMIT_TIMEOUT": "0.5",
     }
     with Twistd(directory, settings) as server:
-        wait_for(lambda: is_ready(server.url))
+        server.wait_until_ready()
         client = MarkedClient(server.url)
-        client.send_all_kinds(app, other)
-        client.send_no_http(server.port)
-        assert client.codes >= EXPECTED
+        client.send_requests_of_all_kinds(app, other)
+        client.send_malformed_requests(server.port)
+        assert client.codes >= EXPECTED_CODES
         erased = Command.on(database, directory)("erase", "--user", USER, code=0)
         assert client.send(app, [marked_event()]).json()["accepted"] == 1
-        refused_by_the_database(database, client, app)
-        without_the_database(database, client, app)
-        broken(database, client, other)
-        limited(database, client, slow)
+        cause_database_errors(database, client, app)
+        interrupt_database(database, client, app)
+        cause_internal_error(database, client, other)
+        exceed_limits(database, client, limited)
         assert server.stop() == 0
-        said = server.log
+        log = server.log
     if log_format == "json":
-        parse_json_log(said)
-    assert len(re.findall("Traceback", said)) == 1  # of what is broken
+        parse_json_log(log)
+    assert len(re.findall("Traceback", log)) == 1  # of the internal error
     for text in (MARK, ADDRESS, *client.signatures):
-        assert text not in said
+        assert text not in log
     assert MARK not in erased.out + erased.errors
 
 
-EXPECTED = {
+EXPECTED_CODES = {
     *(
         "200",
         "204",
@@ -136,64 +137,64 @@ EXPECTED = {
     *("missing_authorization", "missing_signature", "payload_too_large", "timestamp_out_of_window", "token_mismatch"),
     *("unsupported_encoding", "unsupported_media_type"),
 }
-"""What at least must have come of it."""
+"""Error codes and statuses that the requests must cause."""
 
-KEPT = f"anon_{MARK}"
+OTHER_USER = f"anon_{MARK}"
 """A user who is not erased."""
 
 
-def refused_by_the_database(database: Database, client: MarkedClient, app: App) -> None:
-    """In words that quote what was to be stored."""
+def cause_database_errors(database: Database, client: MarkedClient, app: App) -> None:
+    """Let the database reject events with messages that contain their values."""
     for state, status in (("23514", 400), ("22P02", 400), ("P0001", 503), ("XX001", 503)):
         database.query(
-            "CREATE OR REPLACE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            "CREATE OR REPLACE FUNCTION reject() RETURNS trigger LANGUAGE plpgsql AS"
             f" $$BEGIN RAISE EXCEPTION 'no: %', NEW USING ERRCODE = '{state}'; END$$"
         )
         database.query(
-            "CREATE OR REPLACE TRIGGER refuse BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION refuse()"
+            "CREATE OR REPLACE TRIGGER reject BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION reject()"
         )
-        assert client.send(app, [marked_event(user_id=KEPT)]).status_code == status
-    database.query("DROP TRIGGER refuse ON events")
+        assert client.send(app, [marked_event(user_id=OTHER_USER)]).status_code == status
+    database.query("DROP TRIGGER reject ON events")
 
 
-def without_the_database(database: Database, client: MarkedClient, app: App) -> None:
-    """Stuck, its connections cut while it is being waited for, and away."""
+def interrupt_database(database: Database, client: MarkedClient, app: App) -> None:
+    """Lock the table, terminate the connections of the server, and reject new ones for some time."""
     name = database.value("SELECT current_database()")
-    beside = Database(database.dsn.replace(f"/{name}?", "/postgres?"))
-    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
+    maintenance = Database(database.dsn.replace(f"/{name}?", "/postgres?"))
+    terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
     with closing(psycopg2.connect(database.dsn)) as connection, connection.cursor() as cursor:
         cursor.execute("LOCK TABLE events")
-        assert client.send(app, [marked_event(user_id=KEPT)]).status_code == 503
-        beside.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-        beside.query(cut, name)
+        assert client.send(app, [marked_event(user_id=OTHER_USER)]).status_code == 503
+        maintenance.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        maintenance.query(terminate, name)
     wait_for(lambda: not is_ready(client.url))
-    assert client.send(app, [marked_event(user_id=KEPT)]).status_code == 503
-    beside.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    assert client.send(app, [marked_event(user_id=OTHER_USER)]).status_code == 503
+    maintenance.query(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
     wait_for(lambda: is_ready(client.url))
 
 
-def limited(database: Database, client: MarkedClient, app: App) -> None:
-    """By quota, by rate, and for guessing."""
+def exceed_limits(database: Database, client: MarkedClient, app: App) -> None:
+    """Exceed the quota, the rate limit, and the limit of authentication failures."""
     insert = "INSERT INTO apps (org_id, app_id, name, monthly_quota) VALUES (%s, %s, 'limited', 0)"
     database.query(insert, app.org_id, app.app_id)
     database.query("UPDATE api_tokens SET tier = 'pro' WHERE token = %s", app.token)
-    limits = [client.send(app, [marked_event(user_id=KEPT)]).json()["error"]["code"] for _ in range(2)]
+    limits = [client.send(app, [marked_event(user_id=OTHER_USER)]).json()["error"]["code"] for _ in range(2)]
     assert limits == ["quota_exceeded", "rate_limited"]
-    guess = {"Authorization": f"Bearer {MARK}"}
-    wait_for(lambda: client.send(app, [marked_event()], changes=guess).status_code == 429)
+    invalid = {"Authorization": f"Bearer {MARK}"}
+    wait_for(lambda: client.send(app, [marked_event()], changes=invalid).status_code == 429)
 
 
-def broken(database: Database, client: MarkedClient, app: App) -> None:
-    """A table that is not what it should be, and a fault of ours with it."""
+def cause_internal_error(database: Database, client: MarkedClient, app: App) -> None:
+    """Change a table so that the server fails with an unexpected exception."""
     database.query("ALTER TABLE api_tokens ALTER secret DROP NOT NULL")
     database.query("UPDATE api_tokens SET secret = NULL WHERE token = %s", app.token)
-    wait_for(lambda: client.send(app, [marked_event(user_id=KEPT)]).status_code == 500)
+    wait_for(lambda: client.send(app, [marked_event(user_id=OTHER_USER)]).status_code == 500)
 
 
 @pytest.mark.parametrize("variable", ["TK__DATABASE__URL", "TK__REDIS__URL", "TK__SERVER__PORT"])
-def test_settings(directory: Path, variable: str) -> None:
-    """What is wrong with a setting is said without its value, which may be secret."""
-    server = Twistd(directory, {variable: f"none://{MARK}:{MARK}@localhost"}).launch()
+def test_no_values_of_settings(directory: Path, variable: str) -> None:
+    """The error message about an invalid setting does not contain its value, which may be secret."""
+    server = Twistd(directory, {variable: f"unknown://{MARK}:{MARK}@localhost"}).launch()
     assert server.wait() == 1
     assert variable in server.log
     assert MARK not in server.log
