@@ -349,7 +349,11 @@ class TestOptionsAndSettings:
                 "TK__SERVER__ENDPOINT: systemd:domain=INET:index=0: there is no such inherited socket",
             ),
             ({"TK__RATE_LIMIT__FREE_RPM": "0"}, (), "TK__RATE_LIMIT__FREE_RPM: Input should be greater than"),
-            ({"TK__SERVER__TRUSTED_PROXIES": "10.0.0.1/8"}, (), "TK__SERVER__TRUSTED_PROXIES: must be IP addresses, networks"),
+            (
+                {"TK__SERVER__TRUSTED_PROXIES": "10.0.0.1/8"},
+                (),
+                "TK__SERVER__TRUSTED_PROXIES: must be IP addresses, networks",
+            ),
             ({"TK__REDIS__URL": "http://u:hunter2@h"}, (), "TK__REDIS__URL: not a Redis URL such as redis://"),
             ({"TK__REDIS__URL": "redis://u:hunter2@h:port"}, (), "TK__REDIS__URL: not a Redis URL such as redis://"),
             ({"TK__INGEST__MAX_BODY_BYTES": "0"}, (), "TK__INGEST__MAX_BODY_BYTES: Input should be greater"),
@@ -359,7 +363,11 @@ class TestOptionsAndSettings:
             ({"TK__DATABASE__URL": "postgresql://u:hunter2@h:x/d"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
             ({"TK__DATABASE__URL": "postgresql://u:hun@ter2@h/d"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
             ({"TK__DATABASE__URL": "postgresql://h/d?sslmode=yes"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
-            ({"TK__DATABASE__DATA_DIR": "~nosuchuser/x"}, (), "TK__DATABASE__DATA_DIR: the home directory of this user"),
+            (
+                {"TK__DATABASE__DATA_DIR": "~nosuchuser/x"},
+                (),
+                "TK__DATABASE__DATA_DIR: the home directory of this user",
+            ),
         ],
     )
     def test_invalid_settings(

@@ -1,4 +1,4 @@
-"""What is to be watched: the document, the dashboard and the alerts speak of what a server really says."""
+"""Monitoring: the document, the dashboard and the alerts agree with the metrics of a server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,13 @@ import pytest
 import pytest_twisted
 import yaml
 
-from tests.support.client import App, Client
+from tests.support.client import App
+from tests.support.database import DatabaseServer
 from tests.support.events import make_event
 from tests.support.scrape import Scrape, scrape
-from tests.support.server import start_server
+from tests.support.server import client_of, start_server
+from tests.support.source import ROOT
 
-ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 MONITORING = (ROOT / "docs" / "monitoring.md").read_text()
 METRICS = (ROOT / "docs" / "metrics.md").read_text()
@@ -28,7 +29,7 @@ DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana-dashboard.json").read_
 ALERTS = DEPLOY / "prometheus-alerts.yml"
 RULES: list[dict[str, Any]] = yaml.safe_load(ALERTS.read_text())["groups"][0]["rules"]
 
-QUESTIONS = [
+DASHBOARD_ROWS = [
     "Is it taking events?",
     "How fast?",
     "What is refused, and why?",
@@ -36,7 +37,7 @@ QUESTIONS = [
     "Is anything lost?",
 ]
 
-BY_PROMETHEUS = {"up"}
+PROMETHEUS_SERIES = {"up"}
 """Series that Prometheus adds itself."""
 
 PROMTOOL = shutil.which("promtool")
@@ -44,11 +45,11 @@ needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="needs promtool")
 
 
 @pytest_twisted.async_yield_fixture(scope="module")
-async def used(database_server: Any) -> Any:
-    """What a server says that has been used."""
+async def metrics(database_server: DatabaseServer) -> AsyncIterator[Scrape]:
+    """The metrics of a server that has received requests."""
     with database_server.migrated() as database:
         server = await start_server(database)
-        client, app = Client(f"http://127.0.0.1:{server.port}"), App().install(database)
+        client, app = client_of(server), App().install(database)
         assert (await client.send(app, [make_event(), make_event(user_id="x")])).status == 207
         assert (await client.send(app, [make_event()], changes={"X-Signature": "0"})).status == 401
         yield await scrape(server.admin_port)
@@ -56,11 +57,12 @@ async def used(database_server: Any) -> Any:
 
 
 def panels() -> list[dict[str, Any]]:
+    """Return the panels of the dashboard without the rows."""
     return [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 
 def expressions() -> Iterator[str]:
-    """All of the dashboard and of the alerts."""
+    """Return the PromQL expressions of the dashboard and of the alerts."""
     for panel in panels():
         for target in panel["targets"]:
             yield re.sub(r"\$__\w+", "5m", target["expr"])
@@ -69,67 +71,67 @@ def expressions() -> Iterator[str]:
 
 
 def selectors(expression: str) -> list[Any]:
-    """What a PromQL expression selects."""
-    found: list[Any] = []
+    """Return the vector selectors in a PromQL expression."""
+    result: list[Any] = []
 
     def visit(node: Any) -> bool:
         if isinstance(node, promql_parser.VectorSelector):
-            found.append(node)
+            result.append(node)
         return True
 
     promql_parser.walk(promql_parser.parse(expression), visit)
-    assert found, expression
-    return found
+    assert result, expression
+    return result
 
 
-def test_names(used: Scrape) -> None:
-    """Each metric that the dashboard or an alert names exists, and so do its labels and their values."""
+def test_expressions_select_existing_metrics(metrics: Scrape) -> None:
+    """Every metric in the dashboard and in the alerts exists, with its labels and their values."""
     for expression in expressions():
         for selector in selectors(expression):
-            assert selector.name in used.names | BY_PROMETHEUS, expression
+            assert selector.name in metrics.names | PROMETHEUS_SERIES, expression
             for matcher in selector.matchers.matchers:
                 if matcher.name not in ("job", "instance"):
-                    check_label(used, selector.name, matcher)
+                    check_label(metrics, selector.name, matcher)
 
 
-def check_label(used: Scrape, name: str, matcher: Any) -> None:
-    known = {dict(labels).get(matcher.name) for found, labels in used.samples if found == name}
-    values = matcher.value.split("|")
-    for value in values:
-        fits = [one for one in known if one is not None and re.fullmatch(value, one)]
-        assert fits, f"{name} has no {matcher.name} that is {value}, but {known}"
+def check_label(metrics: Scrape, name: str, matcher: Any) -> None:
+    """Check that each alternative of a label matcher matches a value of a metric."""
+    existing = {dict(labels).get(matcher.name) for sample, labels in metrics.samples if sample == name}
+    for pattern in matcher.value.split("|"):
+        matches = [value for value in existing if value is not None and re.fullmatch(pattern, value)]
+        assert matches, f"no {matcher.name} of {name} matches {pattern}; the values are {existing}"
 
 
 def families(text: str) -> dict[str, str]:
-    """The types of all metrics, by their names."""
+    """Return the types of all metrics by name."""
     return dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
 
 
-def test_described(used: Scrape) -> None:
-    """The document's table has all metrics of this server, with type and labels, and no others."""
+def test_metrics_are_documented(metrics: Scrape) -> None:
+    """The table of the document contains exactly the metrics of a server, with their types and labels."""
     rows = re.findall(r"^\| `(tkserver_\w+)` \| (\w+) \|([^|]*)\|", METRICS, re.MULTILINE)
-    types = {name: kind for name, kind in families(used.text).items() if name.startswith("tkserver_")}
-    assert {name: kind for name, kind, _ in rows} == types
-    for name, kind, labels in rows:
-        sample = f"{name}_count" if kind == "histogram" else name
-        named = set(re.findall(r"`(\w+)`", labels))
-        for found, has in used.samples:
-            if found == sample:
-                assert {label for label, _ in has} == named, name
+    types = {name: type_name for name, type_name in families(metrics.text).items() if name.startswith("tkserver_")}
+    assert {name: type_name for name, type_name, _ in rows} == types
+    for name, type_name, label_column in rows:
+        sample_name = f"{name}_count" if type_name == "histogram" else name
+        documented = set(re.findall(r"`(\w+)`", label_column))
+        for sample, labels in metrics.samples:
+            if sample == sample_name:
+                assert {label for label, _ in labels} == documented, name
 
 
-def test_alerts_described() -> None:
-    """The document says of each alert what to do."""
+def test_alerts_are_documented() -> None:
+    """The document describes all alerts, in their order."""
     assert re.findall(r"^\| `(Tkserver\w+)` \|", MONITORING, re.MULTILINE) == [rule["alert"] for rule in RULES]
 
 
 # --- the dashboard
 
 
-def test_dashboard_answers() -> None:
-    """The five questions, from top to bottom, each with panels below it."""
+def test_dashboard_rows() -> None:
+    """The rows of the dashboard are in the expected order, and each contains panels."""
     rows = [panel for panel in DASHBOARD["panels"] if panel["type"] == "row"]
-    assert [row["title"] for row in rows][:5] == QUESTIONS
+    assert [row["title"] for row in rows][:5] == DASHBOARD_ROWS
     tops = [row["gridPos"]["y"] for row in rows]
     assert tops == sorted(tops)
     for top, bottom in zip(tops, [*tops[1:], 1000], strict=True):
@@ -137,39 +139,41 @@ def test_dashboard_answers() -> None:
 
 
 def test_dashboard_layout() -> None:
-    """Each panel has an id and a place of its own, a data source that can be chosen, and asks for chosen servers."""
+    """Panels have unique ids, do not overlap, and use the selected data source, job and instance."""
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
     assert len(ids) == len(set(ids))
-    taken: set[tuple[int, int]] = set()
+    occupied: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
-        place = panel["gridPos"]
-        cells = {(place["x"] + x, place["y"] + y) for x in range(place["w"]) for y in range(place["h"])}
-        assert not cells & taken, panel["title"]
+        position = panel["gridPos"]
+        cells = {(position["x"] + x, position["y"] + y) for x in range(position["w"]) for y in range(position["h"])}
+        assert not cells & occupied, panel["title"]
         assert all(x < 24 for x, _ in cells)
-        taken |= cells
-    assert [one["name"] for one in DASHBOARD["templating"]["list"]] == ["datasource", "job", "instance"]
+        occupied |= cells
+    assert [variable["name"] for variable in DASHBOARD["templating"]["list"]] == ["datasource", "job", "instance"]
     for panel in panels():
         assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
         for target in panel["targets"]:
             for selector in selectors(re.sub(r"\$__\w+", "5m", target["expr"])):
-                chosen = {matcher.name: matcher.value for matcher in selector.matchers.matchers}
-                assert (chosen["job"], chosen["instance"]) == ("$job", "$instance"), panel["title"]
+                matchers = {matcher.name: matcher.value for matcher in selector.matchers.matchers}
+                assert (matchers["job"], matchers["instance"]) == ("$job", "$instance"), panel["title"]
 
 
-# --- with Prometheus' own tool
+# --- promtool
 
 
 def promtool(*arguments: str | Path, text: str | None = None) -> str:
+    """Run promtool, and return its output."""
     assert PROMTOOL is not None
-    done = subprocess.run([PROMTOOL, *arguments], input=text, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
+    completed = subprocess.run([PROMTOOL, *arguments], input=text, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    output = completed.stdout + completed.stderr
+    assert completed.returncode == 0, output
+    return output
 
 
 @needs_promtool
-def test_promtool(used: Scrape) -> None:
-    """Metrics keep to the conventions; rules and example are as they should be."""
-    assert promtool("check", "metrics", text=used.text) == ""
+def test_promtool_checks(metrics: Scrape) -> None:
+    """The metrics follow the conventions, and promtool accepts the alerts and the example configuration."""
+    assert promtool("check", "metrics", text=metrics.text) == ""
     promtool("check", "rules", "--lint=all", "--lint-fatal", ALERTS)
     promtool("check", "config", DEPLOY / "prometheus.yml")
 
@@ -204,9 +208,9 @@ HEALTHY = {
     "tkserver_http_connections": "10x40",
     "tkserver_http_max_connections": "4096x40",
 }
-"""What a server says when all is well, once a minute."""
+"""The metrics of a server without problems, once a minute."""
 
-TROUBLE = {
+PROBLEMS = {
     "TkserverDown": {'up{job="tkserver"}': "0x40"},
     "TkserverDatabaseAway": {"tkserver_database_up": "0x40"},
     "TkserverNotCommitting": {
@@ -231,7 +235,7 @@ TROUBLE = {
     "TkserverConnectionsNearlyUsedUp": {"tkserver_http_connections": "4000x40"},
     "TkserverRedisAway": {"tkserver_redis_up": "0x40"},
 }
-"""What is different then, by the alert that it is for."""
+"""The metrics that differ if there is a problem, by the name of the alert."""
 
 LABELS = {
     "TkserverDown": {"job": "tkserver"},
@@ -239,46 +243,54 @@ LABELS = {
     "TkserverDatabaseConnectionsDown": {"state": "down"},
     "TkserverOpenFilesNearlyUsedUp": {"job": "tkserver"},
 }
-"""Of alerts, where they have any beside those that every metric of a server has."""
+"""The additional labels of alerts."""
 
 
 @needs_promtool
 def test_each_alert(directory: Path) -> None:
-    """When all is well there is none; in each kind of trouble there is the one that is for it, and no other."""
-    assert list(TROUBLE) == [rule["alert"] for rule in RULES]
-    check_alerts(directory, [alert_test((), {}), *(alert_test((name,), said) for name, said in TROUBLE.items())])
+    """Without a problem no alert fires, and with each problem only its alert."""
+    assert list(PROBLEMS) == [rule["alert"] for rule in RULES]
+    check_alerts(directory, [alert_test((), {}), *(alert_test((name,), values) for name, values in PROBLEMS.items())])
 
 
 @needs_promtool
-def test_silent_database(directory: Path) -> None:
-    """A database that hangs is a reason to wake somebody also where no request gets as far as to have events."""
-    said = {
+def test_alerts_if_database_hangs(directory: Path) -> None:
+    """If the database hangs, an alert fires even if no request is received completely."""
+    values = {
         "tkserver_last_commit_age_seconds": "0+60x40",
         "tkserver_events_received_total": "600x40",
         'tkserver_events_total{outcome="stored"}': "590x40",
         'tkserver_events_total{outcome="rejected", code="invalid_schema"}': "10x40",
         'tkserver_http_errors_total{code="storage_unavailable"}': "0+9x40",
     }
-    check_alerts(directory, [alert_test(("TkserverNotCommitting", "TkserverRefusingForNow"), said)])
+    check_alerts(directory, [alert_test(("TkserverNotCommitting", "TkserverRefusingForNow"), values)])
 
 
 def check_alerts(directory: Path, tests: list[dict[str, Any]]) -> None:
-    (directory / "rules.yml").write_text(json.dumps({"groups": [{"name": "all", "rules": bare_rules()}]}))
-    given = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": tests}
-    (directory / "tests.yml").write_text(json.dumps(given))
+    """Run tests of the alerts with promtool."""
+    (directory / "rules.yml").write_text(
+        json.dumps({"groups": [{"name": "all", "rules": rules_without_annotations()}]})
+    )
+    content = {"rule_files": ["rules.yml"], "evaluation_interval": "1m", "tests": tests}
+    (directory / "tests.yml").write_text(json.dumps(content))
     assert "SUCCESS" in promtool("test", "rules", directory / "tests.yml")
 
 
-def bare_rules() -> list[dict[str, Any]]:
-    """The rules without their words, which the tests would have to repeat."""
+def rules_without_annotations() -> list[dict[str, Any]]:
+    """Return the rules without their annotations, which the tests would have to repeat."""
     return [{key: rule[key] for key in ("alert", "expr", "for") if key in rule} for rule in RULES]
 
 
-def alert_test(firing: Collection[str], different: dict[str, str]) -> dict[str, Any]:
-    assert different.keys() <= HEALTHY.keys()
-    series = [{"series": name, "values": values} for name, values in {**HEALTHY, **different}.items()]
+def alert_test(firing: Collection[str], changes: dict[str, str]) -> dict[str, Any]:
+    """Return a test for promtool.
+
+    :param firing: the alerts that must fire.
+    :param changes: the metrics that differ from those of a server without problems.
+    """
+    assert changes.keys() <= HEALTHY.keys()
+    series = [{"series": name, "values": values} for name, values in {**HEALTHY, **changes}.items()]
     expected: list[dict[str, Any]] = [
-        {"eval_time": "35m", "alertname": name, "exp_alerts": []} for name in TROUBLE if name not in firing
+        {"eval_time": "35m", "alertname": name, "exp_alerts": []} for name in PROBLEMS if name not in firing
     ]
     for name in firing:
         alert = {"exp_labels": LABELS.get(name, {})}

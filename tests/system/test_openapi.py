@@ -1,4 +1,4 @@
-"""The OpenAPI document: it is one, it is complete, and a live server does what it says."""
+"""The OpenAPI document: it is valid and complete, and the responses of a server conform to it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ import yaml
 from requests.auth import AuthBase
 
 from tests.support.process import Twistd
+from tests.support.source import ROOT
 from tests.support.waiting import wait_for
 from tkserver.storage.embedded import demo
 from tkserver.wire.api_errors import ApiError
 from tkserver.wire.signature import sign, signed_message
 
-PATH = Path(__file__).parents[2] / "docs" / "openapi.yaml"
+PATH = ROOT / "docs" / "openapi.yaml"
 DOCUMENT: dict[str, Any] = yaml.safe_load(PATH.read_text())
 INGEST = "/v1/ingest/{org_id}/{app_id}"
 
@@ -39,12 +40,12 @@ SCHEMA = schemathesis.openapi.from_path(
                 "deterministic": True,
                 "database": "none",
                 "max-examples": 100,
-                # The contract ignores headers and query parameters that it does not name: they are no mistake.
+                # The server ignores headers and query parameters that the document does not contain.
                 "allow-extra-parameters": False,
             },
             "checks": {
                 "negative_data_rejection": {
-                    # Do not track goes before a look at the body, and one wrong event is no reason to refuse the rest.
+                    # Do Not Track precedes the check of the body, and valid events are accepted with invalid ones.
                     "expected-statuses": ["204", "207", "4xx"],
                 },
             },
@@ -53,11 +54,11 @@ SCHEMA = schemathesis.openapi.from_path(
 )
 
 
-# --- the document by itself
+# --- the document
 
 
 def resolved(value: Any) -> Any:
-    """What a reference stands for; anything else is itself."""
+    """Return the target of a reference, or the value itself if it is not a reference."""
     while isinstance(value, dict) and "$ref" in value:
         name = value["$ref"].removeprefix("#/")
         value = DOCUMENT
@@ -66,16 +67,16 @@ def resolved(value: Any) -> Any:
     return value
 
 
-def answers() -> Iterator[tuple[str, str, int, dict[str, Any]]]:
-    """Every documented answer: its path, method and status."""
+def responses() -> Iterator[tuple[str, str, int, dict[str, Any]]]:
+    """Return every documented response with its path, method and status."""
     for path, operations in DOCUMENT["paths"].items():
         for method, operation in operations.items():
-            for status, answer in operation["responses"].items():
-                yield path, method, int(status), resolved(answer)
+            for status, response in operation["responses"].items():
+                yield path, method, int(status), resolved(response)
 
 
 def codes_in(schema: Any) -> Iterator[str]:
-    """The values that a schema allows for ``error.code``."""
+    """Return the values that a schema allows for ``error.code``."""
     schema = resolved(schema)
     if isinstance(schema, dict):
         yield from schema.get("properties", {}).get("code", {}).get("enum", ())
@@ -86,39 +87,39 @@ def codes_in(schema: Any) -> Iterator[str]:
             yield from codes_in(inner)
 
 
-def refusals(base: type[ApiError] = ApiError) -> Iterator[type[ApiError]]:
-    """All subclasses that have a code of their own."""
-    for refusal in base.__subclasses__():
-        if hasattr(refusal, "code"):
-            yield refusal
-        yield from refusals(refusal)
+def error_classes(base: type[ApiError] = ApiError) -> Iterator[type[ApiError]]:
+    """Return all subclasses with an error code."""
+    for subclass in base.__subclasses__():
+        if hasattr(subclass, "code"):
+            yield subclass
+        yield from error_classes(subclass)
 
 
-def test_valid() -> None:
+def test_document_is_valid() -> None:
     """The document is a valid OpenAPI document."""
     SCHEMA.validate()
 
 
-def test_codes() -> None:
-    """The document lists the codes that the server has and no others, each under its status."""
-    documented = {(status, code) for *_, status, answer in answers() for code in codes_in(answer.get("content"))}
-    assert documented == {(refusal.status, refusal.code) for refusal in refusals()}
+def test_error_codes() -> None:
+    """The document contains exactly the error codes of the server, each with its status."""
+    documented = {(status, code) for *_, status, response in responses() for code in codes_in(response.get("content"))}
+    assert documented == {(error.status, error.code) for error in error_classes()}
 
 
 @pytest.mark.parametrize(
-    ("path", "method", "status", "answer"),
-    [pytest.param(*answer, id=f"{answer[1]} {answer[0]} {answer[2]}") for answer in answers()],
+    ("path", "method", "status", "documented"),
+    [pytest.param(*values, id=f"{values[1]} {values[0]} {values[2]}") for values in responses()],
 )
-def test_answers(path: str, method: str, status: int, answer: dict[str, Any]) -> None:
-    """Every documented answer has the headers that all have, and JSON with examples that fit unless it is empty."""
-    headers = answer["headers"].keys()
+def test_documented_responses(path: str, method: str, status: int, documented: dict[str, Any]) -> None:
+    """Every documented response contains the common headers, and valid examples unless it has no body."""
+    headers = documented["headers"].keys()
     assert "X-Clacks-Overhead" in headers
     assert ("Retry-After" in headers) == (status in (429, 503))
     assert ("WWW-Authenticate" in headers) == (status == 401)
     assert ("Allow" in headers) == (status == 405)
-    assert ("Content-Length" in headers) == ("content" in answer) == (status != 204)
-    for content in answer.get("content", {}).values():
-        examples = [one["value"] for one in content.get("examples", {}).values()] or [content["example"]]
+    assert ("Content-Length" in headers) == ("content" in documented) == (status != 204)
+    for content in documented.get("content", {}).values():
+        examples = [example["value"] for example in content.get("examples", {}).values()] or [content["example"]]
         for example in examples:
             response = schemathesis.Response(
                 status_code=status,
@@ -131,12 +132,12 @@ def test_answers(path: str, method: str, status: int, answer: dict[str, Any]) ->
             SCHEMA[path][method].validate_response(response)
 
 
-# --- a live server
+# --- a server
 
 
 @pytest.fixture(scope="module")
 def session() -> Iterator[requests.Session]:
-    """Keeps its connections; pays no heed to proxies in the environment."""
+    """An HTTP client that reuses connections, and ignores proxies in the environment."""
     with requests.Session() as session:
         session.trust_env = False
         yield session
@@ -144,9 +145,9 @@ def session() -> Iterator[requests.Session]:
 
 @pytest.fixture(scope="module")
 def url(scratch: Path, session: requests.Session) -> Iterator[str]:
-    """Where a real process listens, with the embedded database and so with the demo application."""
+    """The URL of a server with the embedded database, and therefore with the demo application."""
     directory = Path(tempfile.mkdtemp(dir=scratch))
-    # All come from one address, and many are meant to fail.
+    # All requests come from one address, and many of them must fail to authenticate.
     settings = {"TK__DATABASE__DATA_DIR": str(directory / "data"), "TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": "0"}
     with Twistd(directory, settings) as server:
         wait_for(lambda: session.get(f"{server.url}/health/ready", timeout=5).ok, lambda: server.log)
@@ -155,25 +156,25 @@ def url(scratch: Path, session: requests.Session) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def statuses() -> Iterator[Counter[int]]:
-    """How often the server gave each status to signed batches."""
-    counted: Counter[int] = Counter()
-    yield counted
-    # Else something is wrong with the signatures, and what lies behind their check was never reached.
-    assert not counted or {200, 204, 207, 400, 409, 415} <= counted.keys()
+    """The number of responses to signed batches by status."""
+    counter: Counter[int] = Counter()
+    yield counter
+    # Otherwise, the signatures are not valid, and the code after their check is never reached.
+    assert not counter or {200, 204, 207, 400, 409, 415} <= counter.keys()
 
 
 def header(request: requests.PreparedRequest, name: str) -> str | None:
-    """The value of a header, where it is there."""
+    """Return the value of a header, or ``None``."""
     value = request.headers.get(name)
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
 class Signed(AuthBase):
-    """Turns a generated request into one of the demo application and signs it.
+    """Turns a generated request into a signed request of the demo application.
 
-    Only what is valid is replaced, by something that is valid *here*; what was generated to be wrong stays wrong.
+    Only valid values are replaced, by the values of this server. Values that were generated to be invalid stay invalid.
 
-    :param beside: an event that is put before those of the batch.
+    :param first_event: an event that is inserted before those of the batch.
     """
 
     _IDS = re.compile(r"/v1/ingest/{0}/{0}(?![^/?#])".format("[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"))
@@ -181,13 +182,13 @@ class Signed(AuthBase):
     _TIMESTAMP = re.compile(r"[0-9]+")
     _NONCE = re.compile(r"[!-~]{1,128}")
     _SIZE = re.compile(r"[1-9][0-9]{0,2}|1000")
-    # What a schema cannot say. To it 5.0 is an integer, which the server takes as 5 only.
+    # In a schema, 5.0 is an integer, but the server accepts only 5.
     _INTEGRAL = re.compile(rb'("(?:batch_size|retry_count)": [0-9]+)\.0\b')
-    # With an offset, times at either end of the calendar have no place in it as UTC.
+    # In UTC, these times with an offset are outside the calendar.
     _END_OF_TIME = re.compile(rb'"(?:0001|9999)(?=-[0-9]{2}-[0-9]{2}T)')
 
-    def __init__(self, beside: dict[str, Any] | None = None) -> None:
-        self._beside = beside
+    def __init__(self, first_event: dict[str, Any] | None = None) -> None:
+        self._first_event = first_event
         self._nonces: set[str] = set()
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -214,8 +215,8 @@ class Signed(AuthBase):
         return nonce
 
     def _body(self, request: requests.PreparedRequest) -> bytes:
-        sent: Any = request.body or b""
-        body: bytes = sent.encode() if isinstance(sent, str) else sent
+        content: Any = request.body or b""
+        body: bytes = content.encode() if isinstance(content, str) else content
         body = self._END_OF_TIME.sub(b'"2001', self._INTEGRAL.sub(rb"\1", body))
         try:
             batch = json.loads(body)
@@ -223,26 +224,26 @@ class Signed(AuthBase):
             batch = None
         if isinstance(batch, dict) and isinstance(batch.get("events"), list):
             events = batch["events"]
-            if self._beside and 0 < len(events) < 1000:
-                events.insert(0, self._beside)
+            if self._first_event and 0 < len(events) < 1000:
+                events.insert(0, self._first_event)
                 body = json.dumps(batch).encode()
-            # A schema cannot say that this is the number of events.
+            # A schema cannot express that this is the number of events.
             if self._SIZE.fullmatch(header(request, "X-Batch-Size") or ""):
                 request.headers["X-Batch-Size"] = str(len(events))
         return gzip.compress(body) if header(request, "Content-Encoding") == "gzip" else body
 
 
-GOOD_EVENT = DOCUMENT["paths"][INGEST]["post"]["requestBody"]["content"]["application/json"]["examples"][
+VALID_EVENT = DOCUMENT["paths"][INGEST]["post"]["requestBody"]["content"]["application/json"]["examples"][
     "required keys only"
 ]["value"]["events"][0]
 
-CLIENTS = (None, Signed(), Signed(beside=GOOD_EVENT))
+CLIENTS = (None, Signed(), Signed(first_event=VALID_EVENT))
 
 
 @SCHEMA.parametrize()
-def test_live(case: Any, url: str, session: requests.Session, statuses: Counter[int]) -> None:
-    """The server answers generated requests, right and wrong, signed and unsigned, as the document says."""
-    # An empty list of encodings is none (RFC 9110, section 8.4), though not one of those that the document lists.
+def test_generated_requests(case: Any, url: str, session: requests.Session, statuses: Counter[int]) -> None:
+    """The responses to valid and invalid, signed and unsigned generated requests conform to the document."""
+    # An empty list means no encoding (RFC 9110, section 8.4), although the document does not list it.
     hypothesis.assume(case.headers.get("Content-Encoding") != "")
     for client in CLIENTS:
         response = case.call(base_url=url, session=session, auth=client)
