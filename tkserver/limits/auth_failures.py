@@ -22,17 +22,15 @@ class AuthFailureLimit:
     """A token bucket for each address that has recently failed to authenticate.
 
     :param clock: returns Unix time.
+    :ivar any_recorded: false if no address has a recent failure, so that :meth:`check` is not needed. An attribute,
+        because it is read for every request.
     """
 
     def __init__(self, rate: Rate, clock: Callable[[], float]) -> None:
         self._rate = rate
         self._buckets = TokenBuckets(MAX_ADDRESSES, rate.window / SECOND, clock)
         self._throttle = log.Throttle(clock, LOG_INTERVAL)
-
-    @property
-    def any_recorded(self) -> bool:
-        """Whether any address has a recent failure. If not, :meth:`check` is not needed."""
-        return len(self._buckets) > 0
+        self.any_recorded = False
 
     def check(self, address: Address | None) -> None:
         """Check the address of a client.
@@ -40,6 +38,7 @@ class AuthFailureLimit:
         :param address: ``None`` if it is not known.
         :raise RateLimited: if this address has failed too often.
         """
+        self.any_recorded = len(self._buckets) > 0
         if address is None:
             return
         decision = self._buckets.peek(bucket_key(address), self._rate)
@@ -67,6 +66,7 @@ class AuthFailureLimit:
             )
         else:
             self._buckets.take(bucket_key(address), self._rate)
+            self.any_recorded = True
 
     def _warn(self, event: str, message: str) -> None:
         if self._throttle.allows(event):

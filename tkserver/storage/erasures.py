@@ -47,11 +47,6 @@ class ErasedUsers:
         frozen = {app: frozenset(hashes) for app, hashes in by_app.items()}
         return cls(bytes(rows[0][0]), frozenset(everywhere), frozen)
 
-    @property
-    def empty(self) -> bool:
-        """True if no user is erased."""
-        return not self.everywhere and not self.by_app
-
     def intersection(self, application: tuple[int, int], user_ids: set[str]) -> set[str]:
         """Return those users of an application who are erased.
 

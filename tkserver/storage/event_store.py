@@ -208,7 +208,7 @@ async def _insert_halves(execute: Execute, submission: Submission) -> Outcome:
 
 def _erased_rows(submission: Submission, erased: ErasedUsers) -> dict[int, Row]:
     """Return the rows of erased users, by their index."""
-    if erased.empty:
+    if not erased.everywhere and not erased.by_app:
         return {}
     users = erased.intersection(submission.application, {row.user_id for row in submission.rows.values()})
     return {index: row for index, row in submission.rows.items() if row.user_id in users} if users else {}
