@@ -1,1 +1,1 @@
-"""What the server can do, and how that compares with what its parts could do by themselves: ``python -m bench``."""
+"""Benchmarks, a comparison with another checkout, and a soak test."""

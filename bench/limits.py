@@ -1,4 +1,4 @@
-"""The limits to compare with: what PostgreSQL takes by COPY, and what twisted.web and Klein answer at all."""
+"""Upper limits to compare with: the speed of ``COPY`` in PostgreSQL, and of a Klein route that does nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from tkserver.storage.blocking import BlockingConnections
-from tkserver.storage.events import Submission
-from tkserver.wire.batch import read_batch
-from tkserver.wire.event import NIL_UUID
+import psycopg2
+
+from bench.requests import APP_ID, ORG_ID
 
 _COLUMNS = (
     "schema_version, service_name, service_version, service_language, service_language_version, user_id, session_id,"
@@ -24,36 +25,51 @@ _COLUMNS = (
 _COPY = f"COPY events ({_COLUMNS}) FROM STDIN"
 
 
-def copy(dsn: str, bodies: list[bytes], org_id: str, app_id: str) -> tuple[float, float]:
-    """Write the bodies' events, a body a commit, over one connection.
+@dataclass(frozen=True)
+class CopyResult:
+    """The speed of ``COPY``.
 
-    :return: events per second, and the median of the seconds that one commit takes.
+    :ivar seconds_per_commit: the median.
     """
-    texts = [_copy_text(body, f"{org_id}\t{app_id}\n") for body in bodies]
+
+    events_per_second: float
+    seconds_per_commit: float
+
+
+def measure_copy(dsn: str, bodies: list[bytes]) -> CopyResult:
+    """Copy the events of each body into the table in a transaction of its own, over one connection."""
+    batches = [json.loads(body)["events"] for body in bodies]
+    texts = ["".join(_copy_line(event) for event in batch) for batch in batches]
     times: list[float] = []
-    connection = BlockingConnections().connect(dsn)
-    try:
+    with closing(psycopg2.connect(dsn)) as connection:
+        connection.autocommit = True
         with connection.cursor() as cursor:
-            for text, _ in texts:
-                began = time.perf_counter()
+            for text in texts:
+                started = time.perf_counter()
                 cursor.copy_expert(_COPY, io.StringIO(text))
-                times.append(time.perf_counter() - began)
-    finally:
-        connection.close()
-    return sum(events for _, events in texts) / sum(times), statistics.median(times)
+                times.append(time.perf_counter() - started)
+    return CopyResult(sum(map(len, batches)) / sum(times), statistics.median(times))
 
 
-def _copy_text(body: bytes, tail: str) -> tuple[str, int]:
-    """The events of a body in COPY's text format, and how many they are."""
-    submission = Submission.of(NIL_UUID, NIL_UUID, None, read_batch(body).events)
-    rows = [json.loads(row.origin + b"]") + json.loads(row.values) for row in submission.rows.values()]
-    return "".join("\t".join(map(_field, row)) + "\t" + tail for row in rows), len(rows)
+def _copy_line(event: dict[str, Any]) -> str:
+    """Return an event in the text format of ``COPY``, in the order of ``_COLUMNS``."""
+    details, metadata = event["event"], event["metadata"]
+    service, environment = event["service"], event["environment"]
+    values = (
+        event["schema_version"],
+        *(service[name] for name in ("name", "version", "language", "language_version")),
+        *(event[name] for name in ("user_id", "session_id")),
+        *(environment[name] for name in ("os", "os_version", "arch", "ci", "shell")),
+        *(metadata["sdk_version"], event["event_id"], event["timestamp"]),
+        *(details[name] for name in ("type", "category", "data")),
+        *(metadata[name] for name in ("transmission_timestamp", "batch_size", "retry_count")),
+        *(ORG_ID, APP_ID),
+    )
+    return "\t".join(map(_copy_field, values)) + "\n"
 
 
-def _field(value: object) -> str:
-    if value is None:
-        return r"\N"
-    text = json.dumps(value) if isinstance(value, (dict, list, bool)) else str(value)
+def _copy_field(value: object) -> str:
+    text = json.dumps(value) if isinstance(value, (dict, bool)) else str(value)
     return text.replace("\\", "\\\\").replace("\t", "\\t").replace("\n", "\\n")
 
 
@@ -81,7 +97,10 @@ reactor.run()
 
 @contextmanager
 def constant_klein_route() -> Iterator[int]:
-    """The port of a server that reads a body and answers the same to each."""
+    """Run a Klein server that reads the body and always sends the same response.
+
+    :return: its port.
+    """
     process = subprocess.Popen([sys.executable, "-c", _KLEIN], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

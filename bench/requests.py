@@ -1,4 +1,4 @@
-"""Requests, signed ahead of time, so that making them is no part of what is measured."""
+"""Ready-made signed requests, prepared before a measurement so that it does not include the cost of signing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from tkserver.storage.embedded import demo
 from tkserver.wire.signature import sign, signed_message
+
+ORG_ID, APP_ID = demo.ORG_ID, demo.APP_ID
 
 _ID = "00000000-0000-4000-8000-000000000000"
 
@@ -33,18 +35,18 @@ _EVENT = {
     },
 }
 _BEFORE_ID, _AFTER_ID = json.dumps(_EVENT, separators=(",", ":")).encode().split(_ID.encode())
-_PATH = f"/v1/ingest/{demo.ORG_ID}/{demo.APP_ID}"
+_PATH = f"/v1/ingest/{ORG_ID}/{APP_ID}"
 
 
-def bodies(count: int, events: int) -> Iterator[bytes]:
-    """``count`` bodies of ``events`` events each, all with ids of their own."""
+def new_bodies(count: int, events: int) -> Iterator[bytes]:
+    """Return ``count`` request bodies with ``events`` events each. Every event has a new id."""
     for _ in range(count):
         ids = (str(uuid.uuid4()).encode() for _ in range(events))
-        yield b'{"events":[' + b",".join(_BEFORE_ID + each + _AFTER_ID for each in ids) + b"]}"
+        yield b'{"events":[' + b",".join(_BEFORE_ID + event_id + _AFTER_ID for event_id in ids) + b"]}"
 
 
-def request(body: bytes) -> bytes:
-    """A whole request as the shipped SDK sends it, with a nonce."""
+def signed_request(body: bytes) -> bytes:
+    """Return a complete HTTP request as the released SDK sends it, with the current time and a new nonce."""
     timestamp, nonce = str(int(time.time())).encode(), str(uuid.uuid4()).encode()
     signature = sign(demo.SECRET, signed_message(timestamp, nonce, body))
     head = (

@@ -1,4 +1,4 @@
-"""A running server to look at: ``twistd`` on an embedded database, both new."""
+"""Start and observe a server: a ``twistd`` process with a new embedded database."""
 
 from __future__ import annotations
 
@@ -16,31 +16,45 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
+import psycopg2
 
-from tkserver.storage.blocking import BlockingConnections, rows
-from tkserver.storage.embedded.postgres import EmbeddedPostgres
+CHECKOUT = Path(__file__).parents[1]
+"""The checkout that contains this file."""
 
-_TWISTD = (str(Path(sys.executable).with_name("twistd")),)
+START_TIMEOUT = 60.0
+"""Seconds."""
+
+_SCRIPTS = Path(sys.executable).parent
+
+# The wording of this message differs between versions. Its version number and its URL do not.
+_LISTENING = re.compile(r"tkserver \d\S* .*http://[^:/\s]+:(\d+)")
 
 
 @dataclass(frozen=True)
 class Server:
     """A running server.
 
-    :ivar held: where it writes what it holds, if it is a watched one.
+    :ivar checkout: the directory that its code comes from.
+    :ivar object_counts: the file that :mod:`bench.instrumented` writes, if the server is instrumented.
     """
 
     port: int
     pid: int
-    dsn: str
-    held: Path
+    checkout: Path
+    data_dir: Path
+    object_counts: Path
 
     @property
     def cpu_seconds(self) -> float:
-        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """Processor time that the process has used, with the resolution of the scheduler.
+
+        ``/proc/PID/stat`` counts in ticks of 10 ms, which is too coarse for short measurements. On Linux, the id of a
+        process's CPU clock is computed from its pid: see clock_getcpuclockid(3).
+        """
+        return time.clock_gettime((~self.pid << 3) | 2)
 
     @property
     def rss_mb(self) -> float:
@@ -55,58 +69,90 @@ class Server:
         return len(list(Path(f"/proc/{self.pid}/fd").iterdir()))
 
     @property
-    def connections(self) -> int:
-        """Those of clients."""
-        found = psutil.Process(self.pid).net_connections("tcp")
-        return sum(one.laddr.port == self.port and one.status != psutil.CONN_LISTEN for one in found)
+    def client_connections(self) -> int:
+        connections = psutil.Process(self.pid).net_connections("tcp")
+        return sum(
+            connection.laddr.port == self.port and connection.status != psutil.CONN_LISTEN for connection in connections
+        )
 
-    def query(self, sql: str) -> list[tuple[Any, ...]]:
-        """The rows that its database answers with."""
-        with closing(BlockingConnections().connect(self.dsn)) as connection:
-            return rows(connection, sql)
+    @property
+    def dsn(self) -> str:
+        """The embedded database's address."""
+        # PostgreSQL writes the directory of its socket into the fifth line of this file.
+        socket_dir = (self.data_dir / "postmaster.pid").read_text().splitlines()[4]
+        return f"postgresql://postgres@/postgres?host={quote(socket_dir, safe='')}"
+
+    def query(self, sql: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """Run a statement in the server's database and return its rows."""
+        with closing(psycopg2.connect(self.dsn)) as connection:
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                cursor.execute(sql, parameters or None)
+                return cursor.fetchall() if cursor.description else []
+
+    def run_command(self, *arguments: str, **settings: str) -> str:
+        """Run a ``tkserver`` command with the server's code and database, and return its output."""
+        environment = {**_environment(self.checkout), "TK__DATABASE__URL": self.dsn, **settings}
+        command = [str(_SCRIPTS / "tkserver"), *arguments]
+        return subprocess.run(
+            command, cwd=self.data_dir.parent, env=environment, stdout=subprocess.PIPE, text=True, check=True
+        ).stdout
 
     def _status(self, name: str) -> int:
         return int(re.findall(rf"{name}:\s+(\d+)", Path(f"/proc/{self.pid}/status").read_text())[0])
 
 
 @contextmanager
-def running_server(*, watched: bool = False, **settings: str) -> Iterator[Server]:
-    """A server on an embedded database in a new directory.
+def running_server(*, checkout: Path = CHECKOUT, instrumented: bool = False, **settings: str) -> Iterator[Server]:
+    """Run a server with an embedded database in a new directory, and remove both afterwards.
 
-    :param watched: run by :mod:`bench.watched`.
-    :param settings: variables, by name.
+    :param checkout: the directory that the server's code comes from.
+    :param instrumented: run the server with :mod:`bench.instrumented`.
+    :param settings: environment variables, by name.
     """
     directory = Path(tempfile.mkdtemp(prefix="tkbench"))
-    log, held = directory / "log", directory / "held"
+    log, data_dir, object_counts = directory / "log", directory / "data", directory / "objects"
     environment = {
-        **os.environ,
+        **_environment(checkout),
         "TK__SERVER__PORT": "0",
         "TK__ADMIN__PORT": "0",
-        "TK__DATABASE__DATA_DIR": str(directory / "data"),
-        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "TK__DATABASE__DATA_DIR": str(data_dir),
         **settings,
     }
-    twistd = (sys.executable, "-m", "bench.watched", str(held)) if watched else _TWISTD
+    twistd = [sys.executable, "-m", "bench.instrumented", str(object_counts)] if instrumented else [_SCRIPTS / "twistd"]
     command = [*twistd, "-n", "--pidfile=", "tkserver"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=output)
     try:
-        port = _wait_until_ready(log)
-        yield Server(port, process.pid, EmbeddedPostgres(directory / "data").dsn, held)
+        port = _wait_until_ready(process, log)
+        yield Server(port, process.pid, checkout, data_dir, object_counts)
     finally:
         process.terminate()
         process.wait()
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _wait_until_ready(log: Path) -> int:
-    for _ in range(600):
+def _environment(checkout: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(checkout)}
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], log: Path) -> int:
+    """Return the server's port as soon as the server is ready.
+
+    :raise SystemExit: when the server exits or is not ready in time.
+    """
+    deadline = time.monotonic() + START_TIMEOUT
+    while process.poll() is None and time.monotonic() < deadline:
+        listening = _LISTENING.search(log.read_text())
+        if listening and _is_ready(int(listening[1])):
+            return int(listening[1])
         time.sleep(0.1)
-        found = re.search(r"listens on http://[^:]+:(\d+)", log.read_text())
-        if found:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{found[1]}/health/ready"):
-                    return int(found[1])
-            except urllib.error.URLError:
-                continue
-    raise SystemExit(f"the server did not start:\n{log.read_text()}")
+    raise SystemExit(f"The server did not start:\n{log.read_text()}")
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/ready"):
+            return True
+    except urllib.error.URLError:
+        return False

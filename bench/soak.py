@@ -1,7 +1,7 @@
-"""``python -m bench.soak``: hours of clients that come and go, and whether the server is afterwards as it was before.
+"""Run a server for a long time with clients that connect and disconnect, and check that it leaks nothing.
 
-After a warm-up, and again at the end, all clients leave, and what the server then still holds is compared. While they
-are there, a line a minute says how it is doing.
+All clients disconnect after a warm-up and again at the end. The server must then use the same resources both times. A
+line per minute shows memory and the number of requests.
 """
 
 from __future__ import annotations
@@ -17,33 +17,34 @@ from collections import Counter
 from dataclasses import dataclass
 from random import Random
 
-from bench.crowd import Crowd
+from bench.clients import SimulatedClients
 from bench.server import Server, running_server
 
 WARM_UP = 0.25
-"""The share of the time after which nothing is to grow any more."""
+"""The warm-up's fraction of the time. Nothing may grow after the warm-up."""
 
-QUIET = 3.0
-"""Seconds for the server to notice that everyone has left."""
+IDLE_SECONDS = 3.0
+"""Time for the server to notice that all clients have disconnected."""
 
-MOST_GROWTH = 1.1
-"""Of resident memory. Python's allocator does not give back all that it once had."""
+MAX_MEMORY_GROWTH = 1.1
+"""Factor of resident memory. Python's allocator does not return all unused memory to the system."""
 
-MOST_MORE_OBJECTS = 10
-"""Deferreds, and objects of the server's own: timers of caches and pools are not always at the same point."""
+MAX_MORE_OBJECTS = 10
+"""Deferreds, and objects of the server's own classes. Timers of caches and pools may be in different states."""
 
 
 @dataclass(frozen=True)
-class Holdings:
-    """What a server holds while nobody is connected.
+class ResourceUsage:
+    """The resources that a server uses while no client is connected.
 
-    :ivar connections: of clients; ``database`` those to the database.
-    :ivar objects: how many of each class.
+    :ivar clients: connections of clients.
+    :ivar database: connections to the database.
+    :ivar objects: the number of objects of each class.
     """
 
     rss_mb: float
     files: int
-    connections: int
+    clients: int
     database: int
     objects: Counter[str]
 
@@ -53,115 +54,133 @@ class Holdings:
 
     @property
     def own_objects(self) -> int:
-        """Of the server's classes, connections and requests above all: those of a rare kind are few megabytes."""
+        """The number of objects of the server's own classes.
+
+        It reveals leaked connections and requests of a rare kind, which need too little memory to be noticed there.
+        """
         return sum(count for name, count in self.objects.items() if name.startswith("tkserver."))
 
     def __str__(self) -> str:
         return (
-            f"{self.rss_mb:.0f} MB, {self.files} open files, {self.connections} connections of clients,"
-            f" {self.database} to the database, {self.deferreds} Deferreds,"
-            f" {self.own_objects} objects of its own"
+            f"{self.rss_mb:.0f} MB, {self.files} open files, {self.clients} client connections,"
+            f" {self.database} database connections, {self.deferreds} Deferreds,"
+            f" {self.own_objects} objects of the server's own classes"
         )
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of a soak."""
+    """The result of a soak test.
 
-    crowd: Crowd
-    warm: Holdings
-    end: Holdings
+    :ivar warm: resource usage after the warm-up.
+    :ivar lost: the number of events that were accepted but are not in the table.
+    """
+
+    clients: SimulatedClients
+    warm: ResourceUsage
+    end: ResourceUsage
     lost: int
 
     def problems(self) -> list[str]:
-        """What is not as it should be; empty where all is well."""
+        """Return a description of each problem."""
         warm, end = self.warm, self.end
-        wrong = self.crowd.wrong
-        findings = (
-            (bool(wrong), f"{len(wrong)} wrong answers, such as {wrong[:3]}"),
-            (self.lost > 0, f"{self.lost} events that were accepted are not in the table"),
-            (end.rss_mb > warm.rss_mb * MOST_GROWTH, f"memory: {warm.rss_mb:.0f} MB, then {end.rss_mb:.0f}"),
+        unexpected = self.clients.unexpected
+        checks = (
+            (bool(unexpected), f"{len(unexpected)} unexpected responses, such as {unexpected[:3]}"),
+            (self.lost > 0, f"{self.lost} accepted events are not in the table"),
+            (end.rss_mb > warm.rss_mb * MAX_MEMORY_GROWTH, f"memory: {warm.rss_mb:.0f} MB, then {end.rss_mb:.0f} MB"),
             (end.files > warm.files, f"open files: {warm.files}, then {end.files}"),
-            (end.connections > 0, f"connections of clients: {end.connections}"),
-            (end.database > warm.database, f"connections to the database: {warm.database}, then {end.database}"),
-            (end.deferreds > warm.deferreds + MOST_MORE_OBJECTS, f"Deferreds: {warm.deferreds}, then {end.deferreds}"),
+            (end.clients > 0, f"client connections: {end.clients}"),
+            (end.database > warm.database, f"database connections: {warm.database}, then {end.database}"),
+            (end.deferreds > warm.deferreds + MAX_MORE_OBJECTS, f"Deferreds: {warm.deferreds}, then {end.deferreds}"),
             (
-                end.own_objects > warm.own_objects + MOST_MORE_OBJECTS,
-                f"objects of its own: {warm.own_objects}, then {end.own_objects}",
+                end.own_objects > warm.own_objects + MAX_MORE_OBJECTS,
+                f"objects of the server's own classes: {warm.own_objects}, then {end.own_objects}",
             ),
         )
-        return [problem for found, problem in findings if found]
+        return [problem for failed, problem in checks if failed]
 
     def growth(self) -> list[tuple[str, int]]:
-        """The classes of which most objects were added, and how many."""
+        """Return the five classes whose number of objects has increased most, and by how many."""
         return (self.end.objects - self.warm.objects).most_common(5)
 
 
-def soak(server: Server, crowd: Crowd, seconds: float) -> Report:
-    """Let the crowd in for so long.
+def soak(server: Server, clients: SimulatedClients, seconds: float) -> Report:
+    """Run the clients for this time and compare the server's resource usage after the warm-up and at the end.
 
-    :param server: a watched one, which believes what is forwarded to it.
+    :param server: an instrumented server that trusts 127.0.0.1 as a proxy.
     """
-    _let_in(crowd, server, seconds * WARM_UP)
-    warm = _holdings(server)
-    print(f"warm: {warm}", flush=True)
-    _let_in(crowd, server, seconds * (1 - WARM_UP))
-    end = _holdings(server)
-    print(f"end:  {end}", flush=True)
-    return Report(crowd, warm, end, _lost(server, crowd))
+    _run_clients(clients, server, seconds * WARM_UP)
+    warm = _measure_resources(server)
+    print(f"after the warm-up: {warm}", flush=True)
+    _run_clients(clients, server, seconds * (1 - WARM_UP))
+    end = _measure_resources(server)
+    print(f"at the end: {end}", flush=True)
+    return Report(clients, warm, end, _count_lost_events(server, clients))
 
 
-def _let_in(crowd: Crowd, server: Server, seconds: float) -> None:
-    async def watch() -> None:
+def _run_clients(clients: SimulatedClients, server: Server, seconds: float) -> None:
+    async def print_progress() -> None:
         while True:
             await asyncio.sleep(60)
-            print(
-                f"{time.strftime('%H:%M')} {server.rss_mb:.0f} MB, {sum(crowd.answers.values())} requests", flush=True
-            )
+            requests = sum(clients.responses.values())
+            print(f"{time.strftime('%H:%M')} {server.rss_mb:.0f} MB, {requests} requests", flush=True)
 
-    async def both() -> None:
-        watching = asyncio.ensure_future(watch())
-        await crowd.come_and_go(server.port, seconds)
-        watching.cancel()
+    async def run() -> None:
+        progress = asyncio.ensure_future(print_progress())
+        await clients.run(server.port, seconds)
+        progress.cancel()
 
-    asyncio.run(both())
+    asyncio.run(run())
 
 
-def _holdings(server: Server) -> Holdings:
-    held = server.held
-    time.sleep(QUIET)
-    rss_mb = server.rss_mb  # before it looks at itself, which takes some more
-    before = len(held.read_text().splitlines()) if held.exists() else 0
-    os.kill(server.pid, signal.SIGUSR2)
-    while not held.exists() or len(held.read_text().splitlines()) == before:
-        time.sleep(0.05)
+def _measure_resources(server: Server) -> ResourceUsage:
+    time.sleep(IDLE_SECONDS)
+    rss_mb = server.rss_mb  # before the objects are counted, because counting needs memory
+    objects = _count_objects(server)
     sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
     ((database,),) = server.query(sql)
-    objects = Counter(json.loads(held.read_text().splitlines()[-1]))
-    return Holdings(rss_mb, server.open_files, server.connections, database, objects)
+    return ResourceUsage(rss_mb, server.open_files, server.client_connections, database, objects)
 
 
-def _lost(server: Server, crowd: Crowd) -> int:
+def _count_objects(server: Server) -> Counter[str]:
+    """Let an instrumented server count its objects."""
+    file = server.object_counts
+    file.touch()
+    lines = file.read_text().count("\n")
+    os.kill(server.pid, signal.SIGUSR2)
+    while file.read_text().count("\n") == lines:
+        time.sleep(0.05)
+    return Counter(json.loads(file.read_text().splitlines()[-1]))
+
+
+def _count_lost_events(server: Server, clients: SimulatedClients) -> int:
     stored = {event_id for (event_id,) in server.query("SELECT event_id::text FROM events")}
-    return len(crowd.accepted - stored)
+    return len(clients.accepted - stored)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long")
-    parser.add_argument("--clients", type=int, default=50, help="how many are there at once")
-    parser.add_argument("--pause", type=float, default=0.2, help="seconds between two requests of a client")
-    parser.add_argument("--seed", type=int, default=1, help="for what they do")
-    options = parser.parse_args()
-    crowd = Crowd(options.clients, options.pause, Random(options.seed))
-    with running_server(watched=True, TK__SERVER__TRUSTED_PROXIES="127.0.0.1") as server:
-        report = soak(server, crowd, options.minutes * 60)
-    for (name, status), count in sorted(report.crowd.answers.items()):
+    options = _parse_options()
+    clients = SimulatedClients(options.clients, options.pause, Random(options.seed))
+    with running_server(instrumented=True, TK__SERVER__TRUSTED_PROXIES="127.0.0.1") as server:
+        report = soak(server, clients, options.minutes * 60)
+    for (name, status), count in sorted(report.clients.responses.items()):
         print(f"{count:8} {name}: {status}")
-    print("grown:", ", ".join(f"{name} +{count}" for name, count in report.growth()) or "nothing")
+    print("classes with more objects:", ", ".join(f"{name} +{count}" for name, count in report.growth()) or "none")
     problems = report.problems()
-    print("\n".join(problems) or "as it was before")
+    print("\n".join(problems) or "no problems")
     sys.exit(bool(problems))
+
+
+def _parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.soak", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="duration of the test")
+    parser.add_argument("--clients", type=int, default=50, help="number of clients that are connected at a time")
+    parser.add_argument("--pause", type=float, default=0.2, help="mean seconds between two requests of a client")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the random number generator")
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
