@@ -10,7 +10,7 @@ from bench.comparisons import compare_many_clients, compare_pruning, compare_tab
 from bench.server import running_server
 
 ROUNDS = 5
-AGAINST_ROUNDS = 15
+AGAINST_ROUNDS = 20
 PRUNE_ROWS = 1_000_000
 
 

@@ -143,10 +143,8 @@ def _print_table(pairs: dict[Case, list[Pair]]) -> None:
     for case in pairs:
         for figure in FIGURES:
             print(_line(case, figure, pairs[case]))
-    print(
-        "this and other are medians. this/other is the median of the ratios, ± its 95 % confidence interval, and min and"
-        " max are their range. For requests/s, a ratio above 1 is better; for all other figures, a ratio below 1."
-    )
+    print("this and other are medians. this/other is the median of the ratios, ± its 95 % confidence interval.")
+    print("For requests/s, a ratio above 1 is better; for all other figures, a ratio below 1.")
 
 
 def _line(case: Case, figure: Figure, pairs: list[Pair]) -> str:

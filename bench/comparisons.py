@@ -105,6 +105,8 @@ def compare_pruning(server: Server, rows: int, rounds: int, scale: float) -> Non
     before = [measure_and_print(server, case, scale).result.p99 for _ in range(rounds)]
     print("deleting old events", flush=True)
     during = _measure_while_pruning(server, case, scale)
+    if not during:
+        raise SystemExit("All events were deleted before the first run ended. Use more --rows or a smaller --scale.")
     usual = statistics.median(before)
     print_ratios(f"{case}: p99 while old events are deleted, ratio to before", [p99 / usual for p99 in during])
 
