@@ -280,8 +280,9 @@ def test_all_timeouts_share_one_timer() -> None:
 def test_full_queue_accepts_submissions_when_half_empty(limits: QueueLimits) -> None:
     """A full queue rejects submissions until it has been emptied to one half."""
     bench = Bench(limits)
-    for _ in range(10):
-        bench.submit(make_submission())
+    apps = [uuid.uuid4(), uuid.uuid4()]
+    for number in range(10):
+        bench.submit(make_submission(app=apps[number % 2]))
     with pytest.raises(Overloaded):
         bench.submit(make_submission())
     bench.commits.end()  # 9 left: one is being committed, and a commit of 8 begins now
@@ -291,6 +292,48 @@ def test_full_queue_accepts_submissions_when_half_empty(limits: QueueLimits) -> 
     bench.commits.end()
     bench.committer.check_load()
     bench.submit(make_submission())
+
+
+def test_application_uses_only_its_share_of_the_queue() -> None:
+    """An application that fills its share of the queue is rejected; other applications are not affected."""
+    bench = Bench(QueueLimits(events=40))
+    for _ in range(30):
+        bench.submit(make_submission())
+    with pytest.raises(Overloaded):
+        bench.submit(make_submission())
+    other = uuid.uuid4()
+    for _ in range(10):
+        bench.committer.check_load()
+        bench.submit(make_submission(app=other))
+    bench.commits.end()
+    bench.submit(make_submission())
+
+
+def test_applications_take_turns() -> None:
+    """A commit contains submissions of all applications that wait, also if one of them submits much more."""
+    bench = Bench()
+    busy, quiet = uuid.uuid4(), uuid.uuid4()
+    for _ in range(committer_module.WRITERS):
+        bench.submit(make_submission())  # occupies a writer
+    for _ in range(20):
+        bench.submit(make_submission(300, app=busy))
+    bench.submit(make_submission(app=quiet))
+    bench.commits.end()
+    submissions, _ = bench.commits.pending[-1]
+    assert [submission.app_id for submission in submissions][:2] == [busy, quiet]
+    assert len(submissions) < 20
+
+
+def test_small_submissions_do_not_wait_for_large_ones() -> None:
+    """While all writers of large submissions are at work, a small submission is committed immediately."""
+    bench = Bench()
+    large = make_submission(500)
+    assert large.bytes > committer_module.LARGE_SUBMISSION
+    for _ in range(5):
+        bench.submit(make_submission(500))
+    assert bench.commits.sizes == [1, 1]
+    bench.submit(make_submission(app=uuid.uuid4()))
+    assert bench.commits.sizes == [1, 1, 1]
 
 
 def test_cancelled_submission_is_not_committed() -> None:
@@ -370,7 +413,7 @@ def test_lane_uses_only_its_share_of_the_queue() -> None:
         bench.submit(make_submission(has_quota=True))
     with pytest.raises(Overloaded):
         bench.submit(make_submission(has_quota=True))
-    for other in (make_submission(), make_submission(app=uuid.uuid4(), has_quota=True)):
+    for other in (make_submission(app=uuid.uuid4()), make_submission(app=uuid.uuid4(), has_quota=True)):
         bench.submit(other)
     bench.quota_commits.end()
     bench.submit(make_submission(has_quota=True))

@@ -31,6 +31,9 @@ _log = log.logger(__name__)
 WRITERS = 3
 """Concurrent commits: while one waits for the disk, the others use the processor."""
 
+LARGE_SUBMISSION = 131_072
+"""Bytes. Submissions that are longer have their own queue and writers, so that small ones do not wait for them."""
+
 QUOTA_WRITERS = 2
 """Concurrent commits of applications that have a quota. More would leave no connections for the others."""
 
@@ -39,6 +42,9 @@ MAX_COMMIT_BYTES = 4_194_304
 
 LANE_SHARE = 0.25
 """The share of the limits that one application with a quota may use: a lock may block its lane."""
+
+APPLICATION_SHARE = 0.75
+"""The share of the limits that any application may use, so that the others do not get a 503."""
 
 LOW_WATER = 0.5
 """The share of the limits at which submissions are accepted again after the queue was full."""
@@ -84,12 +90,30 @@ class Store(Protocol):
     ) -> Awaitable[list[Outcome]]: ...
 
 
-@dataclass(eq=False, slots=True)
-class _Lane:
-    """The queue of one application that has a quota."""
+class _FairQueue:
+    """Submissions in the order in which they are committed: in turn for each application, oldest first."""
 
-    queue: deque[_Pending] = field(default_factory=deque)
-    load: QueueLoad = field(default_factory=QueueLoad)
+    def __init__(self) -> None:
+        self._by_application: dict[tuple[int, int], deque[_Pending]] = {}  # the next application is the first key
+
+    def __bool__(self) -> bool:
+        return bool(self._by_application)
+
+    def append(self, pending: _Pending) -> None:
+        self._by_application.setdefault(pending.submission.application, deque()).append(pending)
+
+    def peek(self) -> _Pending:
+        """Return the next submission."""
+        return next(iter(self._by_application.values()))[0]
+
+    def pop(self) -> _Pending:
+        """Remove and return the next submission. The next one after it is of another application, if there is one."""
+        application, submissions = next(iter(self._by_application.items()))
+        del self._by_application[application]
+        pending = submissions.popleft()
+        if submissions:
+            self._by_application[application] = submissions
+        return pending
 
 
 @dataclass(eq=False, slots=True)
@@ -102,7 +126,6 @@ class _Pending:
     submission: Submission
     events: int
     bytes: int
-    lane: _Lane | None = None
     outcome: Deferred[Outcome] = field(default_factory=Deferred)
 
     @property
@@ -110,6 +133,14 @@ class _Pending:
         """A key for the nonce, of which a commit must not contain two."""
         submission = self.submission
         return None if submission.nonce is None else (*submission.application, submission.nonce)
+
+
+@dataclass(eq=False, slots=True)
+class _Class:
+    """The queue of small or of large submissions, and the number of its writers at work."""
+
+    queue: _FairQueue = field(default_factory=_FairQueue)
+    writers: int = 0
 
 
 class Committer:
@@ -130,11 +161,11 @@ class Committer:
         self._limits = limits
         self._ledger = ledger
         self._timeouts = _Timeouts(limits.timeout, reactor)
-        self._queue: deque[_Pending] = deque()
-        self._writers = 0
-        self._lanes: dict[tuple[int, int], _Lane] = {}
+        self._small, self._large = _Class(), _Class()
+        self._lanes: dict[tuple[int, int], _FairQueue] = {}
         self._quota_writers = DeferredSemaphore(QUOTA_WRITERS)
         self.load = QueueLoad()
+        self._loads: dict[tuple[int, int], QueueLoad] = {}
         self._full = False
         self._throttle = log.Throttle(reactor.seconds)
 
@@ -167,51 +198,69 @@ class Committer:
         return pending.outcome
 
     def _enqueue(self, pending: _Pending) -> None:
+        self._add_load(pending)
         if pending.submission.has_quota:
             self._enqueue_in_lane(pending)
             return
-        self.load.add(pending)
-        self._queue.append(pending)
-        if self._writers < WRITERS:
-            _start(self._write())
-
-    async def _write(self) -> None:
-        """Commit until the queue is empty."""
-        self._writers += 1
-        while group := self._next_group(self._queue):
-            await self._commit(group)
-        self._writers -= 1
+        size_class = self._large if pending.bytes > LARGE_SUBMISSION else self._small
+        size_class.queue.append(pending)
+        if size_class.writers < WRITERS:
+            _start(self._write(size_class))
 
     def _enqueue_in_lane(self, pending: _Pending) -> None:
         application = pending.submission.application
-        existing = self._lanes.get(application)
-        lane = pending.lane = existing or _Lane()
-        if lane.load.share_of(self._limits) >= LANE_SHARE:
-            raise Overloaded("events of this application arrive faster than they can be stored: try again later")
-        self.load.add(pending)
-        lane.load.add(pending)
-        lane.queue.append(pending)
-        if existing is None:
-            self._lanes[application] = lane
-            _start(self._write_lane(application, lane))
+        lane = self._lanes.get(application)
+        if lane is not None:
+            lane.append(pending)
+            return
+        lane = self._lanes[application] = _FairQueue()
+        lane.append(pending)
+        _start(self._write_lane(application, lane))
 
-    async def _write_lane(self, application: tuple[int, int], lane: _Lane) -> None:
+    def _add_load(self, pending: _Pending) -> None:
+        """
+        :raise Overloaded: if the application uses its share of the queue already.
+        """
+        application = pending.submission.application
+        load = self._loads.get(application) or QueueLoad()
+        if load.share_of(self._limits) >= (LANE_SHARE if pending.submission.has_quota else APPLICATION_SHARE):
+            raise Overloaded("events of this application arrive faster than they can be stored: try again later")
+        self._loads[application] = load
+        load.add(pending)
+        self.load.add(pending)
+
+    def _remove_load(self, pending: _Pending) -> None:
+        application = pending.submission.application
+        load = self._loads[application]
+        load.remove(pending)
+        if not load.bytes:
+            del self._loads[application]
+        self.load.remove(pending)
+
+    async def _write(self, size_class: _Class) -> None:
+        """Commit until a queue is empty."""
+        size_class.writers += 1
+        while group := self._next_group(size_class.queue):
+            await self._commit(group)
+        size_class.writers -= 1
+
+    async def _write_lane(self, application: tuple[int, int], lane: _FairQueue) -> None:
         """Commit until a lane is empty, one commit at a time and in turn with other lanes."""
-        while lane.queue:
+        while lane:
             async with self._quota_writers:
-                if group := self._next_group(lane.queue):
+                if group := self._next_group(lane):
                     await self._commit(group)
         del self._lanes[application]
 
-    def _next_group(self, queue: deque[_Pending]) -> list[_Pending]:
-        """Remove the oldest submissions from a queue, as many as fit into one commit."""
+    def _next_group(self, queue: _FairQueue) -> list[_Pending]:
+        """Remove the next submissions from a queue, as many as fit into one commit."""
         group: list[_Pending] = []
         events = size = 0
         nonces: set[object] = set()
         while queue:
-            pending = queue[0]
+            pending = queue.peek()
             if pending.outcome.called:  # it has timed out or was cancelled
-                self._finish(queue.popleft(), None)
+                self._finish(queue.pop(), None)
                 continue
             events, size = events + pending.events, size + pending.bytes
             nonce = pending.nonce
@@ -219,7 +268,7 @@ class Committer:
                 break
             if nonce is not None:
                 nonces.add(nonce)
-            group.append(queue.popleft())
+            group.append(queue.pop())
         return group
 
     async def _commit(self, group: list[_Pending]) -> None:
@@ -257,9 +306,7 @@ class Committer:
 
         :param outcome: ``None`` if the submission was not written because nothing waits for it anymore.
         """
-        self.load.remove(pending)
-        if pending.lane is not None:
-            pending.lane.load.remove(pending)
+        self._remove_load(pending)
         if isinstance(outcome, Outcome):
             self._ledger.settle(pending.events, outcome)
         elif outcome is None:
