@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
-from os import environ, pathsep
 from pathlib import Path
 
 from tests.support.database import Database
+from tests.support.waiting import wait_for
 from tkserver.storage.embedded.os_user import DatabaseUser
 
 PASSWORD = "correct horse"
@@ -23,7 +26,7 @@ def installations() -> Iterator[Path]:
     for location in spec.submodule_search_locations or ():
         yield from Path(location).glob("pginstall*/bin")
     yield from Path("/usr/lib/postgresql").glob("*/bin")
-    yield from (Path(entry) for entry in environ.get("TEST_POSTGRES", "").split(pathsep) if entry)
+    yield from (Path(entry) for entry in os.environ.get("TEST_POSTGRES", "").split(os.pathsep) if entry)
 
 
 def version(programs: Path) -> str:
@@ -50,8 +53,12 @@ class Cluster:
         self._data = directory / "cluster"
         self._user = DatabaseUser.for_this_process()
         self._settings = settings
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        # Bound but not listening, so that no other process gets the port by chance while the server is not running.
+        reservation = socket.socket()
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reservation.bind(("127.0.0.1", 0))
+        self.port: int = reservation.getsockname()[1]
+        self._reservation = reservation.detach()
 
     @property
     def data(self) -> Path:
@@ -101,11 +108,21 @@ class Cluster:
     def stop(self, mode: str = "fast") -> None:
         self._run("pg_ctl", "stop", "-w", "-m", mode, check=False)
 
+    def kill(self) -> None:
+        """Kill all processes of the server with SIGKILL, and wait until they are gone."""
+        os.kill(self.pids()[0], signal.SIGSTOP)  # so that it starts no more processes
+        pids = self.pids()
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+
     def __enter__(self) -> Cluster:
         return self.create().start()
 
     def __exit__(self, *_: object) -> None:
         self.stop("immediate")
+        os.close(self._reservation)
 
     def pids(self) -> list[int]:
         """Return the process ids of the server, that of the postmaster first."""

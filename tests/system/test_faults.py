@@ -83,6 +83,24 @@ def restartable(directory: Path, cluster: Cluster, clients: int) -> Iterator[tup
     load.check(cluster.database)
 
 
+@pytest.mark.timeout(300)
+def test_database_crashes_harm_no_client(directory: Path, cluster: Cluster) -> None:
+    """Thirty crashes of the database, while each request uses a connection of its own: no 500, and no lost response.
+
+    libpq closes the socket of a dead connection, and the kernel gives the number of its descriptor to a client.
+    """
+    with running(directory, cluster) as (server, app):
+        with LoadGenerator(server.port, app, clients=24, keep_alive=False) as load:
+            for _ in range(30):
+                cluster.kill()
+                responses = sum(load.statuses.values()) + 24
+                wait_for(lambda responses=responses: sum(load.statuses.values()) > responses)
+                cluster.start()
+                load.wait_for_progress()
+        assert set(load.statuses) <= {200, 503}, load.statuses
+        load.check(cluster.database)
+
+
 def test_server_is_killed(directory: Path, cluster: Cluster) -> None:
     """A SIGKILL during commits, ten times, loses no accepted event."""
     with restartable(directory, cluster, clients=6) as (server, load):

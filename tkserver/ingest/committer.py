@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 
 from tkserver import log
 from tkserver.ingest.ledger import GIVEN_UP, Ledger
-from tkserver.storage.errors import DataRefused, Unavailable
+from tkserver.storage.errors import DataRefused, StorageError, Unavailable
 from tkserver.storage.event_store import is_divisible
 from tkserver.storage.events import Outcome, Submission
 from tkserver.wire.api_errors import Overloaded
@@ -281,7 +281,7 @@ class Committer:
                 await self._commit(group[:half])
                 await self._commit(group[half:])
                 return
-            outcomes = [Failure()] * len(group)
+            outcomes = [_storage_failure(error)] * len(group)
         for pending, outcome in zip(group, outcomes, strict=True):
             self._finish(pending, outcome)
         self._timeouts.discard_fired()
@@ -352,3 +352,11 @@ class _Timeouts:
 def _start(writer: Any) -> None:
     """Start a writer outside the context of the current request, because it commits for many requests."""
     Context().run(ensureDeferred, writer)
+
+
+def _storage_failure(error: Exception) -> Failure:
+    """Return the failure of a commit. An unexpected error is logged, and the events may be sent again."""
+    if isinstance(error, StorageError):
+        return Failure(error)
+    _log.failure("a commit failed unexpectedly", event="commit_failed")
+    return Failure(Unavailable("unexpected error"))

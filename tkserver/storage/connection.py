@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import os
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,8 +18,11 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
+from tkserver import log
 from tkserver.storage.blocking import DEFAULTS
 from tkserver.storage.errors import ConnectionLost, StorageError, Unavailable, translate
+
+_log = log.logger(__name__)
 
 Rows = list[tuple[Any, ...]]
 
@@ -105,10 +109,13 @@ class PersistentConnection:
         except CancelledError:
             raise Unavailable("statement timeout") from None
         except Exception as error:
-            if connection.closed or isinstance(error, ValueError):
-                connection.close()
-                raise ConnectionLost("the connection was lost") from None
-            raise translate(error) or error from None
+            storage_error = translate(error)
+            if storage_error is not None and not connection.closed:
+                raise storage_error from None
+            if storage_error is None:
+                _log.failure("a query failed unexpectedly", event="query_failed")
+            connection.close()
+            raise ConnectionLost("the connection was lost") from None
         finally:
             if timer.active():
                 timer.cancel()
@@ -163,7 +170,7 @@ class _PollMixin:
     """Returns errors of polling to the reactor instead of raising them.
 
     The reactor logs a traceback of an exception that is raised. If it is returned, the reactor only closes the
-    connection. A ValueError occurs after libpq has closed the socket by itself: epoll rejects the descriptor.
+    connection.
     """
 
     def doRead(self) -> Exception | None:
@@ -176,23 +183,24 @@ class _PollMixin:
     def _error_of(poll: Callable[[], None]) -> Exception | None:
         try:
             poll()
-        except (psycopg2.Error, ValueError) as error:
+        except psycopg2.Error as error:
             return error
         return None
 
 
 class _Cursor(_PollMixin, txpostgres.Cursor):  # type: ignore[misc]
-    """The cursor of txpostgres, for a socket that libpq may have closed."""
+    """The cursor of txpostgres, which watches the descriptor of its connection."""
 
-    def connectionLost(self, reason: Failure) -> None:
-        try:
-            super().connectionLost(reason)
-        except ValueError:
-            self._connection.close()
+    def fileno(self) -> int:
+        return int(self._connection.fileno())
 
 
 class _Connection(_PollMixin, txpostgres.Connection):  # type: ignore[misc]
-    """The connection of txpostgres, with a Deferred for its end.
+    """The connection of txpostgres, with a descriptor of its own and a Deferred for its end.
+
+    libpq closes its socket as soon as it finds it broken, which can happen in any call. The kernel may then give the
+    number of the descriptor to a new connection of a client, and the reactor would take one for the other. Therefore
+    the reactor watches a duplicate, which only this class closes.
 
     :ivar ended: fires when the connection is lost or closed.
     """
@@ -202,15 +210,22 @@ class _Connection(_PollMixin, txpostgres.Connection):  # type: ignore[misc]
     def __init__(self, reactor: Any) -> None:
         super().__init__(reactor)
         self.ended: Deferred[None] = Deferred()
+        self._duplicate = -1
+        self._original: tuple[int, int] | None = None
+        self._established = False
 
-    def cursorFinished(self, cursor: _Cursor) -> None:
-        try:
-            super().cursorFinished(cursor)
-        except ValueError:
-            self.close()
+    def connect(self, **parameters: object) -> Deferred[_Connection]:
+        connecting: Deferred[_Connection] = super().connect(**parameters)
+        return connecting.addCallback(self._set_established)
+
+    def fileno(self) -> int:
+        """Return the duplicate; -1 after :meth:`close`."""
+        if not self._established:
+            self._follow_socket()
+        return self._duplicate
 
     def connectionLost(self, reason: Failure) -> None:
-        with suppress(psycopg2.Error, ValueError):
+        with suppress(psycopg2.Error):
             super().connectionLost(reason)
         if not self.ended.called:
             self.ended.callback(None)
@@ -218,6 +233,29 @@ class _Connection(_PollMixin, txpostgres.Connection):  # type: ignore[misc]
     def close(self) -> None:
         if self.pollable() is not None:
             super().close()
+        self._established = True  # there is nothing to follow anymore
+        self._close_duplicate()
+
+    def _set_established(self, _: _Connection) -> _Connection:
+        self._established = True
+        return self
+
+    def _follow_socket(self) -> None:
+        """Duplicate the socket of libpq again if it is another one: libpq tries several hosts and addresses."""
+        try:
+            descriptor = self.pollable().fileno()
+            status = os.fstat(descriptor)
+        except (psycopg2.Error, OSError):  # it is closed
+            return
+        if self._original != (status.st_dev, status.st_ino):
+            self._close_duplicate()  # txpostgres has removed it from the reactor, and adds it again
+            self._original = (status.st_dev, status.st_ino)
+            self._duplicate = os.dup(descriptor)
+
+    def _close_duplicate(self) -> None:
+        if self._duplicate != -1:
+            os.close(self._duplicate)
+            self._duplicate = -1
 
 
 def _connection_parameters(dsn: str) -> dict[str, object]:
