@@ -16,15 +16,16 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.client import App, batch
-from tests.cluster import PASSWORD, Cluster, installations
-from tests.database import Database
 from tests.deploy.dockerfile import Builder, arguments_of, command_of, only, stages_of, variables_of
-from tests.deploy.lock import packages_in
-from tests.events import make_event
-from tests.process import Twistd, environment, wait_for
-from tests.source import ROOT, copy_tracked
-from tests.test_lifecycle import post, ready
+from tests.support.blocking_client import is_ready, post_batch
+from tests.support.client import App, batch
+from tests.support.cluster import PASSWORD, Cluster, installations
+from tests.support.database import Database
+from tests.support.events import make_event
+from tests.support.lock import packages_in
+from tests.support.process import Twistd, environment
+from tests.support.source import ROOT, copy_tracked
+from tests.support.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -61,7 +62,7 @@ class TestBuildStage:
     def test_installed_packages_are_the_locked_ones(self, installed: Path) -> None:
         """The image contains the server and exactly the locked packages, in the locked versions."""
         found = {canonicalize_name(dist.name): dist.version for dist in distributions_in(installed)}
-        del found["tkserver"]
+        del found[canonicalize_name("tkserver")]
         assert found == {
             name: locked.version for name, locked in packages_in("requirements.lock").items() if locked.applies
         }
@@ -122,15 +123,15 @@ def test_health_checks_follow_server_and_database(installed: Path, directory: Pa
     with Cluster(POSTGRES, directory) as cluster:
         create_database(cluster)
         with Twistd(directory, settings_on(cluster), tuple(command_of(only(LAST, "CMD"))[1:]), programs) as server:
-            wait_for(lambda: ready(server.url))
+            wait_for(lambda: is_ready(server.url))
             database = Database(cluster.dsn().replace("postgres:", "tkserver:").replace("/postgres", "/telemetry"))
-            assert post(server.url, App().install(database), batch([make_event()])) == 200
+            assert post_batch(server.url, App().install(database), batch([make_event()])) == 200
             assert database.value("SELECT count(*) FROM events") == 1
             assert healthy(health_check("database"), POSTGRES, cluster.port)
             assert healthy(alive, programs, server.port)
             assert healthy(accepts_events, programs, server.port)
             cluster.stop()
-            wait_for(lambda: not ready(server.url))
+            wait_for(lambda: not is_ready(server.url))
             assert not healthy(health_check("database"), POSTGRES, cluster.port)
             assert healthy(alive, programs, server.port), "otherwise an orchestrator would kill it"
             assert not healthy(accepts_events, programs, server.port)

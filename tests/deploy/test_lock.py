@@ -8,9 +8,9 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.deploy.lock import LOCKS, packages_in, text_of
-from tests.pyproject import PYPROJECT, runtime_requirements
-from tests.source import ROOT
+from tests.support.lock import LOCKS, packages_in, text_of
+from tests.support.pyproject import PYPROJECT, runtime_requirements
+from tests.support.source import ROOT
 
 each_lock = pytest.mark.parametrize("lock", LOCKS)
 

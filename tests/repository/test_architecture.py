@@ -57,4 +57,5 @@ def test_named_objects_exist() -> None:
 
 def _bases() -> list[Path]:
     package = ROOT / "tkserver"
-    return [ROOT, package, package / "server", package / "web", package / "storage", ROOT / "tests"]  # as in the rows and steps that name them
+    parts = (package / name for name in ("server", "web", "storage"))  # the rows and steps of these name their modules
+    return [ROOT, package, *parts, ROOT / "tests"]

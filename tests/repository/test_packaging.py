@@ -17,12 +17,13 @@ from pathlib import Path
 import click
 import pytest
 
-from tests.process import Twistd, environment, wait_for
-from tests.pyproject import runtime_requirements
-from tests.source import ROOT, copy_tracked
-from tests.test_lifecycle import get, ready
+from tests.support.blocking_client import get_json, is_ready
+from tests.support.process import Twistd, environment
+from tests.support.pyproject import runtime_requirements
+from tests.support.source import ROOT, copy_tracked
+from tests.support.waiting import wait_for
 from tkserver.cli.main import main
-from tkserver.storage import demo
+from tkserver.storage.embedded import demo
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -182,12 +183,12 @@ class Session:
     def _outputs(self) -> Iterator[tuple[str, str]]:
         yield "twistd tkserver --help", self._run("twistd", "tkserver", "--help")
         with Twistd(self._directory, self._settings, programs=self._programs) as server:
-            wait_for(lambda: ready(server.url))
+            wait_for(lambda: is_ready(server.url))
             script = Path(server.wait_for_line(r"\S+/first_event\.sh"))
             assert script.read_text() in (ROOT / "README.md").read_text()
             yield "first event", subprocess.check_output(["sh", script, server.url], text=True)
             for path in ("/health", "/health/ready", "/unknown"):
-                yield path, json.dumps(get(server.url + path))
+                yield path, json.dumps(get_json(server.url + path))
             self._settings["TK__SERVER__PORT"] = str(server.port)
             for command in COMMANDS:
                 yield command, self._run("tkserver", *command.split())

@@ -94,7 +94,9 @@ def parse_exactly(text: str) -> Any:
 
 @given(events(), json_texts(surrogates=False))
 @against_postgresql
-def test_stored_event_equals_sent_event(store: Store, shared_database: Database, event: dict[str, Any], data: str) -> None:
+def test_stored_event_equals_sent_event(
+    store: Store, shared_database: Database, event: dict[str, Any], data: str
+) -> None:
     """Each column contains the value of the event, and the data is the same JSON down to the last digit."""
     event = {**event, "event_id": str(uuid.uuid4())}
     batch = read_batch(b'{"events":[%s]}' % event_text(event, data).encode())

@@ -65,6 +65,11 @@ class LoadGenerator:
         before = len(self.accepted)
         wait_for(lambda: len(self.accepted) > before + 20 * self._batch_size, self._explain)
 
+    def wait_for_responses(self, number: int) -> None:
+        """Wait until the server has sent more responses, whatever their status."""
+        before = sum(self.statuses.values())
+        wait_for(lambda: sum(self.statuses.values()) > before + number, self._explain)
+
     def check(self, database: Database) -> None:
         """Check that every accepted event is stored exactly once."""
         assert not self._unexpected, self._unexpected[:3]

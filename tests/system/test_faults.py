@@ -93,8 +93,7 @@ def test_database_crashes_harm_no_client(directory: Path, cluster: Cluster) -> N
         with LoadGenerator(server.port, app, clients=24, keep_alive=False) as load:
             for _ in range(30):
                 cluster.kill()
-                responses = sum(load.statuses.values()) + 24
-                wait_for(lambda responses=responses: sum(load.statuses.values()) > responses)
+                load.wait_for_responses(24)
                 cluster.start()
                 load.wait_for_progress()
         assert set(load.statuses) <= {200, 503}, load.statuses

@@ -1,10 +1,11 @@
-"""The embedded PostgreSQL: started by its first user, stopped by its last, whatever happened before."""
+"""The embedded PostgreSQL is started by its first user and stopped by its last, whatever happened before."""
 
 from __future__ import annotations
 
 import os
 import pwd
 import stat
+import subprocess
 from pathlib import Path
 
 import psycopg2
@@ -12,9 +13,13 @@ import psycopg2.errors
 import pytest
 
 from tests.support.database import Database
-from tkserver.storage.embedded.postgres import EmbeddedError, EmbeddedPostgres, sizes_for
+from tkserver.storage.embedded import posix_acl
+from tkserver.storage.embedded.exceptions import EmbeddedError
+from tkserver.storage.embedded.os_user import UNPRIVILEGED_USER, DatabaseUser
+from tkserver.storage.embedded.posix_acl import with_traversal
+from tkserver.storage.embedded.postgres import EmbeddedPostgres, sizes_for
 
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the database as somebody else")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the database as another user")
 
 
 @pytest.fixture
@@ -22,12 +27,12 @@ def data_dir(directory: Path) -> Path:
     return directory / "new" / "data"
 
 
-def running(server: EmbeddedPostgres) -> bool:
+def is_running(server: EmbeddedPostgres) -> bool:
     return (server.data_dir / "postmaster.pid").exists()
 
 
-def test_two_users(data_dir: Path) -> None:
-    """The second one finds it running, and the one that leaves last stops it."""
+def test_last_user_stops_the_server(data_dir: Path) -> None:
+    """The second user finds the server running, and the last user stops it."""
     first, second = EmbeddedPostgres(data_dir), EmbeddedPostgres(data_dir)
     first.start()
     try:
@@ -39,11 +44,11 @@ def test_two_users(data_dir: Path) -> None:
     finally:
         second.stop()
         first.stop()
-    assert not running(second)
+    assert not is_running(second)
 
 
-def test_pid_of_something_else(data_dir: Path) -> None:
-    """A pid file whose pid is now that of another program does not keep it from starting."""
+def test_stale_pid_of_another_program(data_dir: Path) -> None:
+    """The server starts although its pid file contains the process id of another program."""
     server = EmbeddedPostgres(data_dir)
     server.start()
     text = (data_dir / "postmaster.pid").read_text()
@@ -56,8 +61,8 @@ def test_pid_of_something_else(data_dir: Path) -> None:
         server.stop()
 
 
-def test_unfinished_start(data_dir: Path) -> None:
-    """What an interrupted first start has left is made anew, and an empty directory is as good as none."""
+def test_interrupted_first_start(data_dir: Path) -> None:
+    """The files of an interrupted first start are replaced, and an empty data directory is initialized."""
     (data_dir.parent / ".data.unfinished" / "base").mkdir(parents=True)
     data_dir.mkdir()
     server = EmbeddedPostgres(data_dir)
@@ -66,8 +71,8 @@ def test_unfinished_start(data_dir: Path) -> None:
     assert (data_dir / "PG_VERSION").exists()
 
 
-def test_long_and_odd_names(directory: Path) -> None:
-    """A data directory may have a name that no socket can have."""
+def test_data_directory_with_a_long_name(directory: Path) -> None:
+    """The path of the data directory may contain spaces and quotes, and may be too long for a socket."""
     server = EmbeddedPostgres(directory / ("a long name, with 'quotes' " + "x" * 80) / "data")
     server.start()
     try:
@@ -76,8 +81,8 @@ def test_long_and_odd_names(directory: Path) -> None:
         server.stop()
 
 
-def test_private(data_dir: Path) -> None:
-    """Nobody but its owner gets to the data or the socket."""
+def test_only_the_owner_has_access(data_dir: Path) -> None:
+    """Only the owner can access the data and the socket, and the server does not listen on TCP."""
     server = EmbeddedPostgres(data_dir)
     server.start()
     try:
@@ -88,8 +93,8 @@ def test_private(data_dir: Path) -> None:
         server.stop()
 
 
-def test_its_log_holds_no_event(data_dir: Path) -> None:
-    """A statement that goes wrong is not in the database's own log, nor is the value it went wrong with."""
+def test_log_contains_no_values(data_dir: Path) -> None:
+    """The log of PostgreSQL contains neither a failed statement nor its values."""
     server = EmbeddedPostgres(data_dir)
     server.start()
     try:
@@ -105,25 +110,33 @@ def test_its_log_holds_no_event(data_dir: Path) -> None:
     assert "client_" not in log
 
 
-def test_other_version(data_dir: Path) -> None:
-    """Data of another major version is not touched."""
+def test_data_of_another_major_version(data_dir: Path) -> None:
+    """The data of another major version is not changed."""
     data_dir.mkdir(parents=True)
     (data_dir / "PG_VERSION").write_text("13\n")
-    with pytest.raises(EmbeddedError, match="was written by PostgreSQL 13"):
+    with pytest.raises(EmbeddedError, match="PostgreSQL 13"):
         EmbeddedPostgres(data_dir).start()
+    assert [path.name for path in data_dir.iterdir()] == ["PG_VERSION"]
 
 
-def test_directory_that_cannot_be_made() -> None:
-    """It says which one and why."""
+def test_directory_that_cannot_be_created() -> None:
+    """The error names the directory and the reason."""
     with pytest.raises(EmbeddedError, match=r"/proc/nowhere: "):
         EmbeddedPostgres(Path("/proc/nowhere/data")).start()
 
 
+def run_as_database_user(*command: str | Path) -> int:
+    """Run a program as the user who runs PostgreSQL for root, and return its exit status."""
+    options = DatabaseUser.for_this_process().subprocess_options
+    return subprocess.run(command, cwd="/", stderr=subprocess.DEVNULL, **options).returncode
+
+
 @as_root
-def test_way_for_one_user(directory: Path) -> None:
-    """Root's directories are opened to the user that runs the database, to pass, and to nobody else."""
+def test_closed_directory_of_root(directory: Path) -> None:
+    """The user who runs PostgreSQL can pass through a closed directory, but not list it; nobody else can do either."""
     closed = directory / "closed"
     closed.mkdir(mode=0o700)
+    (closed / "file").touch(mode=0o644)
     server = EmbeddedPostgres(closed / "data")
     server.start()
     try:
@@ -131,22 +144,61 @@ def test_way_for_one_user(directory: Path) -> None:
         mode = closed.stat().st_mode
         assert mode & stat.S_IRWXO == 0
         assert mode & stat.S_IRGRP == 0
-        own = pwd.getpwnam(embedded.UNPRIVILEGED_USER)
-        assert passage._acl(closed)[passage._USER, own.pw_uid] == passage._PASS
+        assert run_as_database_user("cat", closed / "file") == 0
+        assert run_as_database_user("ls", closed) != 0
+        nobody = pwd.getpwnam("nobody")
+        read = subprocess.run(
+            ["cat", closed / "file"],
+            cwd="/",
+            stderr=subprocess.DEVNULL,
+            user=nobody.pw_uid,
+            group=nobody.pw_gid,
+            extra_groups=[],
+        )
+        assert read.returncode != 0
     finally:
         server.stop()
 
 
-def test_passage_keeps_what_is_there() -> None:
-    """A list that somebody has made keeps its entries, and what its mask took away stays away."""
-    nobody = 0xFFFFFFFF
-    acl = {(1, nobody): 7, (2, 1000): 6, (4, nobody): 5, (16, nobody): 6, (32, nobody): 0}
-    assert passage.with_passage(acl, 1001) == {**acl, (2, 1001): 1, (4, nobody): 4, (16, nobody): 7}
-    assert passage.with_passage(acl, 1000) == {**acl, (2, 1000): 7, (4, nobody): 4, (16, nobody): 7}
+ACL = "user::rwx\nuser:1000:rw-\ngroup::r-x\ngroup:50:---\nmask::rw-\nother::---"
+
+
+def test_traversal_changes_the_rights_of_nobody_else() -> None:
+    """An access control list keeps its entries, and rights that its mask removed stay removed."""
+    added = with_traversal(ACL, 1001).splitlines()
+    assert added == [
+        *("user::rwx", "user:1000:rw-", "group::r--", "group:50:---", "mask::rwx", "other::---", "user:1001:--x")
+    ]
+    extended = with_traversal(ACL, 1000).splitlines()
+    assert extended == ["user::rwx", "user:1000:rwx", "group::r--", "group:50:---", "mask::rwx", "other::---"]
+
+
+def test_traversal_of_a_directory_without_a_list() -> None:
+    """The permissions of the group are the mask of a directory that had no access control list."""
+    assert with_traversal("user::rwx\ngroup::---\nother::---", 7).splitlines() == [
+        *("user::rwx", "group::---", "other::---", "user:7:--x", "mask::--x")
+    ]
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("name", "value"), [("_LIBRARY", "libmissing.so.1"), ("_TYPE_ACCESS", 0)], ids=["no library", "not supported"]
+)
+def test_access_control_lists_are_missing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: object
+) -> None:
+    """Without access control lists, the error names the user and the path, and says what to do."""
+    closed = directory / "closed"
+    closed.mkdir(mode=0o700)
+    monkeypatch.setattr(posix_acl, name, value)
+    with pytest.raises(EmbeddedError, match="start the server as another user") as error:
+        DatabaseUser.for_this_process().allow_traversal(closed / "data")
+    assert UNPRIVILEGED_USER in str(error.value)
+    assert str(closed) in str(error.value)
 
 
 def test_sizes() -> None:
-    """In proportion to the machine, between PostgreSQL's own defaults and what is of use."""
+    """Memory and log sizes are proportional to the machine, between PostgreSQL's defaults and a useful maximum."""
     gib = 1 << 30
     assert sizes_for(gib // 2, gib) == {"shared_buffers": "128MB", "max_wal_size": "1024MB"}
     assert sizes_for(2 * gib, 20 * gib) == {"shared_buffers": "256MB", "max_wal_size": "2048MB"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from packaging.requirements import Requirement
 
-from tests.source import ROOT
+from tests.support.source import ROOT
 
 LOCKS = ("build-requirements.lock", "requirements.lock")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from tests.source import ROOT
+from tests.support.source import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib

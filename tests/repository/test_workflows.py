@@ -11,8 +11,8 @@ import pytest
 import yaml
 from packaging.specifiers import SpecifierSet
 
-from tests.pyproject import PROJECT, python_versions
-from tests.source import ROOT
+from tests.support.pyproject import PROJECT, python_versions
+from tests.support.source import ROOT
 
 WORKFLOWS: dict[str, Any] = {
     path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github/workflows").glob("*.yml")
