@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.client import App
-from tests.support.command import Command
+from tests.support.command import Command, InProcessCommand
 from tests.support.database import Database, DatabaseServer
 from tests.support.process import Twistd
 from tkserver.storage.embedded.demo import APP_ID
@@ -64,6 +66,14 @@ def test_missing_prerequisites(database: Database, directory: Path) -> None:
     command("tokens", "revoke", token)
     without_token = command("send", "--endpoint", UNREACHABLE)
     assert (without_token.code, "tkserver tokens create mine" in without_token.errors) == (3, True)
+
+
+@pytest.mark.parametrize(
+    "url", ["localhost:3000", "ftp://x", "x", "http://", "http://[::1", "http://x:70000", "http://x?y"]
+)
+def test_invalid_endpoint_is_wrong_usage(tkserver: InProcessCommand, url: str) -> None:
+    """An endpoint that is not a URL is an error, which contains an example."""
+    assert "http://127.0.0.1:3000" in tkserver("send", "--endpoint", url, code=2).errors
 
 
 def test_unreachable_server(database: Database, directory: Path) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 import msgspec
@@ -38,6 +39,28 @@ class CheckedText(click.ParamType[str]):
 
 APP_NAME = CheckedText("name", check_app_name)
 USER_ID = CheckedText("user id", check_user_id)
+
+
+class HttpUrl(click.ParamType[str]):
+    """The URL of a server."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if not _is_http_url(text):
+            self.fail(f"{text!r} is not a URL such as http://127.0.0.1:3000", param, ctx)
+        return text
+
+
+def _is_http_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    has_only_path = not (parts.query or parts.fragment or parts.username or parts.password)
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and has_only_path
 
 
 class Duration(click.ParamType[timedelta]):

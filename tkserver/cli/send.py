@@ -11,6 +11,7 @@ import click
 from tkserver import __version__
 from tkserver.cli.exit_codes import DatabaseUnavailable, Failed
 from tkserver.cli.output import json_option, print_record
+from tkserver.cli.parameters import HttpUrl
 from tkserver.cli.reactor import run
 from tkserver.client import Client, Event, EventBuilder, NotNow, Result, SendError, service
 from tkserver.config import Settings, load
@@ -26,7 +27,7 @@ _TRIES = 3
 @click.command()
 @click.option("--events", type=click.IntRange(1), default=1, show_default=True, help="Number of events.")
 @click.option("--app", help="Name or id of the application; by default, the demo application or the first one.")
-@click.option("--endpoint", help="URL of the server; by default, that of the settings.")
+@click.option("--endpoint", type=HttpUrl(), help="URL of the server; by default, that of the settings.")
 @json_option
 def send(events: int, app: str | None, endpoint: str | None, as_json: bool) -> None:
     """Send sample events and print the result.
@@ -77,5 +78,6 @@ def _command_error(error: SendError, url: str) -> click.ClickException:
     if error.code == "storage_unavailable":
         return DatabaseUnavailable(f"{url}: {error}{before}")
     if isinstance(error, NotNow) and error.status is None:
-        return Failed(f"{url} cannot be reached: {error.message}. Start the server with: twistd -n tkserver{before}")
+        reason = error.message.rstrip(".")
+        return Failed(f"{url} cannot be reached: {reason}. Start the server with: twistd -n tkserver{before}")
     return Failed(f"{url} rejected the events: {error}{before}")
