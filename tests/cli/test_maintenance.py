@@ -6,16 +6,11 @@ from functools import partial
 from pathlib import Path
 
 from tests.support.blocking_client import post_batch
-from tests.support.client import App, batch
+from tests.support.client import batch
 from tests.support.command import Command, InProcessCommand
 from tests.support.database import Database, DatabaseServer
 from tests.support.events import make_event
 from tests.support.process import Twistd
-
-
-def is_accepted(server: Twistd, app: App) -> bool:
-    """Return true if a server accepts an event with these credentials."""
-    return post_batch(server.url, app, batch([make_event()])) == 200
 
 
 def test_embedded_database(directory: Path) -> None:
@@ -25,9 +20,9 @@ def test_embedded_database(directory: Path) -> None:
     before = tkserver("apps", "create", "before", "--json").app
     with Twistd(directory, settings) as server:
         server.wait_until_ready()
-        assert is_accepted(server, before)
+        assert post_batch(server.url, before, batch([make_event()])) == 200
         meanwhile = tkserver("apps", "create", "meanwhile", "--json").app
-        assert is_accepted(server, meanwhile)
+        assert post_batch(server.url, meanwhile, batch([make_event()])) == 200
     assert len(tkserver("apps", "list", "--json").json) == 3  # and the demo application
     assert not (directory / "data" / "postmaster.pid").exists()
 

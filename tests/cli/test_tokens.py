@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from pathlib import Path
 
 from tests.support.blocking_client import post_batch
 from tests.support.client import App, batch
-from tests.support.command import Command, InProcessCommand
-from tests.support.database import Database
+from tests.support.command import InProcessCommand
 from tests.support.events import make_event
 from tests.support.process import Twistd
 from tests.support.waiting import wait_for
-from tkserver.operations.apps import find_app
-from tkserver.operations.tokens import create_token, lock_tokens
-from tkserver.storage.blocking import BlockingConnections, transaction
 
 
 def is_accepted(server: Twistd, app: App) -> bool:
@@ -37,24 +30,6 @@ def test_old_token_works_until_the_overlap_ends(tkserver: InProcessCommand, twis
     assert is_accepted(twistd, new)
     listed = tkserver("tokens", "list", "a", "--json").json
     assert [(token["active"], token["tier"]) for token in listed] == [(True, "business"), (False, "business")]
-
-
-def test_concurrent_rotations(tkserver: InProcessCommand, database: Database, directory: Path) -> None:
-    """A rotation waits for another one, and lets its new token expire."""
-    tkserver("apps", "create", "a")
-    connection = BlockingConnections().connect(database.dsn)
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
-    with closing(connection), ThreadPoolExecutor() as operators:
-        with transaction(connection):
-            app = find_app(connection, "a")
-            lock_tokens(connection, app)
-            first = create_token(connection, app.org_id, app.app_id, "free")
-            second = operators.submit(Command.on(database, directory), "tokens", "rotate", "a", "--json")
-            wait_for(lambda: second.done() or database.query(waiting))
-        new = second.result().json["token"]
-    expiry = {token["token"]: token["expires_at"] for token in tkserver("tokens", "list", "a", "--json").json}
-    assert expiry[first.token] is not None
-    assert [token for token, expires_at in expiry.items() if expires_at is None] == [new]
 
 
 def test_rotation_reports_older_tokens(tkserver: InProcessCommand) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
-from threading import Thread
 from uuid import UUID
 
 import pytest
@@ -119,13 +119,13 @@ def test_rotation_without_active_token(connection: Connection, app: App) -> None
 def test_concurrent_rotations(connection: Connection, database: Database, app: App) -> None:
     """A rotation waits for another one, and lets its new token expire."""
     waiting = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'"
-    with closing(BlockingConnections().connect(database.dsn)) as second_connection:
+    second_connection = BlockingConnections().connect(database.dsn)
+    with closing(second_connection), ThreadPoolExecutor() as threads:
         with transaction(connection):
             lock_tokens(connection, app)
             first = create_token(connection, app.org_id, app.app_id, "free")
-            thread = Thread(target=rotate_tokens, args=(second_connection, app, DAY))
-            thread.start()
-            wait_for(lambda: database.query(waiting))
-        thread.join()
+            second = threads.submit(rotate_tokens, second_connection, app, DAY)
+            wait_for(lambda: second.done() or database.query(waiting))
+        new = second.result().token
     assert find_token(connection, first.token).expires_at is not None
-    assert [token.expires_at for token in list_tokens(connection, app)].count(None) == 1
+    assert [token.id for token in list_tokens(connection, app) if token.expires_at is None] == [new.id]
