@@ -1,11 +1,19 @@
-"""Fixtures: one PostgreSQL and one server for each process that runs tests, and a new application for each test."""
+"""Fixtures, and how tests run in parallel.
+
+Each process that runs tests has its own PostgreSQL, its own server and its own directories. No test uses a fixed port
+or a fixed path.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import pytest_twisted
@@ -21,6 +29,65 @@ from tkserver.storage.embedded.postgres import EmbeddedPostgres
 hypothesis_settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis_settings.load_profile("tests")
 
+PROCESS_MODULES = frozenset(
+    (
+        *("subprocess", "bench.server", "tkserver.storage.embedded.postgres"),
+        *("tests.support.cluster", "tests.support.command", "tests.support.process", "tests.support.valkey"),
+    )
+)
+"""A test needs processes if its module uses one of these modules, or if it uses a fixture that does."""
+
+PROCESS_EVENTS = frozenset(("subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system"))
+"""Audit events of Python that announce a new process."""
+
+_processes_allowed = True
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of processes that run tests. Tests often wait, so more than one per processor is useful."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need processes, and run first those that may take long, so that none of them is the last."""
+    for item in items:
+        if _needs_processes(item):
+            item.add_marker("processes")
+    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+
+
+def _needs_processes(item: pytest.Item) -> bool:
+    assert isinstance(item, pytest.Function)
+    fixtures = item._fixtureinfo.name2fixturedefs  # the only way to know the functions of all fixtures
+    functions = [item.function, *(fixture.func for definitions in fixtures.values() for fixture in definitions)]
+    return "database_server" in fixtures or any(_uses_processes(function.__module__) for function in functions)
+
+
+@cache
+def _uses_processes(module: str) -> bool:
+    names = vars(sys.modules[module]).values()
+    used = {value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None) for value in names}
+    return module != __name__ and not PROCESS_MODULES.isdisjoint(used)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Let only tests with the marker start processes."""
+    global _processes_allowed
+    _processes_allowed = item.get_closest_marker("processes") is not None
+    try:
+        return (yield)
+    finally:
+        _processes_allowed = True
+
+
+def _check_process(event: str, _: object) -> None:
+    if event in PROCESS_EVENTS and not _processes_allowed:
+        raise AssertionError(f"{event}: mark tests that start processes with pytest.mark.processes")
+
+
+sys.addaudithook(_check_process)
+
 
 @pytest.fixture(scope="session")
 def scratch() -> Iterator[Path]:
@@ -31,9 +98,11 @@ def scratch() -> Iterator[Path]:
 
 
 @pytest.fixture
-def directory(scratch: Path) -> Path:
+def directory(scratch: Path) -> Iterator[Path]:
     """An empty directory for one test."""
-    return Path(tempfile.mkdtemp(dir=scratch))
+    directory = Path(tempfile.mkdtemp(dir=scratch))
+    yield directory
+    shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -88,6 +88,7 @@ def test_clock_difference(database: Database, monkeypatch: pytest.MonkeyPatch) -
     assert (finding.check, "NTP" in (finding.advice or "")) == ("database's clock", True)
 
 
+@pytest.mark.processes
 def test_disk_of_the_embedded_database(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk of the embedded database must have free space."""
     settings = load({"TK__DATABASE__DATA_DIR": str(directory / "data")})

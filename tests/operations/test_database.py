@@ -30,6 +30,7 @@ def test_migrate_database(database_server: DatabaseServer) -> None:
         assert migrate_database(settings) == newest
 
 
+@pytest.mark.processes
 def test_embedded_database_runs_while_it_is_used(directory: Path) -> None:
     """The embedded database is started for an operation and stopped afterwards."""
     settings = load({"TK__DATABASE__DATA_DIR": str(directory / "data")})

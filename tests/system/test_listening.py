@@ -176,12 +176,11 @@ class TestOpenFiles:
             assert "only 60 connections are possible instead of 4096: the limit of open files is 120" in line
             assert server.log.count("connections are possible") == 1
             server.wait_until_ready()
+            backends = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            wait_for(lambda: database.value(f"SELECT count(*) {backends}") == 10 + 1)  # the pool, and the listener
             for _ in range(300):
                 stack.enter_context(socket.create_connection(("127.0.0.1", server.port)))
-            database.query(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-            )
+            database.query(f"SELECT pg_terminate_backend(pid) {backends}")
             server.wait_for_line("no connection to the database(.|\n)*connected to the database")
             assert "reached its limit of open files" not in server.log
             stack.close()
