@@ -72,7 +72,8 @@ def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd
         supervisor = Supervisor(settings, reactor, _fail_with(reactor))
     except (InvalidSettings, EmbeddedError) as error:
         _exit(str(error))
-    reactor.callWhenRunning(_stop_on_sigterm, reactor)
+    _stop_on_sigterm(reactor)
+    reactor.callWhenRunning(_stop_on_sigterm, reactor)  # again, because the reactor installs its own handler
     twistd = getattr(options, "parent", None)
     if twistd is None:
         return supervisor

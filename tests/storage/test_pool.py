@@ -65,6 +65,7 @@ async def test_lost_connections_are_replaced(pool: Pool, database: Database) -> 
     with pytest.raises(ConnectionLost):
         await busy
     await until(lambda: database.value(f"SELECT count(*) {CONNECTIONS}") == SIZE, within=5)
+    await until(lambda: pool.states()["down"] == 0, within=5)
     assert await gatherResults([ensureDeferred(pool.run("SELECT 1")) for _ in range(6)]) == [[(1,)]] * 6
 
 

@@ -112,7 +112,7 @@ class PersistentConnection:
             storage_error = translate(error)
             if storage_error is not None and not connection.closed:
                 raise storage_error from None
-            if storage_error is None:
+            if not connection.closed:
                 _log.failure("a query failed unexpectedly", event="query_failed")
             connection.close()
             raise ConnectionLost("the connection was lost") from None
