@@ -71,7 +71,7 @@ def _uses_processes(module: str) -> bool:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     """Let only tests with the marker start processes."""
     global _processes_allowed
     _processes_allowed = item.get_closest_marker("processes") is not None
