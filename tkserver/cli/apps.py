@@ -7,7 +7,7 @@ from uuid import UUID
 
 import click
 
-from tkserver.cli.output import Record, json_option, print_record, print_records
+from tkserver.cli.output import Record, json_option, print_line, print_record, print_records
 from tkserver.cli.parameters import APP_NAME
 from tkserver.config import load
 from tkserver.operations import quota, retention
@@ -68,7 +68,7 @@ def rename(app: str, name: str) -> None:
     """Give an application a new NAME. APP is its current name or its id."""
     with open_database(load({})) as connection:
         rename_app(connection, find_app(connection, app), name)
-    click.echo(f"{app} is now called {name}")
+    print_line(f"{app} is now called {name}")
 
 
 @apps.command("set-quota")
@@ -85,7 +85,7 @@ def set_quota(app: str, events: int | None, unlimited: bool) -> None:
         raise click.UsageError("specify either a number of events or --none")
     with open_database(load({})) as connection:
         quota.set_quota(connection, find_app(connection, app), events, time.sleep)
-    click.echo(f"{app} may store {'any number of' if events is None else f'{events:,}'} events a month")
+    print_line(f"{app} may store {'any number of' if events is None else f'{events:,}'} events a month")
 
 
 @apps.command("set-retention")
@@ -104,7 +104,7 @@ def set_retention(app: str, days: int | None, default: bool) -> None:
         found = find_app(connection, app)
         retention.set_retention(connection, found, days)
     period = "as long as TK__RETENTION__DAYS says" if days is None else f"for {days} days"
-    click.echo(f"events of {found.name} are stored {period}")
+    print_line(f"events of {found.name} are stored {period}")
 
 
 def credentials(token: Token) -> Record:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from tkserver.cli.output import printable
 from tkserver.config import InvalidSettings
 from tkserver.operations.exceptions import InvalidArgument, OperationError, UnknownObject
 from tkserver.storage.embedded.exceptions import EmbeddedError
@@ -38,9 +39,16 @@ class DatabaseUnavailable(click.ClickException):
 
 
 class CommandGroup(click.Group):
-    """A group of commands that prints expected errors without a traceback."""
+    """A group of commands that prints expected errors without a traceback, and without control characters."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return self._invoke(ctx)
+        except click.ClickException as error:
+            _make_printable(error)
+            raise
+
+    def _invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except UnicodeEncodeError:
@@ -53,3 +61,8 @@ class CommandGroup(click.Group):
             raise Failed(str(error)) from None
         except StorageError as error:
             raise DatabaseUnavailable(f"the database cannot be used now: {error}") from None
+
+
+def _make_printable(error: click.ClickException) -> None:
+    """Replace control characters in the message of an error."""
+    vars(error)["message"] = printable(error.message)

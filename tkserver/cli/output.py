@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from uuid import UUID
 
 import click
@@ -35,7 +37,7 @@ def print_records(records: Sequence[Record], *, as_json: bool, empty: str) -> No
     if as_json:
         _print_json(records)
     elif not records:
-        click.echo(empty)
+        print_line(empty)
     else:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for name in records[0]:
@@ -43,7 +45,7 @@ def print_records(records: Sequence[Record], *, as_json: bool, empty: str) -> No
         for record in records:
             table.add_row(*map(_text, record.values()))
         # A terminal that is too narrow wraps the lines. A table that fits would truncate ids, which must be copied.
-        console = Console(width=_UNLIMITED_WIDTH)
+        console = Console(width=_UNLIMITED_WIDTH, markup=False, emoji=False, highlight=False)
         console.width = console.measure(table).maximum
         console.print(table)
 
@@ -55,7 +57,46 @@ def print_record(record: Record, *, as_json: bool) -> None:
     else:
         width = max(map(len, record))
         for name, value in record.items():
-            click.echo(f"{_heading(name):{width}}  {_text(value)}")
+            print_line(f"{_heading(name):{width}}  {_text(value)}")
+
+
+def print_line(text: str, *, error: bool = False) -> None:
+    """Print a line. It may contain values of any origin.
+
+    :param error: print to standard error.
+    """
+    click.echo(printable(text), err=error)
+
+
+# Control characters, and those that change the direction of text or are invisible.
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
+
+
+def printable(text: str) -> str:
+    """Replace characters that must not reach a terminal by escapes such as ``\\u001b``; keep tabs and line breaks."""
+    return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+class TerminalWriter(io.RawIOBase):
+    """Writes UTF-8 text to a terminal, with unprintable characters as escapes, which JSON also understands.
+
+    :param stream: of the terminal.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write complete lines."""
+        lines = bytes(data).decode().replace("\r\n", "\n")
+        self._stream.write(printable(lines).encode())
+        return len(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 @contextmanager
@@ -85,7 +126,7 @@ def _text(value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, datetime):
         return value.astimezone().isoformat(" ", "seconds")
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
 def _print_json(value: object) -> None:

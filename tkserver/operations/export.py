@@ -1,4 +1,8 @@
-"""Export of stored events, read in chunks through a server-side cursor: any number of events, in constant memory."""
+"""Export of stored events: any number of events, in constant memory.
+
+A server-side cursor returns only the ids, and the rows are read by their ids. ``jsonb`` can be much longer as text than
+in the table, so long rows are read one at a time, and very long ones not at all.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,17 @@ from typing import NamedTuple
 
 from tkserver.operations.apps import APPS_WITH_EVENTS
 from tkserver.operations.models import App
-from tkserver.storage.blocking import Connection, chunks, rows, transaction, value
+from tkserver.storage.blocking import Connection, chunks, rows, savepoint, transaction, value
+from tkserver.storage.errors import ConnectionLost, StorageError
 
 CHUNK_ROWS = 500
-"""Rows that are fetched at a time: 50 MB of events of the maximum size."""
+"""Rows that are fetched at a time."""
+
+LONG_DATA = 131_072
+"""Bytes of ``event_data`` as text. Rows with more are fetched one at a time."""
+
+MAX_DATA = 16 << 20
+"""Bytes of ``event_data`` as text. Rows with more are not exported."""
 
 
 class StoredEvent(NamedTuple):
@@ -70,18 +81,47 @@ class Query(NamedTuple):
     parameters: Sequence[object]
 
 
-_TEXT_COLUMNS = {"event_id", "org_id", "app_id", "event_data"}
+@dataclass(frozen=True)
+class UnreadableEvent:
+    """An event that cannot be exported.
+
+    :ivar problem: for people.
+    """
+
+    event_id: str
+    app_id: str
+    problem: str
+
+
+_TEXT_COLUMNS = {"event_id", "org_id", "app_id"}
 _COLUMNS = ", ".join(f"{name}::text" if name in _TEXT_COLUMNS else f'"{name}"' for name in StoredEvent._fields)
+
+_DATA_IF_SHORT = "CASE WHEN octet_length(event_data) <= %s THEN event_data END"
+
+# OFFSET 0 prevents PostgreSQL from converting event_data to text several times.
+_ROWS = f"""
+SELECT id, octet_length(event_data), {_COLUMNS.replace('"event_data"', _DATA_IF_SHORT)}
+FROM (
+    SELECT id, {", ".join(name if name != "event_data" else "event_data::text" for name in StoredEvent._fields)}
+    FROM events WHERE id = ANY (%s) OFFSET 0
+) AS e
+"""
+
+_IDENTITY = "SELECT event_id::text, app_id::text FROM events WHERE id = %s"
 
 _APP_IDS = f"WITH {APPS_WITH_EVENTS} SELECT DISTINCT app_id::text FROM app_with_events"
 
 
 class Export:
-    """The selected events, as they were when the first method was called."""
+    """The selected events, as they were when the first method was called.
+
+    :ivar unreadable: the events that :meth:`chunks` could not yield.
+    """
 
     def __init__(self, connection: Connection, query: Query) -> None:
         self._connection = connection
         self._query = query
+        self.unreadable: list[UnreadableEvent] = []
 
     def estimate(self) -> int:
         """Return the approximate number of events. To count them would take as long as to read them."""
@@ -92,7 +132,31 @@ class Export:
         """Yield the events in lists of at most ``CHUNK_ROWS``, in no particular order."""
         sql, parameters = self._query
         for chunk in chunks(self._connection, sql, *parameters, size=CHUNK_ROWS, name="tkserver_export"):
-            yield list(map(StoredEvent._make, chunk))
+            yield from self._read([number for (number,) in chunk])
+
+    def _read(self, numbers: list[int]) -> Iterator[list[StoredEvent]]:
+        """Yield the rows with these sequence numbers; rows with long data in lists of their own."""
+        try:
+            with savepoint(self._connection):
+                found = rows(self._connection, _ROWS, LONG_DATA, numbers)
+        except ConnectionLost:
+            raise
+        except StorageError as error:  # PostgreSQL cannot convert the data of one of them to text
+            if len(numbers) == 1:
+                self._add_unreadable(numbers[0], str(error))
+            for number in numbers if len(numbers) > 1 else []:
+                yield from self._read([number])
+            return
+        yield [StoredEvent(*columns) for _, length, *columns in found if length <= LONG_DATA]
+        for number, length, *_ in found:
+            if length > MAX_DATA:
+                self._add_unreadable(number, f"event.data has {length:,} bytes as text")
+            elif length > LONG_DATA:
+                yield [StoredEvent(*columns) for _, _, *columns in rows(self._connection, _ROWS, MAX_DATA, [number])]
+
+    def _add_unreadable(self, number: int, problem: str) -> None:
+        ((event_id, app_id),) = rows(self._connection, _IDENTITY, number)
+        self.unreadable.append(UnreadableEvent(event_id, app_id, problem))
 
 
 @contextmanager
@@ -108,7 +172,7 @@ def open_export(connection: Connection, selection: Selection) -> Iterator[Export
 
 
 def build_query(connection: Connection, selection: Selection) -> Query:
-    """Return the query for the selected events.
+    """Return the query for the sequence numbers of the selected events.
 
     Indexes of ``events`` begin with the application. If no application is selected, the query lists all of them, so
     that the other conditions can use an index.
@@ -130,4 +194,4 @@ def build_query(connection: Connection, selection: Selection) -> Query:
             conditions.append(condition)
             parameters.append(parameter)
     where = f" WHERE {' AND '.join(conditions)}" if conditions else ""
-    return Query(f"SELECT {_COLUMNS} FROM events{where}", parameters)
+    return Query(f"SELECT id FROM events{where}", parameters)

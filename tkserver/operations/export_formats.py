@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, BinaryIO, Protocol
 from uuid import UUID
 
@@ -14,7 +15,7 @@ from msgspec import Raw
 
 from tkserver.operations.exceptions import MissingPackage
 from tkserver.operations.export import StoredEvent
-from tkserver.wire.event import Environment, Event, Metadata, Occurrence, Service
+from tkserver.wire.event import MAX_EVENT_BYTES, Environment, Event, Metadata, Occurrence, Service
 
 ROW_GROUP_ROWS = 50_000
 """The maximum number of rows in a row group of Parquet, which may be exceeded by one chunk."""
@@ -40,21 +41,29 @@ class NdjsonWriter:
         self._encoder = msgspec.json.Encoder()
 
     def write(self, events: Sequence[StoredEvent]) -> None:
-        self._file.write(self._encoder.encode_lines(map(wire_event, events)))
+        self._file.write(b"".join([self._line(event) + b"\n" for event in events]))
+
+    def _line(self, event: StoredEvent) -> bytes:
+        line = self._encoder.encode(wire_event(event))
+        return line if len(line) <= MAX_EVENT_BYTES else self._encoder.encode(shortest_form(event))
 
     def close(self) -> None:
         pass
 
 
 class CsvWriter:
-    """CSV (RFC 4180) with a header line. Null values are empty, times are in the format of RFC 3339."""
+    """CSV (RFC 4180) with a header line. Null values are empty, times are in the format of RFC 3339.
 
-    def __init__(self, file: BinaryIO) -> None:
+    :param raw: write values unchanged. Otherwise, values that a spreadsheet would take for a formula get an apostrophe.
+    """
+
+    def __init__(self, file: BinaryIO, *, raw: bool = False) -> None:
         self._file = file
+        self._escape = str if raw else escape_formula
         self._write_lines([StoredEvent._fields])
 
     def write(self, events: Sequence[StoredEvent]) -> None:
-        self._write_lines([_csv_cell(value) for value in event] for event in events)
+        self._write_lines([self._escape(_csv_cell(value)) for value in event] for event in events)
 
     def close(self) -> None:
         pass
@@ -116,15 +125,18 @@ def write_events(
     file: BinaryIO,
     format_name: str,
     progress: Callable[[int], object] = lambda _: None,
+    *,
+    raw: bool = False,
 ) -> int:
     """Write events to a file.
 
     :param format_name: a key of ``WRITERS``.
     :param progress: called after each chunk with the number of events in it.
+    :param raw: see :class:`CsvWriter`.
     :return: the number of events.
     :raise MissingPackage: if the format needs a package that is not installed.
     """
-    writer = WRITERS[format_name](file)
+    writer = CsvWriter(file, raw=True) if raw and format_name == "csv" else WRITERS[format_name](file)
     count = 0
     for chunk in chunks:
         writer.write(chunk)
@@ -143,10 +155,67 @@ def wire_event(row: StoredEvent) -> Event:
         service=Service(row.service_name, row.service_version, row.service_language, row.service_language_version),
         user_id=row.user_id,
         environment=Environment(row.os, row.os_version, row.arch, row.ci, row.shell),
-        event=Occurrence(row.event_type, Raw(row.event_data.encode()), row.event_category),
+        event=Occurrence(row.event_type, Raw(_compact(row.event_data)), row.event_category),
         metadata=Metadata(row.sdk_version, row.transmission_timestamp, row.batch_size, row.retry_count),
         session_id=row.session_id,
     )
+
+
+def _compact(text: str) -> bytes:
+    """Return JSON without the spaces that PostgreSQL adds."""
+    return msgspec.json.format(text.encode(), indent=-1)
+
+
+def shortest_form(row: StoredEvent) -> dict[str, object]:
+    """Return an event such that its JSON is not longer than when it was sent, so that it can be sent again.
+
+    PostgreSQL writes numbers without exponents, ids with dashes, and msgspec writes all six digits of microseconds.
+    """
+    event = wire_event(row)
+    metadata = msgspec.structs.asdict(event.metadata)
+    data = Raw(shorten_numbers(bytes(event.event.data)))
+    changed = {
+        "event_id": event.event_id.hex,
+        "timestamp": _shortest_time(row.timestamp),
+        "event": msgspec.structs.replace(event.event, data=data),
+        "metadata": {**metadata, "transmission_timestamp": _shortest_time(row.transmission_timestamp)},
+    }
+    return {name: value for name, value in {**msgspec.structs.asdict(event), **changed}.items() if value is not None}
+
+
+def _shortest_time(time: datetime) -> str:
+    text = time.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%f").rjust(26, "0")
+    return text.rstrip("0").rstrip(".") + "Z"
+
+
+_STRING_OR_NUMBER = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|\d+(?:\.\d+)?', re.DOTALL)
+
+
+def shorten_numbers(text: bytes) -> bytes:
+    """Write numbers with many zeros with an exponent, so that PostgreSQL reads exactly the same value and scale."""
+    return _STRING_OR_NUMBER.sub(_shorten_number, text)
+
+
+def _shorten_number(match: re.Match[bytes]) -> bytes:
+    number = match[0]
+    if number.startswith(b'"'):
+        return number
+    integral, point, fraction = number.partition(b".")
+    if point:
+        digits = (integral + fraction).lstrip(b"0") or b"0"
+        shorter = b"%se-%d" % (digits, len(fraction))
+    else:
+        digits = integral.rstrip(b"0") or b"0"
+        shorter = b"%se%d" % (digits, len(integral) - len(digits))
+    return min(number, shorter, key=len)
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def escape_formula(text: str) -> str:
+    """Return a cell that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 _TIMES = {"timestamp", "transmission_timestamp", "received_at"}

@@ -16,7 +16,7 @@ from typing import Any
 import psycopg2
 import psycopg2.extensions
 
-from tkserver.storage.errors import Unavailable, translate
+from tkserver.storage.errors import StorageError, Unavailable, translate
 
 Connection = psycopg2.extensions.connection
 
@@ -79,6 +79,19 @@ def transaction(connection: Connection) -> Iterator[None]:
     finally:
         with suppress(psycopg2.Error):  # the connection may be lost
             connection.autocommit = True
+
+
+@contextmanager
+def savepoint(connection: Connection) -> Iterator[None]:
+    """Undo statements if one of them fails, so that the :func:`transaction` around them can continue."""
+    rows(connection, "SAVEPOINT tkserver")
+    try:
+        yield
+    except StorageError:
+        rows(connection, "ROLLBACK TO SAVEPOINT tkserver")
+        raise
+    finally:
+        rows(connection, "RELEASE SAVEPOINT tkserver")
 
 
 class BlockingConnections:
