@@ -1,7 +1,7 @@
--- Credentials: who may send events for which application.
+-- Credentials with which programs send events for an application.
 --
--- Every statement of every migration may be run twice: a server that is killed between a migration and the note
--- that it was applied runs it again at the next start.
+-- All migrations can be applied twice: if a server is killed after it has applied a migration and before it has
+-- recorded that, the next start applies the migration again.
 
 DO $$
 BEGIN
@@ -23,18 +23,18 @@ CREATE TABLE IF NOT EXISTS api_tokens (
     last_used_at TIMESTAMPTZ
 );
 
-COMMENT ON TABLE api_tokens IS 'Credentials. An application may have several active ones, for rotation with overlap.';
-COMMENT ON COLUMN api_tokens.secret IS 'Key of the HMAC-SHA256 signatures: its own UTF-8 bytes.';
-COMMENT ON COLUMN api_tokens.last_used_at IS 'To the minute; written now and then, not with each request.';
+COMMENT ON TABLE api_tokens IS 'Credentials. During a rotation, an application has several active ones.';
+COMMENT ON COLUMN api_tokens.secret IS 'Key of the HMAC-SHA256 signatures: the UTF-8 encoding of this text.';
+COMMENT ON COLUMN api_tokens.last_used_at IS 'Accurate to about a minute, because it is not written with each request.';
 
 CREATE INDEX IF NOT EXISTS api_tokens_app_idx ON api_tokens (app_id);
 COMMENT ON INDEX api_tokens_app_idx IS
-    'The credentials of an application, for requests that carry a signature and no token.';
-COMMENT ON INDEX api_tokens_pkey IS 'The credential whose last use is to be noted.';
-COMMENT ON INDEX api_tokens_token_key IS 'The credential of a bearer token.';
+    'Finds the credentials of an application, for requests with a signature and without a token.';
+COMMENT ON INDEX api_tokens_pkey IS 'Finds the credential whose last use is written.';
+COMMENT ON INDEX api_tokens_token_key IS 'Finds the credential of a bearer token.';
 
--- Servers cache credentials, and forget them when this tells them to. Written as a trigger so that a change made by
--- anyone, by hand included, is heard. last_used_at alone is no reason to forget anything.
+-- Servers cache credentials, and discard the cache after this notification. A trigger sends it, so that servers also
+-- notice changes that are made by hand. A change of last_used_at sends none.
 
 CREATE OR REPLACE FUNCTION tkserver_notify_credentials() RETURNS trigger
 LANGUAGE plpgsql AS $$

@@ -1,4 +1,4 @@
--- Events, one row each, as the SDKs sent them.
+-- Events as the SDKs sent them, one row for each event.
 
 CREATE TABLE IF NOT EXISTS events (
     id                       BIGSERIAL PRIMARY KEY,
@@ -28,16 +28,16 @@ CREATE TABLE IF NOT EXISTS events (
     received_at              TIMESTAMPTZ NOT NULL DEFAULT now()
 );
 
-COMMENT ON TABLE events IS 'Events as the SDKs sent them, each stored once.';
-COMMENT ON COLUMN events.timestamp IS 'When it happened, by the clock of the machine where it did.';
-COMMENT ON COLUMN events.received_at IS 'When it was stored, by the clock of this database.';
-COMMENT ON COLUMN events.user_id IS 'Anonymous: begins with client_ or anon_.';
+COMMENT ON TABLE events IS 'Events as the SDKs sent them. Each event is stored once.';
+COMMENT ON COLUMN events.timestamp IS 'When the event happened, by the clock of the client.';
+COMMENT ON COLUMN events.received_at IS 'When the event was stored, by the clock of this database.';
+COMMENT ON COLUMN events.user_id IS 'Anonymous id: begins with client_ or anon_.';
 
-COMMENT ON INDEX events_pkey IS 'The order of arrival, for whatever reads the table bit by bit.';
-COMMENT ON INDEX events_event_id_key IS 'An event is stored once, however often it is sent.';
+COMMENT ON INDEX events_pkey IS 'Order of arrival, for reading the table in parts.';
+COMMENT ON INDEX events_event_id_key IS 'Ensures that an event that is sent again is stored once.';
 
 CREATE INDEX IF NOT EXISTS events_app_timestamp_idx ON events (app_id, timestamp);
-COMMENT ON INDEX events_app_timestamp_idx IS 'What happened in an application over a time.';
+COMMENT ON INDEX events_app_timestamp_idx IS 'Finds the events of an application in a period of time.';
 
 CREATE INDEX IF NOT EXISTS events_app_user_idx ON events (app_id, user_id);
-COMMENT ON INDEX events_app_user_idx IS 'One user''s events, for export and erasure.';
+COMMENT ON INDEX events_app_user_idx IS 'Finds the events of a user, for export and erasure.';

@@ -1,5 +1,5 @@
--- Nonces of stored requests. A request that is captured and sent again is recognised while its timestamp is still
--- within the window; a nonce is written in the same transaction as the events that it came with.
+-- Nonces of stored requests, to reject a request that an attacker has captured and sends again while its timestamp is
+-- still valid. A nonce is written in the same transaction as the events of its request.
 
 CREATE TABLE IF NOT EXISTS nonces (
     org_id  UUID NOT NULL,
@@ -9,8 +9,9 @@ CREATE TABLE IF NOT EXISTS nonces (
     PRIMARY KEY (app_id, org_id, nonce)
 );
 
-COMMENT ON TABLE nonces IS 'Nonces of requests that were stored in the last 20 minutes, and some older ones.';
-COMMENT ON INDEX nonces_pkey IS 'Whether a nonce was used.';
+COMMENT ON TABLE nonces IS
+    'Nonces of requests that were stored in the last 20 minutes, and older ones that are not deleted yet.';
+COMMENT ON INDEX nonces_pkey IS 'Finds out whether a nonce was used.';
 
 CREATE INDEX IF NOT EXISTS nonces_used_at_idx ON nonces (used_at);
-COMMENT ON INDEX nonces_used_at_idx IS 'Those that can be forgotten.';
+COMMENT ON INDEX nonces_used_at_idx IS 'Finds old nonces, which are deleted.';

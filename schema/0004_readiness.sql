@@ -1,9 +1,9 @@
--- The readiness probe's one row: a server is ready when it can write, and the way to know is to write.
+-- A row that the readiness check writes: a server is ready if it can write to the database.
 
 CREATE TABLE IF NOT EXISTS readiness (
     id         BOOLEAN PRIMARY KEY DEFAULT true CHECK (id),
     checked_at TIMESTAMPTZ NOT NULL
 );
 
-COMMENT ON TABLE readiness IS 'One row, written by GET /health/ready.';
-COMMENT ON INDEX readiness_pkey IS 'That there is one row only.';
+COMMENT ON TABLE readiness IS 'One row, which GET /health/ready writes.';
+COMMENT ON INDEX readiness_pkey IS 'Ensures that there is only one row.';

@@ -1,6 +1,6 @@
--- Names for applications, and what is set for each of them; and credentials that end by themselves.
+-- Names and settings of applications, and credentials that expire.
 --
--- An application needs no row here to send events: its credentials are enough.
+-- An application needs no row in this table to send events, only credentials.
 
 CREATE TABLE IF NOT EXISTS apps (
     org_id         UUID NOT NULL,
@@ -12,14 +12,15 @@ CREATE TABLE IF NOT EXISTS apps (
     PRIMARY KEY (app_id, org_id)
 );
 
-COMMENT ON TABLE apps IS 'Names of applications, and what is set for each.';
-COMMENT ON COLUMN apps.monthly_quota IS 'Events that may be stored in a calendar month, UTC; NULL for any number.';
-COMMENT ON COLUMN apps.retention_days IS 'Days for which events are kept; NULL for what the servers'' settings say.';
-COMMENT ON INDEX apps_pkey IS 'What is set for an application.';
-COMMENT ON INDEX apps_name_key IS 'The application that an operator names.';
+COMMENT ON TABLE apps IS 'Names and settings of applications.';
+COMMENT ON COLUMN apps.monthly_quota IS
+    'Maximum number of events that are stored in a calendar month (UTC); NULL for no limit.';
+COMMENT ON COLUMN apps.retention_days IS 'Days after which events are deleted; NULL for the setting of the servers.';
+COMMENT ON INDEX apps_pkey IS 'Finds the settings of an application.';
+COMMENT ON INDEX apps_name_key IS 'Finds an application by its name.';
 
 ALTER TABLE api_tokens ADD COLUMN IF NOT EXISTS expires_at TIMESTAMPTZ;
-COMMENT ON COLUMN api_tokens.expires_at IS 'From when on it is no longer active; NULL for never. Set by a rotation.';
+COMMENT ON COLUMN api_tokens.expires_at IS 'When the credential becomes inactive; NULL for never. A rotation sets it.';
 
 DROP TRIGGER IF EXISTS api_tokens_changed ON api_tokens;
 CREATE TRIGGER api_tokens_changed

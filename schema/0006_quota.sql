@@ -1,10 +1,12 @@
--- What is used of a monthly quota. The counter stands in the application's own row, which is locked by whoever stores
--- events for it: no event goes uncounted, and none is counted that was not stored.
+-- The used part of monthly quotas. The counter is in the row of the application, which a server locks while it stores
+-- events for the application. Therefore the counter always equals the number of stored events.
 
 ALTER TABLE apps ADD COLUMN IF NOT EXISTS quota_month DATE;
 ALTER TABLE apps ADD COLUMN IF NOT EXISTS quota_used BIGINT NOT NULL DEFAULT 0;
-COMMENT ON COLUMN apps.quota_month IS 'First day of the month, UTC, that quota_used counts; in a later one it is 0.';
-COMMENT ON COLUMN apps.quota_used IS 'Events stored in that month. Kept up only where there is a quota.';
+COMMENT ON COLUMN apps.quota_month IS
+    'First day of the month (UTC) in which quota_used was counted. In any later month, 0 events are used.';
+COMMENT ON COLUMN apps.quota_used IS
+    'Events that were stored in that month. Counted only for applications with a quota.';
 
 CREATE OR REPLACE FUNCTION tkserver_stored_this_month(of_org UUID, of_app UUID) RETURNS BIGINT
 LANGUAGE sql AS $$
@@ -12,8 +14,8 @@ LANGUAGE sql AS $$
     WHERE app_id = of_app AND org_id = of_org AND received_at >= date_trunc('month', now(), 'UTC')
 $$;
 
--- A quota holds for the whole month, also where it is set in the middle of it. What was counted before and has been
--- deleted since stays counted.
+-- A quota applies to the whole month, even if it is set during the month. Events that were counted and have been
+-- deleted since still count.
 
 CREATE OR REPLACE FUNCTION tkserver_begin_quota() RETURNS trigger
 LANGUAGE plpgsql AS $$
@@ -41,7 +43,8 @@ UPDATE apps
 SET quota_used = tkserver_stored_this_month(org_id, app_id), quota_month = date_trunc('month', now() AT TIME ZONE 'UTC')
 WHERE monthly_quota IS NOT NULL AND quota_month IS NULL;
 
--- Servers remember, with its credentials, whether an application has a quota. The counter is no reason to forget.
+-- Servers cache, with the credentials of an application, whether it has a quota. A change of the counter sends no
+-- notification.
 
 DROP TRIGGER IF EXISTS apps_quota_changed ON apps;
 CREATE TRIGGER apps_quota_changed

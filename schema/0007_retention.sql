@@ -1,9 +1,10 @@
--- What is too old in an application, and which applications there are, by an index.
+-- An index to find old events of an application, and all applications that have events.
 --
 -- transactional: false
 --
--- The table may be big, and older servers may be writing to it meanwhile: the index is made beside them. That takes
--- no transaction, and where it is interrupted it leaves an index that is of no use and in the way of another try.
+-- The table may be large, and servers of an older version may write to it at the same time, so the index is built
+-- concurrently. That is not possible in a transaction. If the build is interrupted, it leaves an invalid index, which
+-- must be dropped before the next attempt.
 
 DO $$
 BEGIN
@@ -15,4 +16,4 @@ $$;
 
 CREATE INDEX CONCURRENTLY IF NOT EXISTS events_retention_idx ON events (app_id, org_id, received_at);
 
-COMMENT ON INDEX events_retention_idx IS 'What was received in an application before a time, and which applications there are.';
+COMMENT ON INDEX events_retention_idx IS 'Finds old events of an application, and all applications that have events.';

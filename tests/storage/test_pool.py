@@ -22,7 +22,7 @@ from tkserver.storage.pool import Execute, Pool
 SIZE = 3
 
 CONNECTIONS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-SLEEPING = f"SELECT count(*) {CONNECTIONS} AND query LIKE 'SELECT pg_sleep%%'"
+SLEEPING = f"SELECT count(*) {CONNECTIONS} AND query LIKE 'SELECT pg_sleep%'"
 
 
 @pytest_twisted.async_yield_fixture
