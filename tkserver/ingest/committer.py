@@ -136,7 +136,7 @@ class _Pending:
 
 
 @dataclass(eq=False, slots=True)
-class _Class:
+class _SizeClass:
     """The queue of small or of large submissions, and the number of its writers at work."""
 
     queue: _FairQueue = field(default_factory=_FairQueue)
@@ -161,7 +161,7 @@ class Committer:
         self._limits = limits
         self._ledger = ledger
         self._timeouts = _Timeouts(limits.timeout, reactor)
-        self._small, self._large = _Class(), _Class()
+        self._small, self._large = _SizeClass(), _SizeClass()
         self._lanes: dict[tuple[int, int], _FairQueue] = {}
         self._quota_writers = DeferredSemaphore(QUOTA_WRITERS)
         self.load = QueueLoad()
@@ -237,7 +237,7 @@ class Committer:
             del self._loads[application]
         self.load.remove(pending)
 
-    async def _write(self, size_class: _Class) -> None:
+    async def _write(self, size_class: _SizeClass) -> None:
         """Commit until a queue is empty."""
         size_class.writers += 1
         while group := self._next_group(size_class.queue):
