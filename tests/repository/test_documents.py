@@ -34,6 +34,8 @@ from tkserver.cli.main import main
 from tkserver.config import variables
 from tkserver.ingest.ledger import ENTRIES
 
+pytestmark = pytest.mark.timeout(300)  # a document starts several servers, one after the other
+
 ON_AN_INSTALLATION = ["api.md", "monitoring.md", "operating.md", "privacy.md"]
 """Documents in ``docs/`` whose blocks run on a server with its own database."""
 
