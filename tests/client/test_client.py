@@ -25,6 +25,7 @@ from tkserver.client.batches import MAX_BYTES, batches
 from tkserver.client.client import retry_delay
 from tkserver.client.responses import parse_response
 from tkserver.server.supervisor import Supervisor
+from tkserver.wire import event as wire_event
 from tkserver.wire.event_validation import read_event
 from tkserver.wire.signature import matches, signed_message
 
@@ -286,6 +287,7 @@ def test_built_events_are_valid_and_anonymous() -> None:
     (batch,) = batches([event])
     (raw,) = json.loads(batch.body("1", event.timestamp, 0))["events"]
     read = read_event(json.dumps(raw).encode())
+    assert isinstance(read, wire_event.Event)
     assert read.event_id == event.event_id
     assert read.user_id.startswith("anon_")
     assert event_builder().event("built").user_id != event.user_id

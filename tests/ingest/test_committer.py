@@ -19,7 +19,7 @@ from tkserver.ingest.ledger import REFUSED, Ledger
 from tkserver.storage.errors import Collision, DataRefused, Inseparable, Unavailable
 from tkserver.storage.events import Outcome, Submission
 from tkserver.wire.api_errors import Overloaded, StorageUnavailable
-from tkserver.wire.batch import read_batch
+from tkserver.wire.batch import read_batch, run_steps
 
 DUPLICATE = Outcome(duplicates=frozenset({0}))
 
@@ -32,7 +32,7 @@ def make_submission(
     events: int = 1, nonce: str | None = None, *, app: uuid.UUID = APP, has_quota: bool = False
 ) -> Submission:
     body = json.dumps({"events": [make_event() for _ in range(events)]}).encode()
-    return Submission.from_events(ORG, app, nonce, read_batch(body).events, has_quota=has_quota)
+    return Submission.from_events(ORG, app, nonce, run_steps(read_batch(body)).events, has_quota=has_quota)
 
 
 class Commits:

@@ -19,7 +19,7 @@ from tkserver.storage.event_store import CommitRecord, CommitResult, EventStore
 from tkserver.storage.events import Outcome, Submission
 from tkserver.storage.pool import READ_COMMITTED, Execute
 from tkserver.storage.store_statement import STORE
-from tkserver.wire.batch import read_batch
+from tkserver.wire.batch import read_batch, run_steps
 
 ORG, APP = uuid.uuid4(), uuid.uuid4()
 KEY = b"key"
@@ -28,7 +28,7 @@ KEY = b"key"
 def make_submission(*users: str, app: uuid.UUID = APP, has_quota: bool = False) -> Submission:
     """Return a submission with an event of each user."""
     body = json.dumps({"events": [make_event(user_id=user) for user in users]}).encode()
-    return Submission.from_events(ORG, app, None, read_batch(body).events, has_quota=has_quota)
+    return Submission.from_events(ORG, app, None, run_steps(read_batch(body)).events, has_quota=has_quota)
 
 
 def erased(*users: str) -> ErasedUsers:

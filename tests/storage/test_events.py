@@ -18,12 +18,12 @@ from twisted.python.failure import Failure
 
 from tests.support.database import Database
 from tests.support.events import make_event
-from tests.support.strategies import event_text, events, json_texts, thorough
+from tests.support.strategies import batch_body, event_text, events, json_texts, thorough
 from tkserver.storage.blocking import BlockingConnections, rows
 from tkserver.storage.event_store import insert_all
 from tkserver.storage.events import Outcome, Submission
 from tkserver.storage.store_statement import PREPARE_STORE
-from tkserver.wire.batch import read_batch
+from tkserver.wire.batch import read_batch, run_steps
 
 PATHS = {
     "schema_version": "schema_version",
@@ -99,7 +99,7 @@ def test_stored_event_equals_sent_event(
 ) -> None:
     """Each column contains the value of the event, and the data is the same JSON down to the last digit."""
     event = {**event, "event_id": str(uuid.uuid4())}
-    batch = read_batch(b'{"events":[%s]}' % event_text(event, data).encode())
+    batch = run_steps(read_batch(batch_body([event_text(event, data)])))
     assume(batch.events)
     submission = Submission.from_events(uuid.uuid4(), uuid.uuid4(), None, batch.events)
     (outcome,) = store([submission])
@@ -124,7 +124,7 @@ def test_each_id_is_stored_once(store: Store, shared_database: Database, plan: l
     submissions = []
     for app, number in plan:
         body = json.dumps({"events": [make_event(event_id=ids[number]), make_event()]}).encode()
-        submissions.append(Submission.from_events(org, apps[app], None, read_batch(body).events))
+        submissions.append(Submission.from_events(org, apps[app], None, run_steps(read_batch(body)).events))
     outcomes = store(submissions)
     stored = shared_database.query("SELECT event_id::text, app_id::text FROM events WHERE org_id = %s", str(org))
     owners = dict(stored)
@@ -139,7 +139,7 @@ def test_each_id_is_stored_once(store: Store, shared_database: Database, plan: l
 def test_same_id_in_two_submissions_of_a_commit(store: Store, same_app: bool) -> None:
     """If two submissions of a commit contain the same id, it is a duplicate or a conflict in one of them."""
     org, app = uuid.uuid4(), uuid.uuid4()
-    events = read_batch(json.dumps({"events": [make_event()]}).encode()).events
+    events = run_steps(read_batch(json.dumps({"events": [make_event()]}).encode())).events
     apps = (app, app if same_app else uuid.uuid4())
     outcomes = store([Submission.from_events(org, app_id, None, events) for app_id in apps])
     assert sum(len(outcome.duplicates) for outcome in outcomes) == (1 if same_app else 0)

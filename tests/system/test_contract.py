@@ -525,9 +525,10 @@ class TestResponses:
 
     @pytest_twisted.ensureDeferred
     async def test_json_that_jsonb_cannot_store(self, client: Client, app: App, shared_database: Database) -> None:
-        """An event with JSON that ``jsonb`` cannot store is rejected, and the others are stored."""
+        """An event with JSON that ``jsonb`` cannot store, or makes long, is rejected, and the others are stored."""
         marker = "@@"
-        values = ['"\\u0000"', '{"\\u0000":1}', '"\\ud800"', "1e999999", "[" * 20_000 + "]" * 20_000]
+        long_numbers = ["1e999999", "0e-999", f"[{'1e131071,' * 10_000}1]", "9" * 350 + "e99"]
+        values = ['"\\u0000"', '{"\\u0000":1}', '"\\ud800"', *long_numbers]
         valid = make_event()
         events = [make_event(event__data=marker) for _ in values]
         text = batch([*events, valid]).decode()
@@ -540,6 +541,44 @@ class TestResponses:
             assert error["event_id"] == events[index]["event_id"]
             assert error["message"].startswith("event.data: ")
         assert stored_ids(shared_database, app) == [valid["event_id"]]
+
+    @pytest_twisted.ensureDeferred
+    async def test_json_that_is_nested_too_deeply(self, client: Client, app: App, shared_database: Database) -> None:
+        """A body that is nested too deeply is rejected, and an event with 500 levels is stored."""
+        text = batch([make_event(event__data="@@")]).decode()
+        for depth in (20_000, 200_000):
+            body = text.replace('"@@"', "[" * depth + "]" * depth).encode()
+            assert_error(await client.send(app, body), 400, "invalid_json")
+        assert stored_ids(shared_database, app) == []
+        reply = await client.send(app, text.replace('"@@"', "[" * 500 + "]" * 500).encode())
+        assert (reply.status, len(stored_ids(shared_database, app))) == (200, 1)
+
+    @pytest_twisted.ensureDeferred
+    async def test_bodies_that_were_expensive(self, client: Client, app: App, shared_database: Database) -> None:
+        """Bodies that once blocked the server for seconds are handled. tests/wire/test_cost.py measures their cost."""
+        text = batch([make_event(event__data="@@") for _ in range(51)]).decode()
+        nested = "[" + "{}," * 32_000 + "[" * 2000 + "]" * 2000 + "]"
+        body = gzip.compress(text.replace('"@@"', nested).encode())
+        assert len(body) < 30_000
+        assert_error(await client.send(app, body, changes={"Content-Encoding": "gzip"}), 400, "invalid_json")
+        reply = await client.send(app, b'{"events":[' + b",".join([b"{}"] * 1000) + b"]}")
+        assert_error(reply, 400, "all_events_rejected")
+        large = batch([make_event(event__data="@@")]).decode()
+        for data in ("[" + "[]," * 1_700_000 + "[]]", '"' + "\\ud800" * 850_000 + '"'):
+            reply = await client.send(app, large.replace('"@@"', data).encode())
+            assert_error(reply, 400, "all_events_rejected")
+            assert [error["error"] for error in reply.json["errors"]] == ["event_too_large"]
+        assert stored_ids(shared_database, app) == []
+
+    @pytest_twisted.ensureDeferred
+    async def test_user_ids_that_are_not_visible_ascii(
+        self, client: Client, app: App, shared_database: Database
+    ) -> None:
+        """User ids with other characters than visible ASCII are rejected."""
+        ids = ["client_a\u200b", "client_a\nb", "client_a\x1b[2J", "anon_é"]
+        reply = await client.send(app, [make_event(user_id=user_id) for user_id in [*ids, "anon_!~"]])
+        assert (reply.status, reply.json["accepted"]) == (207, 1)
+        assert [error["message"].partition(":")[0] for error in reply.json["errors"]] == ["user_id"] * len(ids)
 
     @pytest_twisted.ensureDeferred
     async def test_constraint(self, client: Client, app: App, shared_database: Database) -> None:
@@ -571,6 +610,23 @@ class TestStoredEvents:
     """The tables "An event" and of the columns: every field of an event is stored."""
 
     @pytest_twisted.ensureDeferred
+    async def test_fractions_beyond_microseconds(self, client: Client, app: App, shared_database: Database) -> None:
+        """Fractions of a second beyond microseconds are truncated, and never change the year."""
+        times = ["2024-12-31T23:59:59.9999996Z", "9999-12-31T23:59:59.9999999Z"]
+        reply = await client.send(
+            app,
+            [make_event(timestamp=time, metadata__transmission_timestamp=time) for time in times],
+        )
+        assert reply.status == 200
+        rows = shared_database.query(
+            "SELECT timestamp = transmission_timestamp,"
+            " to_char(timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US')"
+            " FROM events WHERE app_id = %s ORDER BY 2",
+            app.app_id,
+        )
+        assert rows == [(True, "2024-12-31 23:59:59.999999"), (True, "9999-12-31 23:59:59.999999")]
+
+    @pytest_twisted.ensureDeferred
     async def test_every_column(self, client: Client, app: App, shared_database: Database) -> None:
         """Every field of an event is stored in its column."""
         event = make_event(
@@ -600,7 +656,7 @@ class TestStoredEvents:
             "org_id": app.org_id,
             "app_id": app.app_id,
             "schema_version": event["schema_version"],
-            "timestamp": "2026-03-03T05:07:07.123457+00:00",
+            "timestamp": "2026-03-03T05:07:07.123456+00:00",
             "service_name": "näme",
             "service_version": "v",
             "service_language": "rust",

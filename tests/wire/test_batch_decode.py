@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import random
 import tracemalloc
 import zlib
+from io import BytesIO
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.strategies import thorough
 from tkserver.wire.api_errors import InvalidEncoding, PayloadTooLarge, UnsupportedEncoding, UnsupportedMediaType
-from tkserver.wire.batch import decode_body
+from tkserver.wire.batch import decode_body, run_steps
 
 JSON = "application/json"
 BODY = b'{"events":[]}'
@@ -20,7 +22,7 @@ LIMIT = 1000
 
 
 def decode(body: bytes, content_encoding: str | None = "gzip", max_bytes: int = LIMIT) -> bytes:
-    return decode_body(body, content_type=JSON, content_encoding=content_encoding, max_bytes=max_bytes)
+    return run_steps(decode_body(body, content_type=JSON, content_encoding=content_encoding, max_bytes=max_bytes))
 
 
 # --- content type
@@ -39,7 +41,8 @@ def decode(body: bytes, content_encoding: str | None = "gzip", max_bytes: int = 
 )
 def test_json_content_type_is_accepted(content_type: str) -> None:
     """The content type of JSON is accepted with or without a charset, in any case and spacing."""
-    assert decode_body(BODY, content_type=content_type, content_encoding=None, max_bytes=LIMIT) == BODY
+    steps = decode_body(BODY, content_type=content_type, content_encoding=None, max_bytes=LIMIT)
+    assert run_steps(steps) == BODY
 
 
 @pytest.mark.parametrize(
@@ -64,13 +67,13 @@ def test_json_content_type_is_accepted(content_type: str) -> None:
 def test_other_content_type_is_rejected(content_type: str | None) -> None:
     """A body with another content type, or without one, is rejected."""
     with pytest.raises(UnsupportedMediaType):
-        decode_body(BODY, content_type=content_type, content_encoding=None, max_bytes=LIMIT)
+        run_steps(decode_body(BODY, content_type=content_type, content_encoding=None, max_bytes=LIMIT))
 
 
 def test_content_type_is_checked_first() -> None:
     """If both content type and content encoding are wrong, the error is about the content type."""
     with pytest.raises(UnsupportedMediaType):
-        decode_body(b"not gzip", content_type="text/plain", content_encoding="br", max_bytes=LIMIT)
+        run_steps(decode_body(b"not gzip", content_type="text/plain", content_encoding="br", max_bytes=LIMIT))
 
 
 # --- content encoding
@@ -227,6 +230,94 @@ def test_any_content_is_decompressed_up_to_limit(content: bytes, limit: int, lev
     else:
         with pytest.raises(PayloadTooLarge):
             decode(body, max_bytes=limit)
+
+
+# Members of all sizes are decompressed in parts. Random bytes make the compressed data long.
+_LONG_CONTENTS = {
+    "zeros": bytes(5_000_000),
+    "random": random.Random(1).randbytes(3_000_000),
+    "text": b"".join(b"%d" % number for number in range(400_000)),
+    "512": random.Random(2).randbytes(512),
+    "64 KiB": random.Random(3).randbytes(65_536),
+    "1 MiB": bytes(1 << 20),
+}
+
+
+@pytest.mark.parametrize("level", [0, 1, 9])
+@pytest.mark.parametrize("name", _LONG_CONTENTS)
+def test_long_members_are_decompressed(name: str, level: int) -> None:
+    """Members of any length are decompressed, also with zero bytes and other members around them."""
+    content = _LONG_CONTENTS[name]
+    compressed = gzip.compress(content, level)
+    body = gzip.compress(b"first") + b"\0" * 3 + compressed + b"\0" * 100_000 + gzip.compress(b"last") + b"\0"
+    limit = len(content) + 9
+
+    assert decode(body, max_bytes=limit) == b"first" + content + b"last"
+    with pytest.raises(PayloadTooLarge):
+        decode(body, max_bytes=limit - 1)
+    with pytest.raises(InvalidEncoding):
+        decode(gzip.compress(b"first") + compressed[:-1], max_bytes=limit)
+
+
+def _deflate_of_empty_blocks(count: int) -> bytes:
+    """Return a gzip member of empty stored blocks, which contain no data."""
+    header, trailer = gzip.compress(b"", mtime=0)[:10], bytes(8)
+    return header + b"\0\0\0\xff\xff" * count + b"\1\0\0\xff\xff" + trailer
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(gzip.compress(bytes(10_000_000)), id="zeros"),
+        pytest.param(gzip.compress(random.Random(1).randbytes(3_000_000), 0), id="not compressed"),
+        pytest.param(gzip.compress(b"", mtime=0) * 50_000, id="empty members"),
+        pytest.param(gzip.compress(b"x", mtime=0) * 50_000, id="short members"),
+        pytest.param(_deflate_of_empty_blocks(200_000), id="empty blocks"),
+    ],
+)
+def test_long_body_is_decompressed_in_steps(body: bytes) -> None:
+    """While a long body is decompressed, the caller can do other work, even if the body contains no data."""
+    steps = decode_body(body, content_type=JSON, content_encoding="gzip", max_bytes=20_000_000)
+
+    assert sum(1 for _ in steps) >= 8
+
+
+def _naive_decode(body: bytes, limit: int) -> bytes | type[Exception]:
+    """Return the content of a gzip body, or the type of the error, by means of the standard library."""
+    try:
+        content = gzip.GzipFile(fileobj=BytesIO(body)).read() if body else None
+    except (EOFError, OSError, zlib.error):
+        return InvalidEncoding
+    if content is None:
+        return InvalidEncoding
+    return content if len(content) <= limit else PayloadTooLarge
+
+
+_PARTS = st.one_of(
+    st.builds(gzip.compress, st.binary(max_size=600), st.integers(0, 9), mtime=st.just(0)),
+    st.builds(gzip.compress, st.binary(max_size=600), st.integers(0, 9), mtime=st.just(0)),
+    st.integers(0, 600).map(bytes),
+    st.builds(lambda content, end: gzip.compress(content, mtime=0)[:-end], st.binary(max_size=9), st.integers(1, 12)),
+    st.binary(max_size=5),
+)
+
+
+@thorough
+@given(st.lists(_PARTS, max_size=6).map(b"".join), st.sampled_from([100, 10_000]))
+@example(b"", 100)
+@example(b"\0" + gzip.compress(b"x"), 100)
+@example(gzip.compress(b"x") + b"\0" * 600 + gzip.compress(b"y") + b"\0", 100)
+def test_members_and_padding_agree_with_standard_library(body: bytes, limit: int) -> None:
+    """Members, zero bytes between them, truncated members and garbage are handled as by the standard library."""
+    expected = _naive_decode(body, limit)
+    try:
+        result: bytes | type[Exception] = decode(body, max_bytes=limit)
+    except (InvalidEncoding, PayloadTooLarge) as error:
+        result = type(error)
+    if result is PayloadTooLarge and expected is InvalidEncoding:
+        return  # the body is too large before it is invalid
+
+    assert result == expected
 
 
 @thorough

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tracemalloc
 import uuid
 from collections.abc import Callable
@@ -35,11 +36,13 @@ from tests.support.strategies import (
     thorough,
 )
 from tkserver.wire import event_validation
+from tkserver.wire.api_errors import EventError
+from tkserver.wire.batch import read_batch, run_steps
 from tkserver.wire.event import MAX_EVENT_BYTES, NIL_UUID, Event
-from tkserver.wire.event_validation import InvalidEvent, event_id_of, read_event
+from tkserver.wire.event_validation import Violation
 
-DEEP = 20_000
 MANY_DIGITS = "9" * 4301
+DIGITS_400 = "9" * 400
 
 ALL_PATHS = [*TEXT_LIMITS, "event_id", *TIMES, *COUNTS, *OBJECTS, "environment.ci", "event.data"]
 REQUIRED = [path for path in ALL_PATHS if path not in OPTIONAL]
@@ -47,6 +50,20 @@ REQUIRED = [path for path in ALL_PATHS if path not in OPTIONAL]
 
 def read(event: Any, data: str | None = None) -> Event:
     return read_event(event_text(event, data).encode())
+
+
+def event_or_error(text: bytes) -> Event | EventError:
+    """Return the result for an event that is a batch of its own."""
+    batch = run_steps(read_batch(b'{"events":[%s]}' % text))
+    assert batch.size == 1
+    return batch.errors[0] if batch.errors else batch.events[0]
+
+
+def read_event(text: bytes) -> Event:
+    """Return a valid event."""
+    result = event_or_error(text)
+    assert isinstance(result, Event), result
+    return result
 
 
 TYPES = {
@@ -76,18 +93,16 @@ def type_name(path: str) -> str:
     return names[TYPES[path]]
 
 
-def event_or_error(text: str) -> Event | InvalidEvent:
-    try:
-        return read_event(text.encode())
-    except InvalidEvent as error:
-        return error
-
-
-def error_of(text: str | bytes) -> InvalidEvent:
+def error_of(text: str | bytes) -> EventError:
     """Return the error of an invalid event."""
-    with pytest.raises(InvalidEvent) as caught:
-        read_event(text.encode() if isinstance(text, str) else text)
-    return caught.value
+    result = event_or_error(text.encode() if isinstance(text, str) else text)
+    assert isinstance(result, EventError)
+    return result
+
+
+def id_of(text: str) -> UUID:
+    """Return the id of a valid or invalid event."""
+    return event_or_error(text.encode()).event_id
 
 
 def message_of(event: Any, data: str | None = None) -> str:
@@ -188,8 +203,15 @@ def test_empty_string_is_rejected(path: str) -> None:
     assert message_of(event_with(path, "")) == f"{path}: empty"
 
 
-@pytest.mark.parametrize("character", ["x", "é", "\U0001f600", '"'], ids=["ASCII", "2 bytes", "4 bytes", "escaped"])
-@pytest.mark.parametrize("path", TEXT_LIMITS)
+@pytest.mark.parametrize(
+    ("path", "character"),
+    [
+        pytest.param(path, character, id=f"{path}-{name}")
+        for path in TEXT_LIMITS
+        for character, name in (("x", "ASCII"), ('"', "escaped"), ("é", "2 bytes"), ("\U0001f600", "4 bytes"))
+        if character.isascii() or path != "user_id"
+    ],
+)
 def test_string_of_maximum_length_is_accepted(path: str, character: str) -> None:
     """The maximum length of a string is in characters, not in bytes."""
     text = text_for(path, TEXT_LIMITS[path], character)
@@ -218,7 +240,7 @@ def test_nul_is_rejected(path: str, text: str) -> None:
 @pytest.mark.parametrize("path", TEXT_LIMITS)
 def test_text_similar_to_nul_is_accepted(path: str) -> None:
     r"""A backslash followed by ``u0000`` is accepted, and so are other control characters."""
-    text = text_for(path, 0) + "\\u0000\x01"
+    text = text_for(path, 0) + "\\u0000" + ("" if path == "user_id" else "\x01")
 
     assert value_at(read(event_with(path, text)), path) == text
 
@@ -230,7 +252,7 @@ def test_lone_surrogate_is_rejected(path: str, text: str) -> None:
     assert message_of(event_with(path, text_for(path, 0) + text)) == f"{path}: contains a lone surrogate"
 
 
-@pytest.mark.parametrize("path", TEXT_LIMITS)
+@pytest.mark.parametrize("path", [path for path in TEXT_LIMITS if path != "user_id"])
 def test_surrogate_pair_is_accepted(path: str) -> None:
     """A surrogate pair is read as one character."""
     text = text_for(path, 0) + "\U0001f600"
@@ -273,7 +295,6 @@ def test_unsupported_schema_is_rejected(version: str) -> None:
         event_text(make_event(schema_version="2.0.0", timestamp="9999-12-31T23:59:59-01:00")),
         event_text(make_event(schema_version="2.0.0", service__name="\0")),
         event_text(make_event(schema_version="2.0.0"), "1e999999"),
-        event_text(make_event(schema_version="2.0.0"), nested(501)),
     ],
 )
 def test_unsupported_schema_is_reported_first(text: str) -> None:
@@ -316,7 +337,7 @@ def test_event_id_that_is_not_a_uuid_is_rejected(value: str) -> None:
     assert message_of(make_event(event_id=value)) == "event_id: not a UUID"
 
 
-@pytest.mark.parametrize("user_id", ["client_", "client_x", "anon_", "anon_0123", "client_\U0001f600"])
+@pytest.mark.parametrize("user_id", ["client_", "client_x", "anon_", "anon_0123", "client_!~", 'anon_"\\'])
 def test_anonymous_user_id_is_accepted(user_id: str) -> None:
     """A user id with a prefix for anonymous ids is accepted."""
     assert read(make_event(user_id=user_id)).user_id == user_id
@@ -329,6 +350,36 @@ def test_anonymous_user_id_is_accepted(user_id: str) -> None:
 def test_other_user_id_is_rejected(user_id: str) -> None:
     """Any other user id is rejected."""
     assert message_of(make_event(user_id=user_id)).startswith("user_id: must begin with client_ or anon_")
+
+
+@pytest.mark.parametrize(
+    "character",
+    [
+        "\u200b",
+        "\n",
+        "\r",
+        "\t",
+        "\x1b",
+        "\x01",
+        "\x7f",
+        "\x80",
+        " ",
+        "\xa0",
+        "\u2028",
+        "\u202e",
+        "\ufeff",
+        "é",
+        "\uff11",
+        "\U0001f600",
+    ],
+    ids=ascii,
+)
+@pytest.mark.parametrize("user_id", ["client_{}", "client_x{}", "anon_{}x", "anon_x{}x"])
+def test_user_id_with_other_than_visible_ascii_is_rejected(user_id: str, character: str) -> None:
+    """A user id that contains anything except visible ASCII characters is rejected."""
+    message = message_of(make_event(user_id=user_id.format(character)))
+
+    assert message == "user_id: must contain only visible ASCII characters"
 
 
 # --- times
@@ -369,12 +420,84 @@ def test_time_is_read(path: str, text: str, time: datetime) -> None:
 
 
 @pytest.mark.parametrize("path", TIMES)
-@pytest.mark.parametrize("nanoseconds", [1, 499, 500, 123_456_001, 123_456_789, 999_999_999])
-def test_nanoseconds_are_rounded(path: str, nanoseconds: int) -> None:
-    """A time with nanoseconds is rounded up or down to microseconds."""
-    fraction = value_at(read(event_with(path, f"2026-01-02T03:04:05.{nanoseconds:09}Z")), path) - TIME
+@pytest.mark.parametrize("nanoseconds", [1, 499, 500, 501, 999, 123_456_001, 123_456_789, 999_999_499, 999_999_999])
+def test_nanoseconds_are_truncated(path: str, nanoseconds: int) -> None:
+    """A time with nanoseconds is truncated to microseconds."""
+    time = value_at(read(event_with(path, f"2026-01-02T03:04:05.{nanoseconds:09}Z")), path)
 
-    assert abs(fraction // timedelta(microseconds=1) * 1000 - nanoseconds) < 1000
+    assert time == TIME + timedelta(microseconds=nanoseconds // 1000)
+
+
+LAST_MICROSECOND_OF_2024 = datetime(2024, 12, 31, 23, 59, 59, 999_999, timezone.utc)
+
+
+@pytest.mark.parametrize("path", TIMES)
+@pytest.mark.parametrize(
+    ("text", "time"),
+    [
+        ("2024-12-31T23:59:59.9999996Z", LAST_MICROSECOND_OF_2024),
+        ("2024-12-31t23:59:59.9999996z", LAST_MICROSECOND_OF_2024),
+        ("2024-12-31T23:59:59.9999999999999999999999999999999Z", LAST_MICROSECOND_OF_2024),
+        ("2025-01-01T01:59:59.9999996+02:00", LAST_MICROSECOND_OF_2024),
+        ("2024-12-31T23:59:59.99999960-00:00", LAST_MICROSECOND_OF_2024),
+        ("9999-12-31T23:59:59.9999999Z", datetime.max.replace(tzinfo=timezone.utc)),
+        ("9999-12-31T23:59:59.9999999+00:00", datetime.max.replace(tzinfo=timezone.utc)),
+        ("0001-01-01T00:00:00.0000009Z", datetime.min.replace(tzinfo=timezone.utc)),
+        ("1969-12-31T23:59:59.9999999Z", datetime(1969, 12, 31, 23, 59, 59, 999_999, timezone.utc)),
+    ],
+)
+def test_truncation_does_not_change_other_parts(path: str, text: str, time: datetime) -> None:
+    """The truncation of a fraction never changes the second, the day or the year."""
+    assert value_at(read(event_with(path, text)), path) == time
+
+
+@pytest.mark.parametrize("path", TIMES)
+@pytest.mark.parametrize("index", range(len("2024-12-31T23:59:59.9999996Z")))
+def test_escaped_time_is_truncated(path: str, index: int) -> None:
+    """A fraction is truncated even if a character of the time is written as an escape."""
+    time = "2024-12-31T23:59:59.9999996Z"
+    for code in (f"\\u{ord(time[index]):04x}", f"\\u{ord(time[index]):04X}"):
+        escaped = time[:index] + code + time[index + 1 :]
+        text = event_text(event_with(path, time)).replace(time, escaped)
+
+        assert escaped in text
+        assert value_at(read_event(text.encode()), path) == LAST_MICROSECOND_OF_2024
+
+
+@pytest.mark.parametrize("path", TIMES)
+@pytest.mark.parametrize(
+    "fraction", ["123456\u0663", "1234567\u0663", "1234567x", "1234567 ", "123456789-", "1234567.1"]
+)
+def test_invalid_long_fraction_is_rejected(path: str, fraction: str) -> None:
+    """A long fraction can contain only ASCII digits."""
+    assert message_of(event_with(path, f"2026-01-02T03:04:05.{fraction}Z")) == f"{path}: not an RFC 3339 date-time"
+
+
+TRUNCATED = "2026-01-02T03:04:05.1234567Z"
+
+
+@pytest.mark.parametrize("path", [path for path in TEXT_LIMITS if path != "schema_version"])
+def test_text_that_looks_like_time_is_unchanged(path: str) -> None:
+    """Only times are truncated, and not other strings that look like one."""
+    text = text_for(path, 0) + TRUNCATED
+    event = read(make_event(timestamp=TRUNCATED, **{path.replace(".", "__"): text}), f'"{TRUNCATED}"')
+
+    assert value_at(event, path) == text
+    assert bytes(event.event.data) == f'"{TRUNCATED}"'.encode()
+
+
+@pytest.mark.parametrize("path", [*TEXT_LIMITS, *TIMES, *COUNTS, *OBJECTS, "environment.ci"])
+def test_messages_do_not_depend_on_fractions(path: str) -> None:
+    """The message about an invalid field is the same if a time of the event has a long fraction."""
+    others = {time.replace(".", "__"): TRUNCATED for time in TIMES if time != path and not path.startswith("metadata")}
+    for value in (5, 1.5, True, [], {}, "", "x" * 300, None, MISSING):
+        expected = event_or_error(event_text(event_with(path, value) | {"event_id": ID}).encode())
+        event = make_event(event_id=ID, **{**others, path.replace(".", "__"): value})
+        result = event_or_error(event_text({**event, "unknown": TRUNCATED}).encode())
+
+        assert isinstance(result, EventError) == isinstance(expected, EventError)
+        if isinstance(result, EventError):
+            assert result == expected
 
 
 @pytest.mark.parametrize("path", TIMES)
@@ -431,7 +554,8 @@ def test_other_time_format_is_rejected(path: str, text: str) -> None:
         "0001-01-01T23:58:59+23:59",
         "9999-12-31T23:59:59-00:01",
         "9999-12-31T00:01:00-23:59",
-        "9999-12-31T23:59:59.9999999Z",
+        "9999-12-31T23:59:59.9999999-00:01",
+        "0001-01-01T00:00:00.9999999+00:01",
     ],
 )
 def test_time_out_of_range_is_rejected(path: str, text: str) -> None:
@@ -486,9 +610,9 @@ DATA = [
     ' {"a" :\t[1.0, 1.00,\r\n 1e2]} '.strip(),
     r'"\u0041\/\ud83d\ude00"',
     '"\U0001f600"',
-    MANY_DIGITS,
-    "1e131071",
-    "1e-16383",
+    DIGITS_400,
+    "1e399",
+    "1e-400",
     nested(500),
     nested(500, bracket="{"),
 ]
@@ -513,19 +637,21 @@ def test_data_is_unchanged(data: str) -> None:
         (r'"\udc00\ud800"', "contains a lone surrogate"),
         (r'{"\ud800":1}', "contains a lone surrogate"),
         (r'[{"a":[{"b":"x\udfff"}]}]', "contains a lone surrogate"),
-        ("1e131072", "contains a number outside the range"),
-        ("[-1e999999]", "contains a number outside the range"),
-        ('{"a":1e-16384}', "contains a number outside the range"),
-        ("0." + "0" * 16_384, "contains a number outside the range"),
-        (nested(501), "nested deeper than 500 levels"),
-        (nested(501, bracket="{"), "nested deeper than 500 levels"),
-        (nested(DEEP), "nested deeper than 500 levels"),
-        (nested(15_000, bracket="{"), "nested deeper than 500 levels"),
+        ("1e400", "contains a number with more than 400 digits"),
+        ("1e131071", "contains a number with more than 400 digits"),
+        ("1e131072", "contains a number with more than 400 digits"),
+        ("[-1e999999]", "contains a number with more than 400 digits"),
+        ('{"a":1e-401}', "contains a number with more than 400 digits"),
+        ("0e-999", "contains a number with more than 400 digits"),
+        ("9" * 350 + "e99", "contains a number with more than 400 digits"),
+        (MANY_DIGITS, "contains a number with more than 400 digits"),
+        ("0." + "0" * 401, "contains a number with more than 400 digits"),
+        ("[" + "1e131071," * 10_000 + "1]", "contains a number with more than 400 digits"),
     ],
     ids=lambda text: text[:30],
 )
-def test_data_that_postgresql_cannot_store_is_rejected(data: str, problem: str) -> None:
-    """Data that PostgreSQL cannot store is rejected with a message that describes the problem."""
+def test_data_that_is_not_stored_is_rejected(data: str, problem: str) -> None:
+    """Data that PostgreSQL cannot store, or would make much longer, is rejected with a message that says why."""
     assert message_of(make_event(), data).startswith(f"event.data: {problem}")
 
 
@@ -596,9 +722,11 @@ def test_size_of_raw_event_excludes_surroundings() -> None:
     largest = text[:-1] + " " * (MAX_EVENT_BYTES - len(text)) + "}"
     first, second = msgspec.json.decode(f"[{largest},  {largest[:-1]} }} ]", type=list[msgspec.Raw])
 
-    assert read_event(first).service.language == "rust"
-    with pytest.raises(InvalidEvent, match="event_too_large"):
-        read_event(second)
+    event, violation = event_validation.read_event(first), event_validation.read_event(second)
+    assert isinstance(event, Event)
+    assert event.service.language == "rust"
+    assert isinstance(violation, Violation)
+    assert violation.code == "event_too_large"
 
 
 # --- unknown keys
@@ -627,7 +755,7 @@ def test_errors_next_to_unknown_keys_are_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["null", "true", "1", "1.5", '"x"', "[]", "[{}]", nested(DEEP)], ids=lambda text: text[:9]
+    "text", ["null", "true", "1", "1.5", '"x"', "[]", "[{}]", nested(500)], ids=lambda text: text[:9]
 )
 def test_other_json_type_is_rejected(text: str) -> None:
     """A value that is not an object is rejected with the path ``$``."""
@@ -651,22 +779,18 @@ def test_empty_object_is_rejected() -> None:
     assert message_of({}).endswith(": missing")
 
 
-SURROGATE_AND_DEPTH = event_text(make_event(service__name="\ud800"), nested(DEEP))
-SURROGATE_AND_DIGITS = event_text(make_event(service__name="\ud800"), MANY_DIGITS)
-
-
 @pytest.mark.parametrize(
     "text",
     [
-        SURROGATE_AND_DEPTH,
-        SURROGATE_AND_DIGITS,
-        event_text(make_event(), f'["\\ud800",{nested(DEEP)}]'),
+        event_text(make_event(service__name="\ud800"), MANY_DIGITS),
+        event_text(make_event(service__name="\ud800"), r'"\u0000"'),
         event_text(make_event(), f'["\\ud800",{MANY_DIGITS}]'),
+        event_text(make_event(), r'["\ud800","\u0000"]'),
     ],
-    ids=["surrogate and depth", "surrogate and digits", "surrogate and depth in data", "surrogate and digits in data"],
+    ids=["surrogate and digits", "surrogate and U+0000", "both in data", "surrogate and U+0000 in data"],
 )
 def test_event_with_two_problems_is_rejected(text: str) -> None:
-    """An event with two values that the decoder does not support is rejected with the path of one of them."""
+    """An event with two problems is rejected with the path of one of them."""
     error = error_of(text)
 
     assert error.code == "invalid_schema"
@@ -712,19 +836,19 @@ ID = "0f9d5a3e-1c2b-4d3e-8f4a-5b6c7d8e9f00"
         event_text(make_event(event_id=ID, schema_version="\ud800")),
         event_text(make_event(event_id=ID, service__name="\0")),
         event_text(make_event(event_id=ID, service__name="\ud800")),
-        event_text(make_event(event_id=ID), nested(DEEP)),
+        event_text(make_event(event_id=ID), nested(500)),
         event_text(make_event(event_id=ID), "1e999999"),
         event_text(make_event(event_id=ID), f'"{"x" * MAX_EVENT_BYTES}"'),
         f'{{"unknown":"\\ud800","event_id":"{ID}"}}',
         f'{{"\\ud800":1,"event_id":"{ID}"}}',
-        f'{{"unknown":{nested(DEEP)},"event_id":"{ID}"}}',
+        f'{{"unknown":{nested(500)},"event_id":"{ID}"}}',
         f'{{"unknown":{{"event_id":"\\ud800"}},"event_id":"{ID}"}}',
     ],
     ids=range(15),
 )
 def test_id_of_invalid_event_is_found(text: str) -> None:
     """The id of an event is found if it is valid, regardless of other errors."""
-    assert event_id_of(text.encode()) == UUID(ID)
+    assert id_of(text) == UUID(ID)
 
 
 @pytest.mark.parametrize(
@@ -738,7 +862,7 @@ def test_id_of_invalid_event_is_found(text: str) -> None:
         f'["{ID}"]',
         r'"\ud800"',
         r'["\ud800"]',
-        nested(DEEP),
+        nested(500),
         f'{{"EVENT_ID":"{ID}"}}',
         f'{{"unknown":{{"event_id":"{ID}"}}}}',
         f'{{"unknown":{{"event_id":"{ID}"}},"x":"\\ud800"}}',
@@ -749,7 +873,7 @@ def test_id_of_invalid_event_is_found(text: str) -> None:
         f'{{"event_id":"{ID[:-1]}"}}',
         f'{{"event_id":["{ID}"]}}',
         r'{"event_id":"\ud800"}',
-        '{"event_id":' + nested(DEEP) + "}",
+        '{"event_id":' + nested(500) + "}",
         r'{"x":"\ud800","event_id":null}',
         r'{"x":"\ud800"}',
     ],
@@ -757,7 +881,7 @@ def test_id_of_invalid_event_is_found(text: str) -> None:
 )
 def test_event_without_valid_id_has_nil_id(text: str) -> None:
     """The nil UUID is returned if an event has no valid id."""
-    assert event_id_of(text.encode()) == NIL_UUID == UUID("00000000-0000-0000-0000-000000000000")
+    assert id_of(text) == NIL_UUID == UUID("00000000-0000-0000-0000-000000000000")
 
 
 # --- arbitrary events
@@ -771,7 +895,7 @@ def test_any_valid_event_is_read(sent: dict[str, Any], ascii_only: bool) -> None
 
     assert event.event_id == UUID(sent["event_id"])
     for path in TIMES:
-        time = value_at(sent, path).upper().replace("Z", "+00:00")
+        time = re.sub(r"(\.\d{6})\d*", r"\1", value_at(sent, path).upper().replace("Z", "+00:00"))
         assert value_at(event, path) == datetime.fromisoformat(time)
     for path in [*TEXT_LIMITS, *COUNTS, "environment.ci"]:
         assert value_at(event, path) == value_at(sent, path)
@@ -789,12 +913,12 @@ def test_any_invalid_value_is_reported_with_path(invalid: tuple[dict[str, Any], 
 @thorough
 @given(events(), json_texts())
 @example(make_event(), REPEATED_KEY)
-@example(make_event(), f'["\\ud800",{MANY_DIGITS}]')
+@example(make_event(), f'["\\ud800",{DIGITS_400}]')
 def test_any_data_is_unchanged_or_rejected(event: dict[str, Any], data: str) -> None:
     """Data is not changed if ``jsonb`` accepts it, and is rejected with its path otherwise."""
     text = event_text(event, data)
     assume(len(text.encode()) <= MAX_EVENT_BYTES)
-    result = event_or_error(text)
+    result = event_or_error(text.encode())
 
     if isinstance(result, Event):
         assert bytes(result.event.data) == data.encode()
@@ -807,22 +931,22 @@ def test_any_data_is_unchanged_or_rejected(event: dict[str, Any], data: str) -> 
 
 @thorough
 @given(json_texts())
-@example(f'["\\ud800",{nested(DEEP)}]')
+@example(f'["\\ud800",{nested(500)}]')
 @example(f'["\\ud800",{MANY_DIGITS}]')
 def test_any_json_is_read_or_rejected(text: str) -> None:
-    """Any JSON value, as an event or as its data, is accepted or raises InvalidEvent, and the event id is found."""
+    """Any JSON value, as an event or as its data, is accepted or rejected, and the event id is found."""
     with_data = event_text(make_event(event_id=ID), text)
-    error = event_or_error(text)
-    result = event_or_error(with_data)
+    error = event_or_error(text.encode())
+    result = event_or_error(with_data.encode())
 
-    assert isinstance(error, InvalidEvent)
+    assert isinstance(error, EventError)
     assert error.code in {"invalid_schema", "event_too_large"}
     assert isinstance(result, Event) or result.code in {"invalid_schema", "event_too_large"}
-    assert event_id_of(text.encode()) == NIL_UUID
-    assert event_id_of(with_data.encode()) == UUID(ID)
+    assert error.event_id == NIL_UUID
+    assert result.event_id == UUID(ID)
 
 
-@pytest.mark.parametrize("value", [r'"\ud800"', nested(DEEP), MANY_DIGITS, r'{"\ud800":[1]}', '"\\u0000"'], ids=len)
+@pytest.mark.parametrize("value", [r'"\ud800"', nested(500), MANY_DIGITS, r'{"\ud800":[1]}', '"\\u0000"'], ids=len)
 @pytest.mark.parametrize("parent", ["", "service", "environment", "event", "metadata"])
 def test_unknown_keys_with_unsupported_values_are_ignored(value: str, parent: str) -> None:
     """Unknown keys are ignored at every level even if the decoder does not support their values."""

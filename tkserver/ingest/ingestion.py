@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 from msgspec import Struct
 
 from tkserver.ingest.committer import Committer
 from tkserver.ingest.ledger import Ledger
-from tkserver.ingest.verification import IngestRequest, Verifier
+from tkserver.ingest.scheduler import FairScheduler
+from tkserver.ingest.verification import IngestRequest, VerifiedRequest, Verifier
 from tkserver.storage.caches import LastUsedTimes
-from tkserver.storage.events import Outcome, Submission
+from tkserver.storage.events import Outcome, Submission, encode_rows
 from tkserver.storage.quota import Allowance
 from tkserver.wire.api_errors import (
     EVENT_ID_CONFLICT,
@@ -22,7 +24,12 @@ from tkserver.wire.api_errors import (
     NonceReused,
     QuotaExceeded,
 )
-from tkserver.wire.batch import Batch, count_events, decode_body, read_batch
+from tkserver.wire.batch import Batch, Steps, count_events, decode_body, read_batch
+
+T = TypeVar("T")
+
+IMMEDIATE_TIME = 0.002
+"""Seconds for which the work on a body is done immediately. A small body is finished by then, and waits for nobody."""
 
 
 class IngestResult(Struct, frozen=True):
@@ -42,13 +49,24 @@ class Ingestion:
     """Handles ingest requests.
 
     :param ledger: counts events when they are received; the committer counts the outcomes of those that are submitted.
+    :param scheduler: runs long computations.
+    :param clock: returns seconds, on any scale with a high resolution.
     :param max_body_bytes: the maximum size of a body after decompression.
     """
 
     def __init__(
-        self, verifier: Verifier, committer: Committer, last_used: LastUsedTimes, ledger: Ledger, max_body_bytes: int
+        self,
+        verifier: Verifier,
+        scheduler: FairScheduler,
+        clock: Callable[[], float],
+        committer: Committer,
+        last_used: LastUsedTimes,
+        ledger: Ledger,
+        max_body_bytes: int,
     ) -> None:
         self._verifier = verifier
+        self._scheduler = scheduler
+        self._clock = clock
         self._committer = committer
         self._last_used = last_used
         self._ledger = ledger
@@ -64,27 +82,47 @@ class Ingestion:
         try:
             verified = await self._verifier.verify(request)
         except DoNotTrack:
-            self._ledger.skip(self._count(request))
+            self._ledger.skip(await self._run(request, self._count(request)))
             raise
         credential = verified.credential
         self._last_used.record(credential)
-        batch = read_batch(self._decode(request), declared_size=request.headers.get("x-batch-size"))
-        self._ledger.receive(batch)
+        batch, submission = await self._run(request, self._read(verified))
+        self._ledger.receive(batch)  # from here to the queue, nothing can be cancelled
         record = request.record
         record.received = batch.size
-        if not batch.events:
+        if submission is None:
             record.rejected = batch.size
             raise _all_rejected(batch.errors)
-        submission = Submission.from_events(
-            verified.org_id, verified.app_id, verified.nonce, batch.events, has_quota=credential.has_quota
-        )
         result = _result(batch, await self._committer.submit(submission))
         record.accepted, record.duplicates, record.rejected = result.accepted, result.duplicates, len(result.errors)
         if not result.accepted:
             raise _all_rejected(result.errors)
         return result
 
-    def _decode(self, request: IngestRequest) -> bytes:
+    async def _run(self, request: IngestRequest, steps: Steps[T]) -> T:
+        """Run a computation whose cost depends on the length of the body, and return its result.
+
+        A short one is finished immediately. A long one takes turns with those of other applications.
+        """
+        deadline = self._clock() + IMMEDIATE_TIME
+        try:
+            while self._clock() < deadline:
+                next(steps)
+        except StopIteration as stop:
+            return stop.value  # type: ignore[no-any-return]
+        return await self._scheduler.run((request.org_id, request.app_id), steps)
+
+    def _read(self, verified: VerifiedRequest) -> Steps[tuple[Batch, Submission | None]]:
+        """Return the batch, and its valid events as a submission if there are any."""
+        request, credential = verified.request, verified.credential
+        body = yield from self._decode(request)
+        batch = yield from read_batch(body, declared_size=request.headers.get("x-batch-size"))
+        if not batch.events:
+            return batch, None
+        rows = yield from encode_rows(batch.events)
+        return batch, Submission(verified.org_id, verified.app_id, verified.nonce, rows, credential.has_quota)
+
+    def _decode(self, request: IngestRequest) -> Steps[bytes]:
         return decode_body(
             request.body,
             content_type=request.headers.get("content-type"),
@@ -92,12 +130,13 @@ class Ingestion:
             max_bytes=self._max_body_bytes,
         )
 
-    def _count(self, request: IngestRequest) -> int:
+    def _count(self, request: IngestRequest) -> Steps[int]:
         """Return the number of events in the body, or 0 if the body cannot be decoded."""
         try:
-            return count_events(self._decode(request))
+            body = yield from self._decode(request)
         except ApiError:
             return 0
+        return (yield from count_events(body))
 
 
 def _result(batch: Batch, outcome: Outcome) -> IngestResult:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from tkserver.ingest.committer import Committer, QueueLimits
 from tkserver.ingest.ingestion import Ingestion
 from tkserver.ingest.ledger import Ledger
 from tkserver.ingest.readiness import Readiness
+from tkserver.ingest.scheduler import FairScheduler
 from tkserver.ingest.verification import Verifier
 from tkserver.limits.auth_failures import AuthFailureLimit
 from tkserver.limits.client_address import TrustedProxies
@@ -61,7 +63,9 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     ledger, queue_limits = Ledger(), _queue_limits(settings)
     committer = Committer(events, reactor, queue_limits, ledger)
     verifier = Verifier(credentials, clock, settings.ingest.timestamp_tolerance, _rate_limit(settings, redis, clock))
-    ingestion = Ingestion(verifier, committer, last_used, ledger, settings.ingest.max_body_bytes)
+    timer = time.perf_counter
+    scheduler, max_bytes = FairScheduler(reactor, timer), settings.ingest.max_body_bytes
+    ingestion = Ingestion(verifier, scheduler, timer, committer, last_used, ledger, max_bytes)
     admission = IngestAdmission(
         committer.check_load,
         _auth_failures(settings, clock),

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from tkserver.storage.errors import StorageError
 from tkserver.storage.quota import Allowance
+from tkserver.wire.batch import Steps, run_steps
 from tkserver.wire.event import Environment, Event, Service
 
 
@@ -48,11 +49,11 @@ class Submission(Struct, frozen=True):
     def from_events(
         cls, org_id: UUID, app_id: UUID, nonce: str | None, events: Mapping[int, Event], *, has_quota: bool = False
     ) -> Submission:
-        """
+        """Encode events for the database.
+
         :param events: by their index in the batch; at least one.
         """
-        origins: dict[Origin, bytes] = {}
-        return cls(org_id, app_id, nonce, {index: _row(event, origins) for index, event in events.items()}, has_quota)
+        return cls(org_id, app_id, nonce, run_steps(encode_rows(events)), has_quota)
 
     @property
     def application(self) -> tuple[int, int]:
@@ -115,6 +116,24 @@ class Outcome(Struct, frozen=True):
 
 ALL_STORED = Outcome()
 """Every event was stored for the first time."""
+
+
+_STEP_ROWS = 32
+
+
+def encode_rows(events: Mapping[int, Event]) -> Steps[dict[int, Row]]:
+    """Encode events for the database, in steps.
+
+    :param events: by their index in the batch.
+    :return: rows by the same index.
+    """
+    origins: dict[Origin, bytes] = {}
+    rows: dict[int, Row] = {}
+    for index, event in events.items():
+        rows[index] = _row(event, origins)
+        if len(rows) % _STEP_ROWS == 0:
+            yield
+    return rows
 
 
 Origin = tuple[str, Service, str, "str | None", Environment, str]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated
 from uuid import UUID
@@ -12,6 +13,9 @@ MAX_EVENT_BYTES = 102_400
 """Maximum size of an event, in bytes of JSON as received."""
 
 USER_ID_PREFIXES = ("client_", "anon_")
+
+is_user_id = re.compile(r"(?:client_|anon_)[\x21-\x7e]*").fullmatch
+"""Return a true value if a text is an anonymous user id. Its length is not checked."""
 
 NIL_UUID = UUID(int=0)
 """Reported as the id of an event without a valid id, because SDKs parse the field as a UUID."""

@@ -1,118 +1,134 @@
-"""Validation of events: decoding, the rules of the contract, and error messages for developers of SDKs."""
+"""Validation of events: decoding, the rules of the contract, and error messages for developers of SDKs.
+
+The cost of an event is proportional to its length. Code that looks at each byte runs in C.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import Any
+from functools import lru_cache
 from uuid import UUID
 
 import msgspec
 from msgspec import Raw, Struct
+from msgspec.structs import replace
 
 from tkserver.wire.api_errors import EVENT_TOO_LARGE, INVALID_SCHEMA, UNSUPPORTED_SCHEMA
-from tkserver.wire.event import MAX_EVENT_BYTES, NIL_UUID, USER_ID_PREFIXES, Event, Text20
-from tkserver.wire.scanner import Pairs, Scanner
+from tkserver.wire.event import (
+    MAX_EVENT_BYTES,
+    NIL_UUID,
+    USER_ID_PREFIXES,
+    Event,
+    Metadata,
+    Text20,
+    Time,
+    is_user_id,
+)
 
 
-class InvalidEvent(Exception):
-    """The event violates the contract, and is rejected permanently.
+class Violation(Struct, frozen=True, gc=False):
+    """A rule of the contract that an event violates, so that it is rejected permanently.
 
     :ivar code: ``unsupported_schema``, ``invalid_schema`` or ``event_too_large``.
     :ivar message: begins with the path of the invalid field, if there is one.
+    :ivar event_id: the nil UUID if the event has no valid id.
     """
 
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
+    code: str
+    message: str
+    event_id: UUID = NIL_UUID
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-_event_decoder = msgspec.json.Decoder(Event)
+_decoder = msgspec.json.Decoder(Event)
 
 
-def read_event(raw: bytes | Raw) -> Event:
+def read_event(raw: bytes | Raw, variant: bytes | Raw | None = None) -> Event | Violation:
     """Decode and validate one event.
 
-    :param raw: well-formed JSON.
-    :raise InvalidEvent: if the event violates a rule of the contract.
+    Violations are returned: to raise an exception for each event of a batch would cost more than everything else.
+
+    :param raw: well-formed JSON without lone surrogates.
+    :param variant: if the event contained lone surrogates, the same text with other characters in their places (see
+        :mod:`tkserver.wire.surrogates`). Lone surrogates are allowed only in keys and values that are ignored.
+    :raise RecursionError: if it is nested too deeply.
     """
+    if len(raw) > MAX_EVENT_BYTES:
+        problem = f"the event has {len(raw)} bytes, the limit is {MAX_EVENT_BYTES}"
+        return Violation(EVENT_TOO_LARGE, problem, _valid_id(_head_of(raw)))
     text = bytes(raw)
-    if len(text) > MAX_EVENT_BYTES:
-        raise InvalidEvent(EVENT_TOO_LARGE, f"the event has {len(text)} bytes, the limit is {MAX_EVENT_BYTES}")
-    try:
-        event = _decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        # The JSON is well-formed, but the decoder does not support it. The cause can be an unknown key.
-        text = _without_unknown_keys(text.decode(), Event).encode()
-        event = _decode_or_explain(text)
-    _check(event, text)
-    return event
+    if not_an_object := _OTHER_TYPES.get(text[:1]):
+        return not_an_object
+    event = _decode(text)
+    if isinstance(event, Violation):
+        return event
+    violation = None if variant is None else _lone_surrogate(event, bytes(variant))
+    violation = violation or _violation(event, text)
+    return event if violation is None else replace(violation, event_id=event.event_id)
 
 
-def _decode(raw: bytes | Raw) -> Event:
+_OTHER_TYPES = {
+    start: Violation(INVALID_SCHEMA, f"$: must be an object, not {name}")
+    for starts, name in (
+        ('"', "a string"),
+        ("-0123456789", "a number"),
+        ("tf", "a boolean"),
+        ("n", "null"),
+        ("[", "an array"),
+    )
+    for start in map(str.encode, starts)
+}
+"""The violations of events that are not objects, by the first character."""
+
+
+def _decode(text: bytes) -> Event | Violation:
     try:
-        return _event_decoder.decode(raw)
+        return _decode_truncated(text) if _may_have_long_fraction(text) else _decoder.decode(text)
     except msgspec.ValidationError as error:
-        raise _explain(raw, error) from None
+        return _explain(text, str(error))
 
 
-def _decode_or_explain(raw: bytes) -> Event:
-    try:
-        return _decode(raw)
-    except msgspec.DecodeError:
-        # Neither the decoder nor PostgreSQL accepts lone surrogates.
-        raise _invalid(_path_of_lone_surrogate(raw), "contains a lone surrogate") from None
-    except RecursionError:
-        raise _invalid("event.data", f"nested deeper than {MAX_DEPTH} levels") from None
+def _lone_surrogate(event: Event, variant: bytes) -> Violation | None:
+    other = _decode(variant)
+    # Either both variants are valid or none, because no other rule depends on characters that are not ASCII.
+    path = _first_difference(event, other) if isinstance(other, Event) else "$"
+    return None if path is None else _invalid(path, "contains a lone surrogate")
 
 
-def _without_unknown_keys(text: str, struct: type[Struct]) -> str:
-    """Return a JSON object without the keys that are not fields of the struct, at every level.
-
-    :param text: any JSON. A value that is not an object is returned unchanged.
-    """
-    types = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
-    members: list[str] = []
-    try:
-        for key, (start, end) in Scanner(text).members():
-            value = text[start:end]
-            if key in types:
-                field_type = types[key]
-                if isinstance(field_type, type) and issubclass(field_type, Struct):
-                    value = _without_unknown_keys(value, field_type)
-                members.append(f'"{key}":{value}')
-    except ValueError:
-        return text  # not an object
-    return "{" + ",".join(members) + "}"
-
-
-def _check(event: Event, raw: bytes) -> None:
+def _violation(event: Event, text: bytes) -> Violation | None:
     """Check the rules that types cannot express."""
     if not event.schema_version.startswith("1."):
-        raise _unsupported_schema(event.schema_version)
-    if not event.user_id.startswith(USER_ID_PREFIXES):
-        raise _invalid("user_id", "must begin with client_ or anon_: only anonymous ids are accepted")
-    _check_range("timestamp", event.timestamp)
-    _check_range("metadata.transmission_timestamp", event.metadata.transmission_timestamp)
+        return _unsupported_schema(event.schema_version)
+    if not _is_in_range(event.timestamp):
+        return _invalid("timestamp", "out of range in UTC")
+    if not _is_in_range(event.metadata.transmission_timestamp):
+        return _invalid("metadata.transmission_timestamp", "out of range in UTC")
     # \u0000 is the only way to write U+0000 in JSON. Without it, the strings need not be checked.
-    if rb"\u0000" in raw:
-        for path, text in _texts(event):
-            if "\0" in text:
-                raise _invalid(path, "contains U+0000")
-    if objection := jsonb_objection(bytes(event.event.data)):
-        raise _invalid("event.data", objection)
+    if rb"\u0000" in text:
+        for path, value in _texts(event):
+            if "\0" in value:
+                return _invalid(path, "contains U+0000")
+    if not is_user_id(event.user_id):
+        return _invalid("user_id", _user_id_problem(event.user_id))
+    objection = jsonb_objection(bytes(event.event.data))
+    return None if objection is None else _invalid("event.data", objection)
 
 
-def _check_range(path: str, time: datetime) -> None:
+def _user_id_problem(user_id: str) -> str:
+    if user_id.startswith(USER_ID_PREFIXES):
+        return "must contain only visible ASCII characters"
+    return "must begin with client_ or anon_: only anonymous ids are accepted"
+
+
+def _is_in_range(time: datetime) -> bool:
+    """Return true if the time in UTC is in the years 1 to 9999."""
     if time.tzinfo is not timezone.utc:
         try:
             time.astimezone(timezone.utc)
         except OverflowError:
-            raise _invalid(path, "out of range in UTC") from None
+            return False
+    return True
 
 
 def _texts(struct: Struct, prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -125,87 +141,137 @@ def _texts(struct: Struct, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(value, f"{prefix}{name}.")
 
 
-def _path_of_lone_surrogate(raw: bytes) -> str:
-    """Return the path of the field that contains a lone surrogate.
+def _first_difference(first: Struct, second: Struct, prefix: str = "") -> str | None:
+    """Return the path of the first field in which two structs of the same type differ."""
+    for name in first.__struct_fields__:
+        one, other = getattr(first, name), getattr(second, name)
+        if isinstance(one, Struct):
+            path = _first_difference(one, other, f"{prefix}{name}.")
+            if path is not None:
+                return path
+        elif bytes(one) != bytes(other) if isinstance(one, Raw) else one != other:
+            return prefix + name
+    return None
 
-    :return: ``$`` if a key of the event itself contains it.
+
+# --- fractions of a second beyond microseconds, which the decoder would round
+
+_FRACTION = re.compile(rb"\.[0-9]{7}")
+_FRACTION_OF_TIME = re.compile(rb"[0-9]:[0-9]{2}\.[0-9]{7}")
+_EXCESS_DIGITS = re.compile(r"(\.[0-9]{6})[0-9]+")
+
+
+def _may_have_long_fraction(text: bytes) -> bool:
+    """Return false if the event has no time with a fraction of more than six digits."""
+    # The searches are ordered by their cost. A time can be written with escapes.
+    return bool(_FRACTION.search(text) and _FRACTION_OF_TIME.search(text)) or (
+        rb"\u00" in text and bool(_ESCAPED_CHARACTER_OF_TIME.search(text))
+    )
+
+
+_ESCAPED_CHARACTER_OF_TIME = re.compile(rb"\\u00(?:2[eE]|3[0-9aA])")
+
+
+def _with_raw_times(struct: type[Struct], **types: object) -> type[Struct]:
+    """Return a type with the same fields, some of which have other types."""
+    fields = [
+        (field.name, types.get(field.name, field.type), *([] if field.required else [field.default]))
+        for field in msgspec.structs.fields(struct)
+    ]
+    return msgspec.defstruct(f"{struct.__name__}WithRawTimes", fields)
+
+
+_RawMetadata = _with_raw_times(Metadata, transmission_timestamp=Raw)
+_raw_times_decoder = msgspec.json.Decoder(_with_raw_times(Event, timestamp=Raw, metadata=_RawMetadata))
+_time_decoder = msgspec.json.Decoder(Time)
+_string_decoder = msgspec.json.Decoder(str)
+
+
+def _decode_truncated(text: bytes) -> Event:
+    """Decode an event, and truncate the fractions of its times.
+
+    :raise msgspec.ValidationError: as the decoder of events does.
+    """
+    fields = msgspec.structs.asdict(_raw_times_decoder.decode(text))
+    metadata = msgspec.structs.asdict(fields["metadata"])
+    fields["timestamp"] = _truncated_time("timestamp", fields["timestamp"])
+    metadata["transmission_timestamp"] = _truncated_time(
+        "metadata.transmission_timestamp", metadata["transmission_timestamp"]
+    )
+    return Event(**{**fields, "metadata": Metadata(**metadata)})
+
+
+def _truncated_time(path: str, raw: Raw) -> datetime:
+    """Decode the value of a field.
+
+    :raise msgspec.ValidationError: as the decoder of events does.
     """
     try:
-        pending: list[tuple[tuple[str, ...], Any]] = [((), Scanner(raw.decode()).value())]
-    except (RecursionError, ValueError):
-        return "event.data"
-    while pending:
-        path, value = pending.pop()
-        if isinstance(value, str) and _SURROGATE.search(value):
-            return ".".join(path) or "$"
-        if isinstance(value, Pairs):
-            has_fields = len(path) < 2  # paths in the contract have at most two parts
-            pending += [((*path, key) if has_fields else path, child) for key, child in value]
-            pending += [(path, key) for key, _ in value]
-        elif isinstance(value, list):
-            pending += [(path, child) for child in value]
-    return "$"
+        if not bytes(raw).startswith(b'"'):
+            return _time_decoder.decode(raw)
+        return msgspec.convert(_EXCESS_DIGITS.sub(r"\1", _string_decoder.decode(raw), count=1), Time)
+    except msgspec.ValidationError as error:
+        raise msgspec.ValidationError(f"{error} - at `$.{path}`") from None
 
 
-def event_id_of(raw: bytes | Raw) -> UUID:
-    """Return the id of an event, which may be invalid otherwise.
+# --- the parts of an invalid event that its error depends on
 
-    :return: the nil UUID if the event has no valid id.
-    """
 
-    class EventId(Struct):
-        event_id: UUID
+class _Head(Struct, gc=False):
+    event_id: Raw = Raw()
+    schema_version: Raw = Raw()
 
+
+_head_decoder = msgspec.json.Decoder(_Head)
+_uuid_decoder = msgspec.json.Decoder(UUID)
+_version_decoder = msgspec.json.Decoder(Text20)
+
+
+def _head_of(raw: bytes | Raw) -> _Head:
     try:
-        return msgspec.json.decode(raw, type=EventId).event_id
+        return _head_decoder.decode(raw)
+    except msgspec.ValidationError:  # not an object
+        return _Head()
+
+
+def _valid_id(head: _Head) -> UUID:
+    """Return the id of the event, or the nil UUID if it has no valid id."""
+    try:
+        return _uuid_decoder.decode(head.event_id) if head.event_id else NIL_UUID
     except msgspec.ValidationError:
         return NIL_UUID
-    except (msgspec.DecodeError, RecursionError):
-        return _scan_for_event_id(bytes(raw).decode())
 
 
-def _scan_for_event_id(text: str) -> UUID:
+def _valid_version(head: _Head) -> str | None:
+    """Return the schema version of the event, or ``None`` if it has no valid version."""
     try:
-        ids = [text[start:end] for key, (start, end) in Scanner(text).members() if key == "event_id"]
-        return msgspec.json.decode(ids[-1], type=UUID)
-    except (ValueError, IndexError, RecursionError):
-        return NIL_UUID
+        return _version_decoder.decode(head.schema_version) if head.schema_version else None
+    except msgspec.ValidationError:
+        return None
 
 
 # --- error messages
 
 
-def _invalid(path: str, problem: str) -> InvalidEvent:
-    return InvalidEvent(INVALID_SCHEMA, f"{path}: {problem}")
+def _invalid(path: str, problem: str) -> Violation:
+    return Violation(INVALID_SCHEMA, f"{path}: {problem}")
 
 
-def _unsupported_schema(version: str) -> InvalidEvent:
-    return InvalidEvent(UNSUPPORTED_SCHEMA, f"schema_version: {version!r} is not supported, use 1.x")
+def _unsupported_schema(version: str, event_id: UUID = NIL_UUID) -> Violation:
+    return Violation(UNSUPPORTED_SCHEMA, f"schema_version: {version!r} is not supported, use 1.x", event_id)
 
 
-def _explain(raw: bytes | Raw, error: msgspec.ValidationError) -> InvalidEvent:
-    """Return the error code of the contract, and a readable message, for an error of the decoder."""
-    version = _schema_version_of(raw)
+def _explain(text: bytes, problem: str) -> Violation:
+    """Return the violation of an event that the decoder rejects.
+
+    :param problem: the message of the decoder.
+    """
+    head = _head_of(text)
+    version = _valid_version(head)
     if version is not None and not version.startswith("1."):
         # Another schema can have other fields, so their errors are not reported.
-        return _unsupported_schema(version)
-    problem, _, path = str(error).partition(" - at `$.")
-    path = path.rstrip("`")
-    missing = re.fullmatch(r"Object missing required field `(.+)`", problem)
-    if missing:
-        path = f"{path}.{missing[1]}" if path else missing[1]
-        return _invalid(path, "missing")
-    return _invalid(path or "$", _readable(problem))
-
-
-def _schema_version_of(raw: bytes | Raw) -> str | None:
-    class SchemaVersion(Struct):
-        schema_version: Text20
-
-    try:
-        return msgspec.json.decode(raw, type=SchemaVersion).schema_version
-    except (msgspec.DecodeError, RecursionError):
-        return None
+        return _unsupported_schema(version, _valid_id(head))
+    return Violation(INVALID_SCHEMA, _readable(problem), _valid_id(head))
 
 
 _TYPE_NAMES = {
@@ -227,89 +293,105 @@ def _type_name(name: str) -> str:
 
 
 # msgspec does not document its messages. A message that does not match is used unchanged.
-_MESSAGES = (
-    (r"Expected `.+` of length <= (\d+)", "longer than {0} characters"),
-    (r"Expected `.+` of length >= 1", "empty"),
-    (r"Expected `int` >= (.+)", "less than {0}"),
-    (r"Expected `int` <= (.+)", "greater than {0}"),
-    (r"Expected `(.+)`, got `(.+)`", "must be {0}, not {1}"),
-    (r"Expected `datetime` with a timezone component", "has no UTC offset: end it with Z or +hh:mm"),
-    (r"Invalid RFC3339 encoded datetime", "not an RFC 3339 date-time"),
-    (r"Invalid UUID", "not a UUID"),
+_MESSAGES = tuple(
+    (re.compile(pattern), message)
+    for pattern, message in (
+        (r"Expected `.+` of length <= (\d+)", "longer than {0} characters"),
+        (r"Expected `.+` of length >= 1", "empty"),
+        (r"Expected `int` >= (.+)", "less than {0}"),
+        (r"Expected `int` <= (.+)", "greater than {0}"),
+        (r"Expected `(.+)`, got `(.+)`", "must be {0}, not {1}"),
+        (r"Expected `datetime` with a timezone component", "has no UTC offset: end it with Z or +hh:mm"),
+        (r"Invalid RFC3339 encoded datetime", "not an RFC 3339 date-time"),
+        (r"Invalid UUID", "not a UUID"),
+    )
 )
 
 
+_MISSING = "Object missing required field `"
+
+
+@lru_cache(maxsize=1000)  # there are fewer: the messages contain nothing of the event except types
 def _readable(problem: str) -> str:
-    """Return a readable form of a message of the decoder."""
+    """Return a readable form of a message of the decoder, with the path first."""
+    problem, _, path = problem.partition(" - at `$.")
+    path = path.rstrip("`")
+    if problem.startswith(_MISSING):
+        name = problem[len(_MISSING) : -1]
+        return f"{path}.{name}: missing" if path else f"{name}: missing"
     for pattern, message in _MESSAGES:
-        if match := re.fullmatch(pattern, problem):
-            return message.format(*map(_type_name, match.groups()))
-    return problem
+        if match := pattern.fullmatch(problem):
+            problem = message.format(*map(_type_name, match.groups()))
+            break
+    return f"{path or '$'}: {problem}"
 
 
-# --- values that jsonb does not accept
+# --- values that the type jsonb does not accept, or would write much longer than they were sent
 
-MAX_DEPTH = 500
-"""Maximum number of nested arrays and objects.
+MAX_DIGITS = 400
+"""Maximum number of digits before, and after, the decimal point of a number that is written without an exponent."""
 
-The limit of PostgreSQL depends on ``max_stack_depth``. This one is constant, and lower than the limits of PostgreSQL
-and of the decoder.
-"""
-
-# Limits of numeric_in() in PostgreSQL: digits before and after the decimal point, and the exponent.
-_MAX_INTEGRAL_DIGITS = 131_072
-_MAX_FRACTIONAL_DIGITS = 16_383
 _MAX_EXPONENT = 2_147_483_647 // 2
+"""The limit of ``numeric_in()`` in PostgreSQL; some versions accept one more. It matters only for zero."""
+
+_EXPONENT_LENGTH = 11
+"""Characters of the largest exponent, and its sign."""
 
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-_SUSPICIOUS_EXPONENT = re.compile(rb"\d[eE][+\-\d]\d{3}")
-_MANY_DIGITS = 15_000
-_SUSPICIOUS_DIGITS = re.compile(rb"(?<!\d)\d{%d}" % _MANY_DIGITS)
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
-_NUMBER = re.compile(rb"-?(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d+))?")
-_BRACKETS = re.compile(rb"[\[{]+|[\]}]+")
+
+# A number with too many digits has an exponent of at least three digits, or at least this many digits in a row: with an
+# exponent of two digits, 301 digits can become 400.
+_MANY_DIGITS = 300
+_LARGE_EXPONENT = re.compile(rb"[0-9][eE][+-]?[0-9]{3}")
+_LONG_DIGITS = re.compile(rb"(?<![0-9])[0-9]{%d}" % _MANY_DIGITS)
+
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# Numbers of less than five characters are skipped.
+_NUMBER = re.compile(rb"(?=[0-9.eE+-]{5})([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
 
 
 def jsonb_objection(text: bytes) -> str | None:
-    """Return the reason why the type ``jsonb`` does not accept a value, or ``None`` if it does.
+    """Return the reason why a value is not stored as ``jsonb``, or ``None`` if it is.
 
-    A few fast searches are sufficient for most values.
+    A few fast searches are sufficient for most values. Nesting needs no check: what the decoder accepts is not nested
+    too deeply for ``jsonb``.
 
-    :param text: well-formed JSON.
+    :param text: well-formed JSON without lone surrogates.
     """
     if rb"\u0000" in text and _NUL.search(text):
         return "contains U+0000"
-    if text.count(b"[") + text.count(b"{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
-        return f"nested deeper than {MAX_DEPTH} levels"
-    many_digits = len(text) >= _MANY_DIGITS and _SUSPICIOUS_DIGITS.search(text)
-    if many_digits or _SUSPICIOUS_EXPONENT.search(text):
-        return _number_objection(text)
+    has_long_digits = len(text) >= _MANY_DIGITS and _LONG_DIGITS.search(text)
+    if (has_long_digits or _LARGE_EXPONENT.search(text)) and not _are_numbers_short(_STRING.sub(b'""', text)):
+        return f"contains a number with more than {MAX_DIGITS} digits before or after the decimal point"
     return None
 
 
-def _depth(text: bytes) -> int:
-    depth = deepest = 0
-    for match in _BRACKETS.finditer(_STRING.sub(b"", text)):
-        run = len(match[0])
-        depth += run if match[0][0] in b"[{" else -run
-        deepest = max(deepest, depth)
-    return deepest
+def _are_numbers_short(text: bytes) -> bool:
+    """Return true if ``jsonb`` writes each number with at most ``MAX_DIGITS`` on each side of the decimal point.
+
+    :param text: JSON without the contents of strings.
+    """
+    for integral, fraction, exponent_text in _NUMBER.findall(text):
+        exponent = _to_exponent(exponent_text)
+        # jsonb keeps zeros at the end of a fraction.
+        if len(fraction) - exponent > MAX_DIGITS:
+            return False
+        if len(integral) + exponent > MAX_DIGITS and not _has_leading_zeros(integral, fraction, exponent):
+            return False
+    return True
 
 
-def _number_objection(text: bytes) -> str | None:
-    for match in _NUMBER.finditer(_STRING.sub(b'""', text)):
-        if not _fits_numeric(match[1], match[2] or b"", match[3] or b"0"):
-            return "contains a number outside the range of PostgreSQL's numeric type"
-    return None
+def _to_exponent(text: bytes) -> int:
+    """Return the exponent. If it is too long to be one of a short number, return any that is too large."""
+    if len(text) > _EXPONENT_LENGTH:  # it can have any number of leading zeros, and Python does not convert all of them
+        sign = text[:1] if text[:1] == b"-" else b""
+        text = sign + (text.lstrip(b"+-0")[:_EXPONENT_LENGTH] or b"0")
+    return int(text) if text else 0
 
 
-def _fits_numeric(integral: bytes, fraction: bytes, exponent_text: bytes) -> bool:
-    magnitude = exponent_text.lstrip(b"+-").lstrip(b"0") or b"0"
-    if len(magnitude) > 10:
+def _has_leading_zeros(integral: bytes, fraction: bytes, exponent: int) -> bool:
+    """Return true if a number has at most ``MAX_DIGITS`` before the decimal point because of its leading zeros."""
+    if exponent >= _MAX_EXPONENT:
         return False
-    exponent = -int(magnitude) if exponent_text.startswith(b"-") else int(magnitude)
-    if abs(exponent) >= _MAX_EXPONENT or len(fraction) - exponent > _MAX_FRACTIONAL_DIGITS:
-        return False
-    digits = (integral + fraction).lstrip(b"0")
-    leading_zeros = len(integral) + len(fraction) - len(digits)
-    return not digits or len(integral) - leading_zeros + exponent <= _MAX_INTEGRAL_DIGITS
+    significant = len((integral + fraction).lstrip(b"0"))
+    return significant == 0 or significant - len(fraction) + exponent <= MAX_DIGITS

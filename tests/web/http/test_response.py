@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import time
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
 import pytest_twisted
+from twisted.internet.task import Clock
 
 from tests.support.client import batch
 from tests.support.events import make_event
 from tkserver.ingest.ingestion import Ingestion, IngestResult
 from tkserver.ingest.ledger import Ledger
+from tkserver.ingest.scheduler import FairScheduler
 from tkserver.ingest.verification import IngestRequest, VerifiedRequest
 from tkserver.log.access import RequestRecord
 from tkserver.storage.events import Outcome, Submission
@@ -86,7 +89,9 @@ async def ingest(events: list[dict[str, Any]], outcome: Outcome) -> IngestResult
     last_used: Any = SimpleNamespace(record=lambda _: None)
     headers = {"content-type": "application/json"}
     request = IngestRequest(str(FIRST), str(SECOND), headers, batch(events), RequestRecord(), {})
-    return await Ingestion(verifier, committer, last_used, Ledger(), 10_000_000).ingest(request)
+    scheduler = FairScheduler(Clock(), time.monotonic)
+    ingestion = Ingestion(verifier, scheduler, time.monotonic, committer, last_used, Ledger(), 10_000_000)
+    return await ingestion.ingest(request)
 
 
 # --- accepted batches
