@@ -48,7 +48,7 @@ UNUSUAL_EVENTS = [
     ),
     make_event(event__data=None, environment__ci=True),
     make_event(event__data=[1, 2.5, 10**30, 'a,"b"\r\n', {"ü": "\U0001f600 \x7f"}]),
-    make_event(timestamp="0001-01-01T00:00:00Z", user_id='anon_ü,"\n'),
+    make_event(timestamp="0001-01-01T00:00:00Z", user_id='anon_,"', session_id='ü,"\n'),
     make_event(timestamp="9999-12-31T23:59:59.999999Z", event__data="=1+1"),
 ]
 
