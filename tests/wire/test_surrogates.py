@@ -11,8 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.support.strategies import is_well_formed, thorough
+from tkserver.wire import surrogates
 from tkserver.wire.batch import run_steps
-from tkserver.wire.surrogates import replace_lone_surrogates, restore
 
 _LONE = re.compile("[\ud800-\udfff]")
 
@@ -55,7 +55,11 @@ NOT_LONE = [
 
 
 def replace(text: str) -> tuple[bytes, bytes] | None:
-    return run_steps(replace_lone_surrogates(text.encode()))
+    return run_steps(surrogates.replace_lone_surrogates(text.encode()))
+
+
+def restore(first: bytes, second: bytes) -> bytes:
+    return run_steps(surrogates.restore(first, second))
 
 
 def check(text: str) -> None:

@@ -145,7 +145,7 @@ EVENT_CODES = (INVALID_SCHEMA, UNSUPPORTED_SCHEMA, EVENT_TOO_LARGE, EVENT_ID_CON
 """The error codes of events that are rejected permanently."""
 
 
-class EventError(Struct, frozen=True):
+class EventError(Struct, frozen=True, gc=False):
     """An event that is rejected permanently.
 
     :ivar index: the position of the event in its batch, starting at 0.

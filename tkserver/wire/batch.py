@@ -10,10 +10,12 @@ import codecs
 import re
 import zlib
 from collections.abc import Generator, Sequence
+from operator import attrgetter
 from typing import TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec.structs import astuple
 
 from tkserver.wire.api_errors import (
     ApiError,
@@ -39,14 +41,16 @@ T = TypeVar("T")
 Steps = Generator[None, None, T]
 """A computation in steps. Its return value is the result."""
 
-_TINY_EVENT = 8
-"""Bytes. Shorter events are invalid, and a body can contain hundreds of equal ones."""
+_TINY_EVENT = 32
+"""Bytes. Shorter events are invalid, because a valid one has more than 300."""
 
 _STEP_BYTES = 65_536
-_STEP_EVENTS = 16
-_STEP_MEMBERS = 256
+_STEP_EVENT = 4096
+"""Bytes that take as much time as an event, in addition to its own bytes."""
 _STEP_OUTPUT = 1 << 20
 """Bytes of decompressed or decoded text, which take much less time than bytes of compressed data or of events."""
+
+_STEP_MEMBERS = 256
 
 
 class Batch(Struct, frozen=True):
@@ -98,7 +102,10 @@ def decode_body(body: bytes, *, content_type: str | None, content_encoding: str 
     return body
 
 
+_GZIP = zlib.MAX_WBITS | 16
 _PADDING = re.compile(rb"\0*")
+_FIRST_READ = 512
+"""Bytes of a member that are read first. They are few, because data after the end of the member is copied."""
 
 
 def _decompress(body: bytes, max_bytes: int) -> Steps[bytes]:
@@ -109,71 +116,58 @@ def _decompress(body: bytes, max_bytes: int) -> Steps[bytes]:
     """
     if not body:
         raise InvalidEncoding("the body is empty, which is not valid gzip")
+    size = len(body)
     result = bytearray()
-    position = members = progress = 0
-    while position < len(body):
+    position = members = 0
+    while position < size:
         members += 1
-        if members % _STEP_MEMBERS == 0:
+        if not members % _STEP_MEMBERS:
             yield
-        member = _Member(body, position)
-        while not member.complete:
-            result += member.read(min(_STEP_OUTPUT, max_bytes + 1 - len(result)))
-            if len(result) > max_bytes:
-                raise PayloadTooLarge(
-                    f"the decompressed body is longer than {max_bytes} bytes: send fewer events at once"
-                )
-            if member.position / _STEP_BYTES + len(result) / _STEP_OUTPUT >= progress + 1:
-                progress += 1
-                yield
-        padding = _PADDING.match(body, member.end)
-        position = padding.end() if padding else member.end
+        member = zlib.decompressobj(_GZIP)
+        data = body[position : position + _FIRST_READ]
+        position += len(data)
+        _decompress_part(member, data, result, max_bytes)
+        if not member.eof:
+            position = yield from _decompress_rest(member, body, position, result, max_bytes)
+        position -= len(member.unused_data)
+        if body.startswith(b"\0", position):
+            position = _end_of_padding(body, position)
     return bytes(result)
 
 
-class _Member:
-    """A member of a gzip body.
-
-    :param position: its start.
-    :ivar position: the end of the data that was read. It can be after the end of the member.
-    """
-
-    _FIRST_READ = 512
-    _MAX_READ = _STEP_BYTES
-
-    def __init__(self, body: bytes, position: int) -> None:
-        self._body = body
-        self.position = position
-        self._read_size = self._FIRST_READ  # small, because data after the end of the member is copied
-        self._decompressor = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-        self._input = b""
-
-    @property
-    def complete(self) -> bool:
-        return self._decompressor.eof
-
-    @property
-    def end(self) -> int:
-        """The position after the member, once it is complete."""
-        return self.position - len(self._decompressor.unused_data)
-
-    def read(self, max_length: int) -> bytes:
-        """Decompress the next part of the member.
-
-        :param max_length: the maximum length of the part; at least 1.
-        :raise InvalidEncoding: if it is invalid or truncated.
-        """
-        if not self._input:
-            self._input = self._body[self.position : self.position + self._read_size]
-            self.position += len(self._input)
-            self._read_size = min(self._read_size * 2, self._MAX_READ)
-            if not self._input:
+def _decompress_rest(
+    member: zlib._Decompress, body: bytes, position: int, result: bytearray, max_bytes: int
+) -> Steps[int]:
+    """Decompress the rest of a member, append it to the result, and return the position up to which data was read."""
+    read_size = _FIRST_READ
+    while not member.eof:
+        data = member.unconsumed_tail
+        if not data:
+            read_size = min(read_size * 2, _STEP_BYTES)
+            data = body[position : position + read_size]
+            position += len(data)
+            if not data:
                 raise InvalidEncoding("the gzip body is truncated")
-        try:
-            part = self._decompressor.decompress(self._input, max_length)
-        except zlib.error:
-            raise InvalidEncoding("the body is not valid gzip") from None
-        self._input = self._decompressor.unconsumed_tail
-        return part
+        _decompress_part(member, data, result, max_bytes)
+        yield
+    return position
+
+
+def _decompress_part(member: zlib._Decompress, data: bytes, result: bytearray, max_bytes: int) -> None:
+    """Decompress some data of a member, and append it to the result."""
+    try:
+        part = member.decompress(data, min(_STEP_OUTPUT, max_bytes + 1 - len(result)))
+    except zlib.error:
+        raise InvalidEncoding("the body is not valid gzip") from None
+    if part:
+        result += part
+        if len(result) > max_bytes:
+            raise PayloadTooLarge(f"the decompressed body is longer than {max_bytes} bytes: send fewer events at once")
+
+
+def _end_of_padding(body: bytes, position: int) -> int:
+    padding = _PADDING.match(body, position)
+    return padding.end() if padding else position
 
 
 # --- JSON
@@ -199,30 +193,62 @@ def _validate(texts: Texts, variants: Texts | None) -> Steps[Batch]:
     :param variants: see :func:`read_event`.
     :raise RecursionError: if an event is nested too deeply.
     """
+    tiny = _indexes_of_tiny_events(texts)
+    errors = _errors_of_tiny_events(tiny, texts) if tiny else []
+    others: Sequence[int] = range(len(texts))
+    if tiny:
+        others = sorted(set(others).difference(tiny)) if len(tiny) < len(texts) else ()
     events: dict[int, Event] = {}
-    errors: list[EventError] = []
-    tiny: dict[bytes, Event | Violation] = {}
-    originals: list[bytes | Raw] = []
     handled = 0
-    for index, text in enumerate(texts):
-        size = len(text)
-        if variants is not None:
-            variant = variants[index]
-            result = read_event(text, variant)
-            originals.append(restore(bytes(text), bytes(variant)))
-        elif size > _TINY_EVENT:
-            result = read_event(text)
-        elif (result := tiny.get(key := bytes(text))) is None:  # type: ignore[assignment]
-            result = tiny[key] = read_event(key)
+    for index in others:
+        text = texts[index]
+        result = read_event(text, None if variants is None else variants[index])
         if isinstance(result, Violation):
             errors.append(EventError(index, result.event_id, result.code, result.message))
         else:
             events[index] = result
-        handled += size
-        if handled >= _STEP_BYTES or index % _STEP_EVENTS == _STEP_EVENTS - 1:
+        handled += len(text) + _STEP_EVENT
+        if handled >= _STEP_BYTES:
             handled = 0
             yield
-    return Batch(events, tuple(errors), texts if variants is None else originals)
+    if tiny and others:
+        errors.sort(key=_index)
+    if variants is not None:
+        texts = yield from _restore(texts, variants)
+    return Batch(events, tuple(errors), texts)
+
+
+def _indexes_of_tiny_events(texts: Texts) -> Sequence[int]:
+    if max(map(len, texts)) <= _TINY_EVENT:
+        return range(len(texts))
+    return [index for index, text in enumerate(texts) if len(text) <= _TINY_EVENT]
+
+
+def _errors_of_tiny_events(indexes: Sequence[int], texts: Texts) -> list[EventError]:
+    """Return the errors of tiny events. Equal events are read once.
+
+    A body can have one event for every two of its bytes. Therefore this function does little for each event.
+    """
+    keys = [texts[index] for index in indexes]
+    violations = {key: astuple(read_event(key)) for key in dict.fromkeys(keys)}
+    found = zip(indexes, map(violations.__getitem__, keys), strict=True)
+    return [EventError(index, event_id, code, message) for index, (code, message, event_id) in found]
+
+
+_index = attrgetter("index")
+
+
+def _restore(texts: Texts, variants: Texts) -> Steps[Texts]:
+    """Return the original texts of events."""
+    originals: list[bytes] = []
+    start = size = 0
+    for end, text in enumerate(texts, 1):
+        size += len(text)
+        if size >= _STEP_OUTPUT or end == len(texts):  # many texts at once, because one by one is slow
+            restored = yield from restore(b"\0".join(texts[start:end]), b"\0".join(variants[start:end]))
+            originals += restored.split(b"\0")
+            start, size = end, 0
+    return originals
 
 
 def count_events(body: bytes) -> Steps[int]:
@@ -239,6 +265,7 @@ def count_events(body: bytes) -> Steps[int]:
 
 
 Texts = Sequence["bytes | Raw"]
+"""JSON texts. Tiny ones are bytes, so that they can be compared fast."""
 
 
 def _texts_of_events(body: bytes, declared_size: str | None) -> Steps[tuple[Texts, Texts | None]]:
@@ -329,17 +356,22 @@ def _decode(body: bytes) -> Steps[Texts]:
         # The array is decoded in a second pass, because the body can contain many of them with the same key.
         array = _envelope_decoder.decode(body).events
         if len(memoryview(array)) <= _LONG_ARRAY:
-            return _list_decoder.decode(array)
+            return _to_bytes(_list_decoder.decode(array))
         yield
-        events = msgspec.structs.astuple(_limited_decoder.decode(array))
+        events = astuple(_limited_decoder.decode(array))
         yield
-        return [event for event in events if event is not UNSET]
+        return [event if len(event) > _TINY_EVENT else bytes(event) for event in events if event is not UNSET]
     except msgspec.ValidationError as error:
         if str(error).startswith(_TOO_MANY):
             raise BatchTooLarge(f"the batch has more than {MAX_EVENTS} events: send several batches") from None
         raise InvalidJson(f"the body must be a JSON object with an events array: {error}") from None
     except RecursionError:
         raise _nested_too_deeply() from None
+
+
+def _to_bytes(texts: list[Raw]) -> list[bytes]:
+    """Convert JSON texts, which contain no zero byte. This is faster than one by one."""
+    return b"\0".join(texts).split(b"\0") if texts else []
 
 
 def _nested_too_deeply() -> InvalidJson:

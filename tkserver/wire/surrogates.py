@@ -11,6 +11,7 @@ import re
 from collections.abc import Generator
 
 _STEP_BYTES = 32_768
+_STEP_RESTORED = 1 << 20
 
 _ESCAPE_LENGTH = 6
 _PAIR_LENGTH = 12
@@ -52,8 +53,17 @@ def _ends_with_odd_backslashes(text: bytes) -> bool:
     return (len(text) - len(text.rstrip(b"\\"))) % 2 == 1
 
 
-def restore(first: bytes, second: bytes) -> bytes:
-    """Return the original text of two variants, or of the same part of two variants."""
+def restore(first: bytes, second: bytes) -> Generator[None, None, bytes]:
+    """Return the original text of two variants, or of the same part of two variants, in steps."""
+    originals = []
+    for start in range(0, len(first), _STEP_RESTORED):
+        end = start + _STEP_RESTORED
+        originals.append(_restore_part(first[start:end], second[start:end]))
+        yield
+    return b"".join(originals)
+
+
+def _restore_part(first: bytes, second: bytes) -> bytes:
     if first == second:
         return first
     # The codes of the letters d, e and f differ only in their last two bits: 00, 01 and 10. Arithmetic on long integers
