@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
+from typing import Any
 
 from bench.requests import new_bodies
 
@@ -157,7 +158,8 @@ def _scale(name: str, limit: int) -> Callable[[Kind, Recipe, Random], Recipe]:
 
     def mutate(_: Kind, recipe: Recipe, random: Random) -> Recipe:
         scaled = int(getattr(recipe, name) * random.choice((0.1, 0.5, 0.9, 1.1, 2, 10))) + random.choice((0, 1))
-        return replace(recipe, **{name: min(max(scaled, 1), limit)})
+        changes: dict[str, Any] = {name: min(max(scaled, 1), limit)}
+        return replace(recipe, **changes)
 
     return mutate
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Sequence
 
 import pytest
+from msgspec.structs import replace
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 from twisted.logger import capturedLogs
@@ -417,3 +419,21 @@ def test_lane_uses_only_its_share_of_the_queue() -> None:
         bench.submit(other)
     bench.quota_commits.end()
     bench.submit(make_submission(has_quota=True))
+
+
+def _time_to_drain(applications: int) -> float:
+    """Return the CPU time for taking a submission of each of many applications out of a queue."""
+    queue = committer_module._FairQueue()
+    submission = make_submission()
+    for number in range(applications):
+        queue.append(committer_module._Pending(replace(submission, app_id=uuid.UUID(int=number)), 1, 1))
+    started = time.thread_time()
+    while queue:
+        queue.pop()
+    return time.thread_time() - started
+
+
+def test_time_for_next_submission_does_not_depend_on_number_of_applications() -> None:
+    """Taking a submission out of the queue takes the same time for any number of waiting applications."""
+    few, many = (min(_time_to_drain(number) for _ in range(3)) for number in (4_000, 40_000))
+    assert many < 40 * few

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet.defer import CancelledError, ensureDeferred, gatherResults
-from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from tests.support.client import App, batch
+from tests.support.clock import IterationClock
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.server import client_of, running_server
@@ -19,14 +18,6 @@ from tkserver.ingest.scheduler import SLICE_TIME, FairScheduler
 from tkserver.wire.batch import Steps
 
 STEP = SLICE_TIME / 5
-
-
-class IterationClock(Clock):
-    """A clock that runs the calls of one iteration of the reactor each time it is advanced by one."""
-
-    def callLater(self, delay: float, callable: object, *args: object, **kw: object) -> Any:  # noqa: N802
-        """Run a call in the next iteration."""
-        return super().callLater(delay + 1, callable, *args, **kw)  # type: ignore[arg-type]
 
 
 class Workbench:

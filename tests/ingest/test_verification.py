@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from itertools import count
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred, fail, succeed
 
+from tests.support.clock import IterationClock
 from tkserver.ingest import verification
+from tkserver.ingest.scheduler import SLICE_TIME, FairScheduler
 from tkserver.ingest.verification import IngestRequest, VerificationState, VerifiedRequest, Verifier
 from tkserver.log.access import RequestRecord
 from tkserver.storage.credentials import Credential
 from tkserver.storage.errors import Unavailable
 from tkserver.wire import signature
-from tkserver.wire.api_errors import ApiError, DoNotTrack, InvalidToken, MissingSignature, TimestampOutOfWindow
+from tkserver.wire.api_errors import (
+    ApiError,
+    DoNotTrack,
+    InvalidSignature,
+    InvalidToken,
+    MissingSignature,
+    TimestampOutOfWindow,
+)
 from tkserver.wire.signature import sign, signed_message
 
 NOW = 1_700_000_000
@@ -27,10 +38,12 @@ class FakeCredentials:
     """Finds a single credential.
 
     :param error: lookups fail with this error.
+    :param others: other credentials of the same application.
     """
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self, error: Exception | None = None, others: tuple[Credential, ...] = ()) -> None:
         self._error = error
+        self._others = others
 
     def by_token(self, token: str) -> Deferred[tuple[Credential, ...]]:
         if self._error:
@@ -40,17 +53,28 @@ class FakeCredentials:
     def by_app(self, org_id: uuid.UUID, app_id: uuid.UUID) -> Deferred[tuple[Credential, ...]]:
         if self._error:
             return fail(self._error)
-        return succeed((CREDENTIAL,) if (org_id, app_id) == (ORG, APP) else ())
+        return succeed((*self._others, CREDENTIAL) if (org_id, app_id) == (ORG, APP) else ())
 
 
-def make_verifier(now: float = NOW, error: Exception | None = None) -> Verifier:
-    return Verifier(FakeCredentials(error), lambda: now, tolerance=600)  # type: ignore[arg-type]
+def make_verifier(
+    now: float = NOW,
+    error: Exception | None = None,
+    *,
+    reactor: IterationClock | None = None,
+    others: tuple[Credential, ...] = (),
+) -> Verifier:
+    """Return a verifier whose scheduler runs one step of a computation in each iteration of the reactor."""
+    scheduler = FairScheduler(reactor or IterationClock(), count(step=SLICE_TIME * 0.6).__next__)
+    credentials: Any = FakeCredentials(error, others)
+    return Verifier(credentials, lambda: now, 600, scheduler)
 
 
-def make_request(timestamp: int = NOW, **headers: str) -> IngestRequest:
+def make_request(
+    timestamp: int = NOW, *, body: bytes = b"body", nonce: str | None = None, **headers: str
+) -> IngestRequest:
     """Return a request with a valid signature, and with more headers."""
-    body, stamp = b"body", str(timestamp).encode()
-    signed = sign("secret", signed_message(stamp, None, body)).decode()
+    stamp = str(timestamp).encode()
+    signed = sign("secret", signed_message(stamp, None if nonce is None else nonce.encode(), body)).decode()
     all_headers = {"authorization": "Bearer token", "x-timestamp": stamp.decode(), "x-signature": signed}
     all_headers.update({name.replace("_", "-"): text for name, text in headers.items()})
     return IngestRequest(str(ORG), str(APP), all_headers, body, RequestRecord(), {})
@@ -134,6 +158,50 @@ def test_signature_is_computed_for_unknown_token(monkeypatch: pytest.MonkeyPatch
         result_of(make_verifier().verify(make_request(x_signature="00")))
     assert len(lengths) == 2
     assert lengths[0] == lengths[1]
+
+
+LONG_BODY = b"x" * 1_000_000
+
+
+def iterations(verifier: Verifier, reactor: IterationClock, request: IngestRequest) -> tuple[int, VerifiedRequest]:
+    """Return the number of iterations of the reactor until a request is verified, and the result."""
+    verified = verifier.verify(request)
+    number = 0
+    while not verified.called or isinstance(verified.result, Deferred):
+        reactor.advance(1)
+        number += 1
+        assert number < 1000
+    return number, result_of(verified)
+
+
+def test_signature_of_long_body_is_computed_in_steps() -> None:
+    """The reactor can do other work while the signature of a long body is computed, with each of several secrets."""
+    reactor = IterationClock()
+    others = tuple(Credential(uuid.uuid4(), ORG, APP, f"token {n}", f"secret {n}") for n in range(3))
+    verifier = make_verifier(reactor=reactor, others=others)
+    number, verified = iterations(verifier, reactor, make_request(body=LONG_BODY))
+    assert number > 3
+    assert verified.credential == CREDENTIAL
+    request = make_request(body=LONG_BODY, nonce="n", x_nonce="n")
+    del request.headers["authorization"]  # type: ignore[attr-defined]
+    number_with_others, verified = iterations(verifier, reactor, request)
+    assert number_with_others > 3 * number
+    assert (verified.credential, verified.nonce) == (CREDENTIAL, "n")
+    assert result_of(verifier.verify(make_request())).credential == CREDENTIAL
+
+
+def test_wrong_signature_of_long_body_is_rejected() -> None:
+    """The errors are the same as for a short body, and a signature is computed for an unknown token, too."""
+    reactor = IterationClock()
+    verifier = make_verifier(reactor=reactor)
+    with pytest.raises(InvalidSignature):
+        iterations(verifier, reactor, replace(make_request(body=LONG_BODY), body=LONG_BODY + b"x"))
+    unknown = verifier.verify(make_request(body=LONG_BODY, authorization="Bearer unknown"))
+    reactor.advance(1)
+    assert not unknown.called or isinstance(unknown.result, Deferred)
+    reactor.pump([1] * 10)
+    with pytest.raises(InvalidToken):
+        result_of(unknown)
 
 
 def test_representation_of_credential_contains_no_secret() -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.strategies import thorough
-from tkserver.wire.signature import matches, sign, signed_message
+from tkserver.wire.batch import run_steps
+from tkserver.wire.signature import matches, matches_in_steps, sign, signed_message
 
 # The secret of the demo application. Its length is odd, so it cannot be decoded as hexadecimal.
 SECRET = "9f4b3c2a1e8d7f6a5b4c3d2e1f0a9b8c7d6e5f4a3b2c1d0e9f8a7b6c5d4e3f2a1b0"
@@ -127,6 +128,20 @@ def test_any_signature_matches_only_its_message(
     assert not matches(secret, message + b"\0", signature)
 
 
+@pytest.mark.parametrize("size", [0, 1, 262_143, 262_144, 262_145, 1_000_000])
+@pytest.mark.parametrize("nonce", [None, b"", NONCE], ids=["no nonce", "empty nonce", "nonce"])
+def test_signature_of_long_body_in_steps(size: int, nonce: bytes | None) -> None:
+    """The result in steps is the same as at once, and no step is long."""
+    body = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    valid = sign(SECRET, signed_message(TIMESTAMP, nonce, body))
+    steps = matches_in_steps(SECRET, TIMESTAMP, nonce, body, valid.upper())
+
+    assert sum(1 for _ in steps) >= size // 262_144
+    assert run_steps(matches_in_steps(SECRET, TIMESTAMP, nonce, body, valid))
+    assert not run_steps(matches_in_steps(SECRET, TIMESTAMP, nonce, body + b"x", valid))
+    assert not run_steps(matches_in_steps(SECRET, TIMESTAMP, b"other", body, valid))
+
+
 @pytest.mark.parametrize("signature", [WITH_NONCE, b"0" * 64, b""])
 def test_signatures_are_compared_in_constant_time(signature: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both signatures are passed completely to ``hmac.compare_digest``."""
@@ -138,5 +153,6 @@ def test_signatures_are_compared_in_constant_time(signature: bytes, monkeypatch:
 
     monkeypatch.setattr(hmac, "compare_digest", compare)
     matches(SECRET, signed_message(TIMESTAMP, NONCE, BODY), signature)
+    run_steps(matches_in_steps(SECRET, TIMESTAMP, NONCE, BODY, signature))
 
-    assert compared == [(WITH_NONCE, signature)]
+    assert compared == [(WITH_NONCE, signature)] * 2

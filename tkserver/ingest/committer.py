@@ -9,7 +9,7 @@ would wait for each other, and occupy writers that other applications need.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -94,7 +94,8 @@ class _FairQueue:
     """Submissions in the order in which they are committed: in turn for each application, oldest first."""
 
     def __init__(self) -> None:
-        self._by_application: dict[tuple[int, int], deque[_Pending]] = {}  # the next application is the first key
+        # The next application is the first key. A dict would take longer to find it, the more keys were removed.
+        self._by_application: OrderedDict[tuple[int, int], deque[_Pending]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._by_application)
@@ -109,10 +110,11 @@ class _FairQueue:
     def pop(self) -> _Pending:
         """Remove and return the next submission. The next one after it is of another application, if there is one."""
         application, submissions = next(iter(self._by_application.items()))
-        del self._by_application[application]
         pending = submissions.popleft()
         if submissions:
-            self._by_application[application] = submissions
+            self._by_application.move_to_end(application)
+        else:
+            del self._by_application[application]
         return pending
 
 

@@ -20,6 +20,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.python.failure import Failure
 
 from tkserver.deferreds import clear_traceback
+from tkserver.ingest.scheduler import FairScheduler
 from tkserver.limits.request_rate import RequestRateLimit
 from tkserver.limits.token_bucket import Decision
 from tkserver.log.access import RequestRecord
@@ -41,9 +42,13 @@ from tkserver.wire.api_errors import (
     TimestampOutOfWindow,
     TokenMismatch,
 )
+from tkserver.wire.batch import Steps
 
 _NO_SECRET = "0" * 64
 """The secret for requests without a matching credential, so that they take as long as requests with one."""
+
+_LONG_BODY = 65_536
+"""Bytes. The signatures of longer bodies are computed in steps."""
 
 _INTEGER = re.compile(r"-?[0-9]+")
 _VISIBLE_ASCII = re.compile(r"[\x21-\x7e]{1,128}")
@@ -118,6 +123,7 @@ class Verifier:
 
     :param now: returns Unix time.
     :param tolerance: the maximum difference between the clocks of client and server, in seconds.
+    :param scheduler: computes the signatures of long bodies.
     :param limit: the rate limit of applications; ``None`` if no tier has one.
     """
 
@@ -126,17 +132,26 @@ class Verifier:
         credentials: CredentialCache,
         now: Callable[[], float],
         tolerance: int,
+        scheduler: FairScheduler,
         limit: RequestRateLimit | None = None,
     ) -> None:
         self._credentials = credentials
         self._now = now
         self._tolerance = tolerance
+        self._scheduler = scheduler
         identify = run_checks(identify_application, require_headers)
-        authenticate = run_checks(require_candidates, check_signature, self.check_timestamp, check_nonce, check_scope)
+        authenticate = run_checks(self.check_timestamp, check_nonce, check_scope)
         self.steps: tuple[Step, ...] = (
-            (identify, self.find_candidates, run_checks(authenticate, check_do_not_track))
+            (identify, self.find_candidates, self.find_credential, run_checks(authenticate, check_do_not_track))
             if limit is None
-            else (identify, self.find_candidates, authenticate, partial(check_rate, limit), check_do_not_track)
+            else (
+                identify,
+                self.find_candidates,
+                self.find_credential,
+                authenticate,
+                partial(check_rate, limit),
+                check_do_not_track,
+            )
         )
 
     def verify(self, request: IngestRequest) -> Deferred[VerifiedRequest]:
@@ -165,6 +180,13 @@ class Verifier:
             return state
 
         return found.addCallback(add_candidates) if isinstance(found, Deferred) else add_candidates(found)
+
+    def find_credential(self, state: VerificationState) -> VerificationState | Deferred[VerificationState]:
+        """Find the credential with which the request was signed. A long body takes turns with those of others."""
+        if len(state.request.body) <= _LONG_BODY:
+            return check_signature(require_candidates(state))
+        owner = (state.request.org_id, state.request.app_id)
+        return self._scheduler.run(owner, check_signature_in_steps(state))
 
     def check_timestamp(self, state: VerificationState) -> VerificationState:
         text = state.header("x-timestamp") or ""
@@ -201,7 +223,7 @@ def require_headers(state: VerificationState) -> VerificationState:
 def require_candidates(state: VerificationState) -> VerificationState:
     if not state.candidates:
         _is_signed_with(state, _NO_SECRET)
-        raise InvalidToken("no active credential matches this request")
+        raise _no_candidates()
     return state
 
 
@@ -210,7 +232,27 @@ def check_signature(state: VerificationState) -> VerificationState:
         if _is_signed_with(state, candidate.secret):
             state.credential = candidate
             return state
-    raise InvalidSignature("the signature is wrong: check the secret and the signed message")
+    raise _wrong_signature()
+
+
+def check_signature_in_steps(state: VerificationState) -> Steps[VerificationState]:
+    """Do the same as :func:`require_candidates` and :func:`check_signature` in steps."""
+    for candidate in state.candidates:
+        if (yield from _is_signed_in_steps(state, candidate.secret)):
+            state.credential = candidate
+            return state
+    if not state.candidates:
+        yield from _is_signed_in_steps(state, _NO_SECRET)
+        raise _no_candidates()
+    raise _wrong_signature()
+
+
+def _no_candidates() -> InvalidToken:
+    return InvalidToken("no active credential matches this request")
+
+
+def _wrong_signature() -> InvalidSignature:
+    return InvalidSignature("the signature is wrong: check the secret and the signed message")
 
 
 def check_nonce(state: VerificationState) -> VerificationState:
@@ -290,10 +332,21 @@ def _bearer_token(authorization: str) -> str | None:
 
 
 def _is_signed_with(state: VerificationState, secret: str) -> bool:
-    nonce = state.header("x-nonce")
-    message = signature.signed_message(
-        (state.header("x-timestamp") or "").encode("latin-1"),
+    timestamp, nonce, sent = _signature_headers(state)
+    return signature.matches(secret, signature.signed_message(timestamp, nonce, state.request.body), sent)
+
+
+def _is_signed_in_steps(state: VerificationState, secret: str) -> Steps[bool]:
+    timestamp, nonce, sent = _signature_headers(state)
+    return signature.matches_in_steps(secret, timestamp, nonce, state.request.body, sent)
+
+
+def _signature_headers(state: VerificationState) -> tuple[bytes, bytes | None, bytes]:
+    """Return timestamp, nonce and signature as sent."""
+    headers = state.request.headers
+    nonce = headers.get("x-nonce")
+    return (
+        headers.get("x-timestamp", "").encode("latin-1"),
         None if nonce is None else nonce.encode("latin-1"),
-        state.request.body,
+        headers.get("x-signature", "").encode("latin-1"),
     )
-    return signature.matches(secret, message, (state.header("x-signature") or "").encode("latin-1"))

@@ -62,9 +62,10 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
 
     ledger, queue_limits = Ledger(), _queue_limits(settings)
     committer = Committer(events, reactor, queue_limits, ledger)
-    verifier = Verifier(credentials, clock, settings.ingest.timestamp_tolerance, _rate_limit(settings, redis, clock))
     timer = time.perf_counter
     scheduler, max_bytes = FairScheduler(reactor, timer), settings.ingest.max_body_bytes
+    tolerance, limit = settings.ingest.timestamp_tolerance, _rate_limit(settings, redis, clock)
+    verifier = Verifier(credentials, clock, tolerance, scheduler, limit)
     ingestion = Ingestion(verifier, scheduler, timer, committer, last_used, ledger, max_bytes)
     admission = IngestAdmission(
         committer.check_load,
