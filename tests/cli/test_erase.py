@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -132,10 +133,34 @@ async def test_event_committed_after_the_deletion(own_client: Client, database: 
     assert events_by_user(database, app) == {OTHER: 1}
 
 
-@pytest.mark.parametrize("user", ["", "me@example.org", "client_" + "x" * 300])
-def test_invalid_user_id_is_wrong_usage(database: Database, directory: Path, user: str) -> None:
-    """Only ids that an event can have are accepted."""
-    assert run(database, directory, "erase", "--user", user).code == 2
+@pytest.mark.parametrize(
+    ("user", "problem"),
+    [
+        ("", "begins with client_ or anon_"),
+        ("me@example.org", "begins with client_ or anon_"),
+        ("client_" + "x" * 300, "at most 255 characters"),
+        ("client_\udcff", "not UTF-8"),
+    ],
+    ids=ascii,
+)
+def test_invalid_user_id_is_wrong_usage(database: Database, directory: Path, user: str, problem: str) -> None:
+    """An id that no event can have is wrong usage, and the message contains the reason and not the id."""
+    result = run(database, directory, "erase", "--user", user)
+    assert result.code == 2
+    assert problem in " ".join(result.errors.split())
+    assert not user or user not in result.errors
+
+
+@pytest.mark.parametrize("user", ["client_a\u200bb", "client_a\nb", "client_\x1b[2J", "anon_é"], ids=ascii)
+def test_user_id_of_an_earlier_version(database: Database, directory: Path, user: str) -> None:
+    """A user whose id this version would reject can be exported and erased if an earlier version stored it."""
+    app = App()
+    store(database, app, 2, user=user)
+    store(database, app, 1, user=OTHER)
+    exported = run(database, directory, "export", "--user", user).output
+    assert [json.loads(line)["user_id"] for line in exported.splitlines()] == [user] * 2
+    assert run_json(database, directory, "erase", "--user", user)["deleted_from_events"] == 2
+    assert events_by_user(database, app) == {OTHER: 1}
 
 
 def test_many_events(database: Database, directory: Path) -> None:

@@ -116,11 +116,46 @@ def test_undo_of_nothing(connection: Connection) -> None:
         erasure.undo(connection, USER, find_app(connection, "shop"))
 
 
-@pytest.mark.parametrize("user_id", ["", "me@example.org", "client_" + "x" * 300, "client_\n"])
-def test_invalid_user_id(connection: Connection, database: Database, user_id: str) -> None:
-    """An id that no event can have is rejected."""
-    with pytest.raises(InvalidArgument, match="begins with client_ or anon_"):
+OLD_USER_IDS = {
+    "zero-width space": "client_a\u200b",
+    "line break": "client_a\nb",
+    "escape sequence": "client_\x1b[2J",
+    "not ASCII": "anon_é\U0001f600",
+    "space": "client_a b ",
+    "longest": "client_" + "é" * 248,
+}
+"""User ids that earlier versions stored, although they are not visible ASCII."""
+
+
+@pytest.mark.parametrize("name", [*OLD_USER_IDS, "visible"])
+def test_every_stored_user_id_can_be_erased(connection: Connection, database: Database, name: str) -> None:
+    """Every user id that this version or an earlier one could store is accepted, and only its events are deleted."""
+    user_id = OLD_USER_IDS.get(name, "anon_!~'\\\"")
+    app = ClientApp()
+    for user in (user_id, f"{user_id[:-1]}_"):
+        store(database, app, 2, user=user)
+    assert erase(connection, user_id=user_id).deleted == 2
+    assert events_by_user(database, app) == {f"{user_id[:-1]}_": 2}
+    assert erasure.undo(connection, user_id, None).deleted == 1
+
+
+@pytest.mark.parametrize(
+    ("user_id", "problem"),
+    [
+        ("", "begins with client_ or anon_"),
+        ("me@example.org", "begins with client_ or anon_"),
+        ("Client_a", "begins with client_ or anon_"),
+        ("\u200bclient_a", "begins with client_ or anon_"),
+        ("client_" + "x" * 249, "at most 255 characters"),
+        ("client_\0", r"U\+0000"),
+        ("client_\udcff", "not UTF-8"),
+    ],
+    ids=ascii,
+)
+def test_user_id_that_was_never_stored(connection: Connection, database: Database, user_id: str, problem: str) -> None:
+    """An id that no event can have is rejected with the reason."""
+    with pytest.raises(InvalidArgument, match=problem):
         erase(connection, user_id=user_id)
-    with pytest.raises(InvalidArgument, match="begins with client_ or anon_"):
+    with pytest.raises(InvalidArgument, match=problem):
         erasure.undo(connection, user_id, None)
     assert database.value("SELECT count(*) FROM erasures") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -16,6 +17,9 @@ from tkserver.storage.erasures import user_hash
 from tkserver.wire.event import USER_ID_PREFIXES
 
 MAX_USER_ID_LENGTH = 255
+
+_NEVER_STORED = re.compile("[\0\ud800-\udfff]")
+"""Python represents bytes of an argument that are not UTF-8 as lone surrogates."""
 
 _RECORD = "INSERT INTO erasures (user_hash, org_id, app_id) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
 _UNDO_ONE = "DELETE FROM erasures WHERE user_hash = %s AND app_id = %s AND org_id = %s RETURNING true"
@@ -79,14 +83,22 @@ def undo(connection: Connection, user_id: str, app: App | None) -> Receipt:
 
 
 def check_user_id(user_id: str) -> None:
-    """Check that a user can have this id.
+    """Check that events with this user id can be stored.
 
-    :raise InvalidArgument: if not.
+    The server accepts only visible ASCII characters. Earlier versions also accepted others except U+0000, and such
+    users have the same rights, so that their ids are accepted here.
+
+    :raise InvalidArgument: if no event can have this id.
     """
-    if not user_id.startswith(USER_ID_PREFIXES) or len(user_id) > MAX_USER_ID_LENGTH or not user_id.isprintable():
-        raise InvalidArgument(
-            f"a user id begins with client_ or anon_ and has at most {MAX_USER_ID_LENGTH} printable characters"
-        )
+    if not user_id.startswith(USER_ID_PREFIXES):
+        problem = "begins with client_ or anon_"
+    elif len(user_id) > MAX_USER_ID_LENGTH:
+        problem = f"has at most {MAX_USER_ID_LENGTH} characters"
+    elif _NEVER_STORED.search(user_id):
+        problem = "contains neither U+0000 nor bytes that are not UTF-8"
+    else:
+        return
+    raise InvalidArgument(f"a user id {problem}; no event with this one can be stored")
 
 
 def record(connection: Connection, user_id: str, app: App | None) -> None:
