@@ -354,6 +354,7 @@ class TestOptionsAndSettings:
                 (),
                 "TK__SERVER__TRUSTED_PROXIES: must be IP addresses, networks",
             ),
+            ({"TK__ADMIN__ALLOWED_HOSTS": "http://hunter2"}, (), "TK__ADMIN__ALLOWED_HOSTS: must be host names or"),
             ({"TK__REDIS__URL": "http://u:hunter2@h"}, (), "TK__REDIS__URL: not a Redis URL such as redis://"),
             ({"TK__REDIS__URL": "redis://u:hunter2@h:port"}, (), "TK__REDIS__URL: not a Redis URL such as redis://"),
             ({"TK__INGEST__MAX_BODY_BYTES": "0"}, (), "TK__INGEST__MAX_BODY_BYTES: Input should be greater"),

@@ -35,6 +35,7 @@ from tkserver.storage.pool import Pool
 from tkserver.storage.store_statement import PREPARE_STORE
 from tkserver.web.admin import AdminApi, AdminListener
 from tkserver.web.admission import IngestAdmission
+from tkserver.web.allowed_hosts import AllowedHosts
 from tkserver.web.api import Api
 from tkserver.web.http.connections import ApiSite, HttpLimits
 from tkserver.web.http.response import CorsPolicy
@@ -95,7 +96,10 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
 def create_admin_listener(settings: Settings, reactor: Any, metrics: Metrics) -> AdminListener | None:
     """Return the listener of the admin port, or ``None`` if the port is disabled."""
     host, port = settings.admin.host, settings.admin.port
-    return None if port is None else AdminListener(AdminApi(metrics.exposition, reactor.seconds), reactor, host, port)
+    if port is None:
+        return None
+    hosts = AllowedHosts([host, *settings.admin.allowed_hosts])
+    return AdminListener(AdminApi(metrics.exposition, reactor.seconds, hosts), reactor, host, port)
 
 
 def _access_log(settings: Settings, clock: Callable[[], float]) -> AccessLog:

@@ -10,6 +10,7 @@ from klein import Klein
 from twisted.web.resource import IResource
 
 from tkserver import __version__
+from tkserver.web.allowed_hosts import AllowedHosts
 from tkserver.web.error_responses import ErrorResponses
 from tkserver.web.http.connections import ApiSite, HttpLimits
 from tkserver.web.http.request import ApiRequest
@@ -32,19 +33,21 @@ class AdminApi:
     """The routes of the admin port.
 
     :param clock: returns seconds, on any scale.
+    :param hosts: the hosts in whose name requests are allowed.
     """
 
     _router = Klein()
     _router.url_map.merge_slashes = False
     _route = cast("Callable[..., Callable[[_Handler], _Handler]]", _router.route)
 
-    def __init__(self, exposition: Exposition, clock: Callable[[], float]) -> None:
+    def __init__(self, exposition: Exposition, clock: Callable[[], float], hosts: AllowedHosts) -> None:
         self._exposition = exposition
+        self._hosts = hosts
         self._error_responses = ErrorResponses(clock, "GET / lists all paths")
 
     def resource(self) -> IResource:
         """Return the resource that serves the routes."""
-        return Routes(self._router, self._error_responses)
+        return Routes(self._router, self._error_responses, self._hosts.check)
 
     @_route("/", methods=["GET"])
     def index(self, _: ApiRequest) -> Response:

@@ -54,6 +54,10 @@ class BadRequest(ApiError):
     status, code = 400, "bad_request"
 
 
+class MisdirectedRequest(ApiError):
+    status, code = 421, "misdirected_request"
+
+
 class RequestTimeout(ApiError):
     status, code = 408, "request_timeout"
 

@@ -60,6 +60,7 @@ CONTRACT_ERRORS = {
 OTHER_ERRORS = {
     "bad_request": (400, api_errors.BadRequest),
     "invalid_nonce": (400, api_errors.InvalidNonce),
+    "misdirected_request": (421, api_errors.MisdirectedRequest),
     "request_timeout": (408, api_errors.RequestTimeout),
     "internal_error": (500, api_errors.InternalError),
 }

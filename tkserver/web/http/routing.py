@@ -18,6 +18,7 @@ from tkserver import log
 from tkserver.deferreds import clear_traceback
 from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import Response
+from tkserver.wire.api_errors import BadRequest
 
 CACHED_PATHS = 1024
 """SDKs send to the same few paths."""
@@ -29,6 +30,17 @@ _ARGUMENT = re.compile("<([^>]+)>")
 _ABSOLUTE = re.compile(rb"https?://[^/]+", re.IGNORECASE)
 
 
+def check_number_of_hosts(request: ApiRequest) -> None:
+    """Check that there is exactly one ``Host`` header, or at most one in HTTP/1.0 (RFC 9112, section 3.2).
+
+    :raise BadRequest: otherwise. The connection is closed after the response.
+    """
+    hosts = request.requestHeaders.getRawHeaders(b"host", ())
+    if len(hosts) != 1 and (hosts or request.clientproto != b"HTTP/1.0"):
+        request.channel.ignore_input()
+        raise BadRequest(f"HTTP/1.1 requires exactly one Host header, and this request has {len(hosts)}")
+
+
 class Routes(Resource):
     """Runs the routes of a Klein application. Each route returns a :class:`Response`.
 
@@ -36,10 +48,17 @@ class Routes(Resource):
     the route of a path and expects a ``Response``, which saves a large part of the cost of a small request.
 
     :param error_response: returns the response to an error, including errors of routing.
+    :param check: called with each request before its route is looked up; raises an ``ApiError`` to reject it.
     """
 
-    def __init__(self, app: Klein, error_response: Callable[[Failure, ApiRequest], Response]) -> None:
+    def __init__(
+        self,
+        app: Klein,
+        error_response: Callable[[Failure, ApiRequest], Response],
+        check: Callable[[ApiRequest], None] = check_number_of_hosts,
+    ) -> None:
         super().__init__()
+        self._check = check
         self._app = app
         self._error_response = error_response
         self._map = app.url_map.bind("")  # no route depends on the host name
@@ -55,6 +74,7 @@ class Routes(Resource):
         return NOT_DONE_YET
 
     def _run(self, request: ApiRequest) -> Any:
+        self._check(request)
         match = self._cached_match if len(request.path) <= LONGEST_CACHED_PATH else self._match
         request.record.route, endpoint, arguments = match(request.method, request.path)
         return self._app.execute_endpoint(endpoint, request, **arguments)  # type: ignore[arg-type]
