@@ -243,7 +243,22 @@ class TestOrderOfChecks:
         changes = {"X-Signature": signature, "X-Timestamp": "yesterday"}
         assert_error(await client.send(app, [make_event()], changes=changes), 401, "invalid_signature")
 
-    @pytest.mark.parametrize("timestamp", ["yesterday", "1.5", "1e9", "0x10", "", "1_000", "١٢٣"])
+    @pytest.mark.parametrize(
+        "timestamp",
+        [
+            "yesterday",
+            "1.5",
+            "1e9",
+            "0x10",
+            "",
+            "1_000",
+            "١٢٣",
+            "9" * 21,
+            "-" + "9" * 21,
+            "0" * 11 + "1700000000",
+            "1" * 5000,
+        ],
+    )
     @pytest_twisted.ensureDeferred
     async def test_timestamp_syntax(self, client: Client, app: App, timestamp: str) -> None:
         """7: the timestamp is not a number."""

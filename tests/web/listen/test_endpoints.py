@@ -15,6 +15,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint, w
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.ssl import Certificate as TlsCertificate
 from twisted.internet.ssl import optionsForClientTLS
+from twisted.internet.task import deferLater
 
 from tests.support.certificates import Certificate
 from tests.support.client import App, batch
@@ -256,6 +257,52 @@ async def test_proxy_protocol(database: Database, directory: Path) -> None:
         assert set(await statuses_of_failures(endpoint.request, app)) == {b"429"}
         endpoint.preamble = b""
         assert await endpoint.request(HEALTH_REQUEST) == b"", "a connection without a PROXY header is closed"
+
+
+@pytest_twisted.ensureDeferred
+async def test_proxy_header_in_parts(database: Database, directory: Path) -> None:
+    """A PROXY header can arrive byte by byte."""
+    endpoint = haproxy(directory)
+    async with endpoint.served(database):
+        for header in (PROXY, proxy_v2(bytes([203, 0, 113, 9])), b"PROXY UNKNOWN\r\n"):
+            peer = await connect(tcp_client(endpoint.server.port))
+            peer.transport.setTcpNoDelay(True)  # type: ignore[union-attr]
+            await send_in_parts(peer, header + HEALTH_AND_CLOSE)
+            assert b"healthy" in await peer.read_all()
+
+
+async def send_in_parts(peer: Peer, data: bytes) -> None:
+    """Send bytes one by one."""
+    for byte in data:
+        peer.write(bytes([byte]))
+        await deferLater(reactor, 0)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"PROXY TCP4 203.0.113.7 203.0.113.1 port 443\r\n",
+        b"PROXY TCP4 \xff 203.0.113.1 56324 443\r\n",
+        b"PROXY TCP4 203.0.113.7 203.0.113.1 56324\r\n",
+        b"PROXY UNKNOWN " + b"x" * 200,
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x13\0\x0c" + bytes(12),
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x21\0\x0c" + bytes(12),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_malformed_proxy_header(database: Database, directory: Path, header: bytes) -> None:
+    """A connection with a malformed PROXY header is closed. The log has one line about it, and no traceback."""
+    endpoint = haproxy(directory)
+    async with endpoint.served(database):
+        with logged_lines() as lines, logged_failures() as failures:
+            endpoint.preamble = header
+            for _ in range(3):
+                assert await endpoint.request(HEALTH_REQUEST) == b""
+            endpoint.preamble = PROXY
+            assert b"healthy" in await endpoint.request(HEALTH_AND_CLOSE)
+    assert not failures
+    assert sum("as the PROXY protocol requires" in line for line in lines) == 1
+    assert not [line for line in lines if "203.0.113" in line]
 
 
 @pytest_twisted.ensureDeferred

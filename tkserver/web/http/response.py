@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any
+from typing import Any, TypeGuard
 
 import msgspec
 from msgspec.structs import replace
@@ -36,6 +37,9 @@ _EXPOSED_HEADERS = ", ".join(
     ]
 )
 _PREFLIGHT_SECONDS = 86_400
+
+_LIST_OF_NAMES = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+( ?, ?[!#$%&'*+.^_`|~0-9A-Za-z-]+)*")
+"""Tokens (RFC 9110, section 5.6.2), separated by commas."""
 
 
 class Response(msgspec.Struct, frozen=True):
@@ -112,18 +116,23 @@ class CorsPolicy:
 
     @staticmethod
     def preflight(method: str | None, headers: str | None) -> dict[str, str]:
-        """Return the headers of a response to ``OPTIONS``: everything that is requested is allowed.
+        """Return the headers of a response to ``OPTIONS``: everything that is requested and well-formed is allowed.
 
-        The headers are listed by name, because ``*`` does not include ``Authorization``.
+        The headers are listed by name, because ``*`` does not include ``Authorization``. No control characters and no
+        other characters that names of methods and headers cannot contain are sent back.
 
         :param method: the ``Access-Control-Request-Method`` header, if sent.
         :param headers: the ``Access-Control-Request-Headers`` header, if sent.
         """
         return {
-            "Access-Control-Allow-Methods": method or "GET, POST, OPTIONS",
-            "Access-Control-Allow-Headers": headers or "*",
+            "Access-Control-Allow-Methods": method if _is_list_of_names(method) else "GET, POST, OPTIONS",
+            "Access-Control-Allow-Headers": headers if _is_list_of_names(headers) else "*",
             "Access-Control-Max-Age": str(_PREFLIGHT_SECONDS),
         }
+
+
+def _is_list_of_names(text: str | None) -> TypeGuard[str]:
+    return text is not None and _LIST_OF_NAMES.fullmatch(text) is not None
 
 
 def serialize_head(

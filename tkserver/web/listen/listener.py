@@ -19,11 +19,13 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from tkserver import log
+from tkserver.web.listen.proxy_protocol import ProxyProtocol
 from tkserver.web.listen.sockets import ListeningReactor, set_log_observer
 
 _log = log.logger(__name__)
 
 _TLS = re.compile(r"(haproxy:)*(ssl|tls):")
+_PROXY = "haproxy:"
 _PROXY_IN_TLS = re.compile(r"(haproxy:)+(ssl|tls):")
 
 
@@ -58,6 +60,13 @@ class Listener:
         self._factory = factory
         self._is_full = is_full
         self.rejected_connections = 0
+        if _PROXY_IN_TLS.match(endpoint):
+            raise InvalidEndpoint(
+                "Twisted expects the PROXY header inside TLS, but proxies send it before: use haproxy:tcp instead"
+            )
+        while endpoint.startswith(_PROXY):
+            self._factory = ProxyProtocol(self._factory, reactor.seconds)
+            endpoint = endpoint.removeprefix(_PROXY)
         self._endpoint = _parse_endpoint(ListeningReactor(reactor, endpoint), endpoint)
         self._port: tcp.Port | None = None
         self._pause: IDelayedCall | None = None
@@ -171,10 +180,6 @@ class _AcceptErrorLog:
 
 
 def _parse_endpoint(reactor: Any, endpoint: str) -> IStreamServerEndpoint:
-    if _PROXY_IN_TLS.match(endpoint):
-        raise InvalidEndpoint(
-            "Twisted expects the PROXY header inside TLS, but proxies send it before: use haproxy:tcp instead"
-        )
     try:
         parsed: IStreamServerEndpoint = serverFromString(reactor, endpoint)
     except Exception as error:  # each type of endpoint has a parser of its own
