@@ -298,7 +298,8 @@ class RateLimit(_Group):
         Field(
             ge=0,
             description="Failed authentications per minute for each client address. If an address exceeds this limit,"
-            " all its requests get a 429. 0 disables the limit.",
+            " its requests get a 429, except with credentials that succeeded from there within an hour. 0 disables the"
+            " limit.",
         ),
     ] = 60
     auth_failures_burst: Annotated[

@@ -8,6 +8,13 @@ import pytest
 
 from tkserver.limits.client_address import TrustedProxies, bucket_key
 
+MALFORMED = [
+    *(["x"], [""], [" "], [","], [", ,"], ["x, y"], ["x", "y"], ["", ""], ["_hidden"], ["unknown"], ["for=10.0.0.9"]),
+    *(["10.0.0.256"], ["10.0.0"], ["1"], ["10.0.0.1/8"], [":80"], ["[]"], ["[]:80"], ["[x]:80"], ["%eth0"]),
+    *(["\xff"], ["\x00"], ["1" * 65_536], ["x, " * 20_000], ["," * 65_536]),
+]
+"""Values of ``X-Forwarded-For`` that end in something that is no address."""
+
 CLIENT, OTHER, PUBLIC_PROXY, PROXY = "203.0.113.9", "198.51.100.7", "192.0.2.1", "10.0.0.5"
 
 
@@ -19,10 +26,12 @@ CLIENT, OTHER, PUBLIC_PROXY, PROXY = "203.0.113.9", "198.51.100.7", "192.0.2.1",
         ([], "8.8.8.8", [OTHER], "8.8.8.8"),
         ([], "127.0.0.1", [], "127.0.0.1"),
         ([], "::ffff:8.8.8.8", [], "8.8.8.8"),
-        # a proxy that is not configured
-        ([], "127.0.0.1", [CLIENT], None),
-        ([], PROXY, [CLIENT], None),
-        ([], "100.64.0.1", [CLIENT], None),
+        # a client that is not a trusted proxy counts as itself, whatever it sends
+        ([], "127.0.0.1", [CLIENT], "127.0.0.1"),
+        ([], PROXY, [CLIENT], PROXY),
+        ([], "100.64.0.1", [CLIENT], "100.64.0.1"),
+        *(([], "127.0.0.1", forwarded, "127.0.0.1") for forwarded in MALFORMED),
+        *(([], PROXY, forwarded, PROXY) for forwarded in MALFORMED),
         # a trusted proxy, by address or network
         ([PROXY], PROXY, [CLIENT], CLIENT),
         (["10.0.0.0/8"], PROXY, [CLIENT], CLIENT),
@@ -41,16 +50,22 @@ CLIENT, OTHER, PUBLIC_PROXY, PROXY = "203.0.113.9", "198.51.100.7", "192.0.2.1",
         ([PROXY], PROXY, [f"{CLIENT}:4711"], CLIENT),
         ([PROXY], PROXY, ["[2001:db8::1]:4711"], "2001:db8::1"),
         ([PROXY], PROXY, [f"::ffff:{CLIENT}"], CLIENT),
-        # unknown clients
-        ([PROXY], PROXY, [], None),
-        ([PROXY], PROXY, [""], None),
-        ([PROXY], PROXY, [f"{CLIENT}, unknown"], None),
+        ([PROXY], PROXY, ["2001:db8::1"], "2001:db8::1"),
+        ([PROXY], PROXY, ["fe80::1%eth0"], "fe80::1"),
+        ([PROXY], PROXY, ["[fe80::1%25eth0]:80"], "fe80::1"),
+        ([PROXY], "fe80::1%eth0", [], "fe80::1"),
+        # unknown clients count as the last proxy that is known
+        ([PROXY], PROXY, [], PROXY),
+        *(([PROXY], PROXY, forwarded, PROXY) for forwarded in MALFORMED),
+        ([PROXY], PROXY, [f"{CLIENT}, unknown"], PROXY),
+        (["10.0.0.0/8"], PROXY, ["unknown, 10.1.1.1"], "10.1.1.1"),
+        (["10.0.0.0/8"], PROXY, [f"{CLIENT}, " + "10.1.1.1, " * 100 + "10.2.2.2"], "10.1.1.1"),
         # Unix sockets
         ([], None, [CLIENT], None),
         ([], None, [], None),
         (["unix"], None, [CLIENT], CLIENT),
         (["unix", PROXY], None, [f"{CLIENT}, {PROXY}"], CLIENT),
-        (["unix"], PROXY, [CLIENT], None),
+        (["unix"], PROXY, [CLIENT], PROXY),
     ],
 )
 def test_client_of(trusted: list[str], peer: str | None, forwarded: list[str], client: str | None) -> None:

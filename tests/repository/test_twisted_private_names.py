@@ -32,6 +32,7 @@ USED: Mapping[str, Mapping[type, set[str]]] = {
     "tkserver.web.http.connections": {
         LineReceiver: {"_buffer"},
         HTTPChannel: {
+            "_path",
             "_receivedHeaderCount",
             "_receivedHeaderSize",
             "_respondToBadRequestAndDisconnect",

@@ -12,7 +12,7 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import ensureDeferred, gatherResults
 
-from tests.support.client import App, Client, Reply, batch
+from tests.support.client import DIALECTS, App, Client, Reply, batch
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.logs import Lines, logged_failures, logged_lines
@@ -293,16 +293,70 @@ class TestAuthFailureLimit:
         assert sum("failed to authenticate too often" in line for line in lines) == 1
         assert not [line for line in lines if GUESSER in line or HONEST in line]
 
+    @pytest.mark.parametrize(
+        "forwarded", ["x", "", ",", "x, y", GUESSER, f"{GUESSER}:80", "[::1]:80", "fe80::1%eth0", "1" * 9000]
+    )
     @pytest_twisted.ensureDeferred
-    async def test_unknown_proxy(self, database: Database) -> None:
-        """Requests of an unknown proxy are not limited, because that would affect all clients; the log says so."""
+    async def test_unknown_proxy(self, database: Database, forwarded: str) -> None:
+        """Whatever a private address that is not a trusted proxy sends, it is limited; the log says what to do."""
         with logged_lines() as lines:
             async with client_of_server(database, **STRICT) as client:
                 app = App().install(database)
-                guesses = {"X-Forwarded-For": GUESSER, "X-Signature": "0" * 64}
+                guesses = {"X-Forwarded-For": forwarded, "X-Signature": "0" * 64}
                 failed = await statuses(lambda: client.send(app, [make_event()], changes=guesses), 5)
-        assert failed == [401] * 5
-        assert sum("TK__SERVER__TRUSTED_PROXIES" in line for line in lines) == 1
+                direct = await client.send(app, [make_event()])
+        assert failed == [401, 401, 401, 429, 429]
+        assert direct.status == 429
+        assert sum("all clients of the proxy are limited together" in line for line in lines) == 1
+        assert not [line for line in lines if GUESSER in line]
+
+    @pytest_twisted.ensureDeferred
+    async def test_malformed_header_of_trusted_proxy(self, database: Database) -> None:
+        """If a trusted proxy sends no valid address, its requests count as its own."""
+        async with client_of_server(database, **STRICT, TK__SERVER__TRUSTED_PROXIES="127.0.0.1") as client:
+            app = App().install(database)
+            guesses = [
+                await client.send(app, [make_event()], changes={"X-Forwarded-For": text, "X-Signature": "0" * 64})
+                for text in ("x", f"{GUESSER}, y", "", "z")
+            ]
+            honest = await client.send(app, [make_event()], changes={"X-Forwarded-For": HONEST})
+        assert [reply.status for reply in guesses] == [401, 401, 401, 429]
+        assert honest.status == 200
+
+    @pytest.mark.parametrize("dialect", DIALECTS)
+    @pytest_twisted.ensureDeferred
+    async def test_known_credential(self, database: Database, dialect: str) -> None:
+        """After 100 failures from its address, a credential that succeeded before is not limited; others are."""
+        limits = {"TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": 1, "TK__RATE_LIMIT__AUTH_FAILURES_BURST": 100}
+        with logged_lines() as lines:
+            async with client_of_server(database, **limits) as client:
+                app, unknown = App().install(database), App().install(database)
+                assert (await client.send(app, [make_event()], dialect)).status == 200
+                guesses = await statuses(lambda: client.request("POST", App().path), 101)
+                valid = await statuses(lambda: client.send(app, [make_event()], dialect), 60)
+                other_app = await client.send(unknown, [make_event()], dialect)
+                forged = await client.send(app, [make_event()], dialect, changes={"X-Signature": "0" * 64})
+        assert guesses[:100] == [401] * 100
+        assert guesses[-1] == 429
+        assert valid == [200] * 60
+        assert other_app.status == 429
+        assert forged.status == 401
+        assert not [line for line in lines if app.token in line or app.secret in line or app.app_id in line]
+
+    @pytest_twisted.ensureDeferred
+    async def test_known_credential_at_another_address(self, database: Database) -> None:
+        """A credential that succeeded from one address is limited at another one that fails too often."""
+        settings = {**STRICT, "TK__SERVER__TRUSTED_PROXIES": "127.0.0.1"}
+        async with client_of_server(database, **settings) as client:
+            app = App().install(database)
+            at_home, at_guesser = {"X-Forwarded-For": HONEST}, {"X-Forwarded-For": GUESSER}
+            assert (await client.send(app, [make_event()], changes=at_home)).status == 200
+            forged = {**at_guesser, "X-Signature": "0" * 64}
+            failed = await statuses(lambda: client.send(app, [make_event()], changes=forged), 4)
+            stolen = await client.send(app, [make_event()], changes=at_guesser)
+            honest = await client.send(app, [make_event()], changes=at_home)
+        assert failed == [401, 401, 401, 429]
+        assert (stolen.status, honest.status) == (429, 200)
 
     @pytest_twisted.ensureDeferred
     async def test_body_is_not_read(self, database: Database) -> None:

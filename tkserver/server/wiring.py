@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
 import random
+import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -72,6 +75,7 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
         committer.check_load,
         _auth_failures(settings, clock),
         TrustedProxies.from_names(settings.server.trusted_proxies),
+        clock,
     )
     api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock)
     site = ApiSite(
@@ -158,4 +162,7 @@ def _rate_limit(
 
 def _auth_failures(settings: Settings, clock: Callable[[], float]) -> AuthFailureLimit | None:
     failures, burst = settings.rate_limit.auth_failures_per_minute, settings.rate_limit.auth_failures_burst
-    return AuthFailureLimit(Rate.per_minute(failures, burst=burst), clock) if failures else None
+    if not failures:
+        return None
+    keyed_hash = partial(hmac.digest, secrets.token_bytes(16), digest="blake2s")
+    return AuthFailureLimit(Rate.per_minute(failures, burst=burst), clock, keyed_hash)

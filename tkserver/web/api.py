@@ -72,7 +72,9 @@ class Api:
             org_id, app_id, request.headers_by_name(), request.body(), request.record, request.response_headers
         )
         try:
-            return ingest_response(await self._ingestion.ingest(received))
+            response = ingest_response(await self._ingestion.ingest(received))
+            self._admission.record_auth_success(request)
+            return response
         except ApiError as error:
             if error.status in (401, 403):
                 self._admission.record_auth_failure(request)

@@ -144,6 +144,7 @@ class ApiChannel(HTTPChannel):
 
     def allHeadersReceived(self) -> None:
         self._enter(Phase.BODY)
+        self.requests[-1].path = self._path.partition(b"?")[0]  # the admission policy needs it
         super().allHeadersReceived()  # may call pause_reading
 
     def rawDataReceived(self, data: bytes) -> None:
