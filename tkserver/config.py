@@ -85,9 +85,18 @@ class Server(_Group):
         int,
         Field(
             ge=1,
-            description="The maximum number of client connections. Further connections are closed immediately.",
+            description="The maximum number of client connections. Further connections replace those that have been"
+            " idle longest; if there are none, they are closed immediately.",
         ),
     ] = 4096
+    max_connections_per_address: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="The maximum number of connections of one client address, or of one IPv6 /64. It does not apply"
+            " to trusted proxies and to Unix sockets. 0 disables it.",
+        ),
+    ] = 1024
     header_timeout: Annotated[
         float, Field(gt=0, description="Seconds in which the headers of a request must arrive.")
     ] = 10

@@ -30,7 +30,6 @@ from tkserver.log.access import RequestRecord
 from tkserver.storage.event_store import CommitRecord, CommitResult
 from tkserver.storage.pool import Pool
 from tkserver.web.http.connections import ApiSite
-from tkserver.web.listen.listener import Listener
 from tkserver.wire.api_errors import ApiError
 
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -154,14 +153,21 @@ class Metrics:
             lambda: pool.waiting,
         )
 
-    def watch_clients(self, site: ApiSite, listener: Listener) -> None:
+    def watch_clients(self, site: ApiSite) -> None:
         """Add the metrics of client connections and of request bodies."""
         bodies = site.bodies
         self._registry.register(
             _QueriedCounter(
                 "tkserver_http_connections_turned_away",
                 "Connections that were closed immediately because there were too many.",
-                lambda: listener.rejected_connections,
+                lambda: site.rejected_connections,
+            )
+        )
+        self._registry.register(
+            _QueriedCounter(
+                "tkserver_http_idle_connections_closed",
+                "Idle connections that were closed early because there were too many connections.",
+                lambda: site.idle_connections.closed,
             )
         )
         self._gauge("tkserver_http_connections", "Open connections of clients.", lambda: site.connections)

@@ -37,7 +37,7 @@ from tkserver.storage.event_store import EventStore
 from tkserver.storage.pool import Pool
 from tkserver.storage.store_statement import PREPARE_STORE
 from tkserver.web.admin import AdminApi, AdminListener
-from tkserver.web.admission import IngestAdmission
+from tkserver.web.admission import IngestAdmission, clients_of_connections
 from tkserver.web.allowed_hosts import AllowedHosts
 from tkserver.web.api import Api
 from tkserver.web.http.connections import ApiSite, HttpLimits
@@ -71,12 +71,8 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     tolerance, limit = settings.ingest.timestamp_tolerance, _rate_limit(settings, redis, clock)
     verifier = Verifier(credentials, clock, tolerance, scheduler, limit)
     ingestion = Ingestion(verifier, scheduler, timer, committer, last_used, ledger, max_bytes)
-    admission = IngestAdmission(
-        committer.check_load,
-        _auth_failures(settings, clock),
-        TrustedProxies.from_names(settings.server.trusted_proxies),
-        clock,
-    )
+    proxies = TrustedProxies.from_names(settings.server.trusted_proxies)
+    admission = IngestAdmission(committer.check_load, _auth_failures(settings, clock), proxies, clock)
     api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock)
     site = ApiSite(
         api.resource(),
@@ -85,12 +81,13 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
         reactor,
         admission=admission,
         observers=[metrics.observe_request, access_log],
+        client_of=clients_of_connections(proxies),
     )
     listener = _public_listener(settings, reactor, site)
 
     metrics.watch_events(ledger, committer.load, queue_limits)
     metrics.watch_database(pool)
-    metrics.watch_clients(site, listener)
+    metrics.watch_clients(site)
     metrics.watch_redis(redis)
     lag_meter = ReactorLagMeter(reactor, metrics.observe_lag)
     components = Components(listener, site, pool, changes, last_used, redis, lag_meter, metrics, access_log)
@@ -121,6 +118,7 @@ def _http_limits(settings: Settings) -> HttpLimits:
         max_body_bytes=settings.ingest.max_body_bytes,
         max_body_memory=settings.ingest.max_body_memory,
         max_connections=settings.server.max_connections,
+        max_connections_per_client=settings.server.max_connections_per_address,
         header_timeout=settings.server.header_timeout,
         body_timeout=settings.server.body_timeout,
         idle_timeout=settings.server.idle_timeout,
@@ -135,7 +133,7 @@ def _public_listener(settings: Settings, reactor: Any, site: ApiSite) -> Listene
     server = settings.server
     endpoint = server.endpoint or tcp_endpoint(server.host, server.port)
     try:
-        return Listener(reactor, endpoint, site, site.is_full)
+        return Listener(reactor, endpoint, site, site.accepts)
     except InvalidEndpoint as error:
         raise InvalidSettings(f"{variable('server', 'endpoint')}: {endpoint}: {error}") from None
 

@@ -66,7 +66,7 @@ class AdminListener(Listener):
 
     def __init__(self, api: AdminApi, reactor: Any, host: str, port: int) -> None:
         self._site = ApiSite(api.resource(), LIMITS, CorsPolicy(()), reactor)
-        super().__init__(reactor, tcp_endpoint(host, port), self._site, self._site.is_full)
+        super().__init__(reactor, tcp_endpoint(host, port), self._site, self._site.accepts)
 
     @property
     def exposed(self) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 from cachetools import TTLCache
+from twisted.internet.interfaces import IAddress
 
 from tkserver.limits.auth_failures import AuthFailureLimit
-from tkserver.limits.client_address import Address, TrustedProxies
+from tkserver.limits.client_address import Address, TrustedProxies, bucket_key, parse_address
 from tkserver.web.http.request import ApiRequest
 
 RECORD_INTERVAL = 600.0
@@ -70,6 +72,17 @@ class IngestAdmission:
     def _client_address(self, request: ApiRequest) -> Address | None:
         """Return the address of the client if it is known. It must never be logged or stored."""
         return self._proxies.client_of(_peer(request), _forwarded(request))
+
+
+def clients_of_connections(proxies: TrustedProxies) -> Callable[[IAddress], bytes | None]:
+    """Return a function that returns the client with an address, or ``None`` if its connections are not limited."""
+
+    @lru_cache(4096)
+    def client_of(host: str | None) -> bytes | None:
+        address = None if host is None else parse_address(host)
+        return None if address is None or proxies.contains(address) else bucket_key(address)
+
+    return lambda address: client_of(getattr(address, "host", None))
 
 
 def _peer(request: ApiRequest) -> str | None:

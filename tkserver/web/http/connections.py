@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -26,6 +27,9 @@ from tkserver.wire.api_errors import ApiError, BadRequest, Overloaded, PayloadTo
 
 LINGER = 5.0
 """Seconds for which input is discarded after a response to an incomplete request, so that the client can read it."""
+
+MAX_CLOSING = 128
+"""The maximum number of idle connections that are being closed to make room for others: they may need a moment."""
 
 LAST_REQUEST = 0.5
 """Seconds that an idle connection stays open when the server stops, because a request may be on its way."""
@@ -52,6 +56,7 @@ class Phase(Enum):
 class HttpLimits:
     """Limits of the HTTP server. Times are in seconds.
 
+    :ivar max_connections_per_client: 0 means that there is no limit.
     :ivar max_body_memory: bytes of all bodies that are being received or handled.
     :ivar memory_timeout: for a body to wait for memory.
     :ivar header_timeout: from the first byte of a request, or from the start of the connection, to the last header.
@@ -61,6 +66,7 @@ class HttpLimits:
 
     max_body_bytes: int = 5_242_880
     max_connections: int = 4096
+    max_connections_per_client: int = 0
     max_body_memory: int = 67_108_864
     header_timeout: float = 10.0
     body_timeout: float = 60.0
@@ -94,6 +100,7 @@ class ApiChannel(HTTPChannel):
     def __init__(self) -> None:
         super().__init__()
         self.phase = Phase.HEADERS
+        self._is_counted = False
         self._ignores_input = False
         self._has_received = False
         self._write_paused = False
@@ -109,6 +116,9 @@ class ApiChannel(HTTPChannel):
         self._socket = _innermost(self.transport)
         self._socket.logstr = "http"  # Twisted's own contains the address of the peer, and appears in log lines
         self.site.add(self)
+        if getattr(self.transport, "peer_known", True):
+            self._is_counted = True
+            self.site.idle_connections.add_client(self, self.site.client_of(self.getPeer()))
         self._writes_directly = isinstance(self.transport, tcp.Connection) and not self.transport.TLS
         self._enter(Phase.HEADERS)
 
@@ -119,21 +129,26 @@ class ApiChannel(HTTPChannel):
         return self._host
 
     def getPeer(self) -> IAddress:
-        """Return the address of the client.
-
-        It is cached when it is first needed, which is after the headers of a request: a PROXY header comes before them.
-        """
+        """Return the address of the client, from a cache. Do not call this method before a PROXY header has arrived."""
         if self._peer is None:
             self._peer = self.transport.getPeer()
         return self._peer
 
     def dataReceived(self, data: bytes) -> None:
-        if data:
+        if data and not self._has_received:
             self._has_received = True
+            self._count_client()
         if self.phase is Phase.IDLE and (data or self._buffer):
             self._enter(Phase.HEADERS)
         if self.phase is not Phase.CLOSING:
             super().dataReceived(data)
+
+    def _count_client(self) -> None:
+        """Count the connection of a client whose address has been received in a PROXY header."""
+        if not self._is_counted:
+            self._is_counted = True
+            if not self.site.add_client(self):
+                self.loseConnection()
 
     def headerReceived(self, line: bytes) -> bool:
         try:
@@ -298,6 +313,8 @@ class ApiChannel(HTTPChannel):
 
     def _enter(self, phase: Phase) -> None:
         if self.phase is not Phase.CLOSING:
+            if (phase is Phase.IDLE) != (self.phase is Phase.IDLE):
+                self.site.idle_connections.update(self, idle=phase is Phase.IDLE)
             self.phase = phase
             self._socket.bufferSize = BODY_READ_SIZE if phase is Phase.BODY else READ_SIZE
             if phase is not Phase.HANDLING:
@@ -324,14 +341,96 @@ class ApiChannel(HTTPChannel):
             self._reject(Overloaded(message) if self.phase is Phase.WAITING else RequestTimeout(message))
 
 
+class ClientConnections:
+    """The connections of one client.
+
+    :ivar idle: the idle ones, in the order in which they became idle.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.idle: OrderedDict[ApiChannel, None] = OrderedDict()
+
+
+class IdleConnections:
+    """The idle connections, which are closed when there are too many connections, and the number for each client.
+
+    :param per_client: the maximum number of connections of a client; 0 means that there is no limit.
+    :ivar closing: connections that are being closed to make room for others.
+    :ivar closed: the number of connections that have been closed for this reason.
+    """
+
+    def __init__(self, per_client: int) -> None:
+        self._per_client = per_client
+        self._all: OrderedDict[ApiChannel, None] = OrderedDict()
+        self._clients: dict[bytes, ClientConnections] = {}
+        self._client_of: dict[ApiChannel, bytes] = {}
+        self.closing: set[ApiChannel] = set()
+        self.closed = 0
+
+    def has_room(self, client: bytes | None) -> bool:
+        """Return whether a client can have another connection. Close its longest idle one if necessary.
+
+        :param client: ``None`` if its connections are not limited.
+        """
+        if client is None or not self._per_client:
+            return True
+        connections = self._clients.get(client)
+        return connections is None or connections.count < self._per_client or self._close_first(connections.idle)
+
+    def close_longest_idle(self) -> bool:
+        """Close the connection that has been idle longest. Return whether there is one."""
+        return self._close_first(self._all)
+
+    def add_client(self, channel: ApiChannel, client: bytes | None) -> None:
+        """Count a connection for its client."""
+        if client is not None and self._per_client:
+            self._client_of[channel] = client
+            self._clients.setdefault(client, ClientConnections()).count += 1
+
+    def update(self, channel: ApiChannel, *, idle: bool) -> None:
+        """Record that a connection has become idle, or is no longer idle."""
+        client = self._clients.get(self._client_of.get(channel, b""))
+        for connections in (self._all,) if client is None else (self._all, client.idle):
+            if idle:
+                connections[channel] = None
+            else:
+                connections.pop(channel, None)
+
+    def remove(self, channel: ApiChannel) -> None:
+        """Remove a closed connection."""
+        self.update(channel, idle=False)
+        self.closing.discard(channel)
+        self._remove_client(channel)
+
+    def _remove_client(self, channel: ApiChannel) -> None:
+        client = self._client_of.pop(channel, None)
+        if client is not None:
+            self._clients[client].count -= 1
+            if not self._clients[client].count:
+                del self._clients[client]
+
+    def _close_first(self, idle: OrderedDict[ApiChannel, None]) -> bool:
+        channel = next(iter(idle), None)
+        if channel is None or len(self.closing) >= MAX_CLOSING:
+            return False
+        self.closed += 1
+        self.closing.add(channel)
+        channel.loseConnection()  # calls update
+        self._remove_client(channel)
+        return True
+
+
 class ApiSite(Site):
     """Serves a resource over HTTP/1.1.
 
     :param admission: decides from the headers of a request whether its body is read; ``None`` reads all.
     :param observers: called after each request.
+    :param client_of: returns the client with an address; ``None`` if its connections are not limited.
     :param new_request_id: returns an id for a request that was sent without one.
     :ivar bodies: the memory for bodies.
     :ivar draining: true if connections are closed after their current request.
+    :ivar rejected_connections: the number of connections that were closed immediately because there were too many.
     """
 
     protocol = ApiChannel  # type: ignore[assignment]  # not HTTP/2
@@ -348,6 +447,7 @@ class ApiSite(Site):
         *,
         admission: Admission | None = None,
         observers: Sequence[RequestObserver] = (),
+        client_of: Callable[[IAddress], bytes | None] = lambda _: None,
         new_request_id: Callable[[], str] = lambda: f"{getrandbits(128):032x}",  # like a W3C trace id
     ) -> None:
         super().__init__(resource, reactor=reactor, timeout=None)
@@ -359,6 +459,9 @@ class ApiSite(Site):
         self._cors = cors
         self._observers = observers
         self._new_request_id = new_request_id
+        self.client_of = client_of
+        self.idle_connections = IdleConnections(limits.max_connections_per_client)
+        self.rejected_connections = 0
         self._channels: set[ApiChannel] = set()
         self._drained: Deferred[None] | None = None
 
@@ -371,9 +474,25 @@ class ApiSite(Site):
         """The number of open connections."""
         return len(self._channels)
 
-    def is_full(self) -> bool:
-        """Return whether the maximum number of connections is reached."""
-        return self.connections >= self.limits.max_connections
+    def accepts(self, address: IAddress | None) -> bool:
+        """Return whether a new connection is accepted. If there are too many, close the one that has been idle longest.
+
+        :param address: the address of the client; ``None`` if it is not known yet.
+        """
+        idle = self.idle_connections
+        accepted = (address is None or idle.has_room(self.client_of(address))) and (
+            self.connections - len(idle.closing) < self.limits.max_connections or idle.close_longest_idle()
+        )
+        self.rejected_connections += not accepted
+        return accepted
+
+    def add_client(self, channel: ApiChannel) -> bool:
+        """Count an accepted connection for its client, and return whether the client can have it."""
+        client = self.client_of(channel.getPeer())
+        accepted = self.idle_connections.has_room(client)
+        self.idle_connections.add_client(channel, client)
+        self.rejected_connections += not accepted
+        return accepted
 
     def begin_request(self, request_id: str | None = None, method: str = OTHER_METHOD) -> RequestRecord:
         """Return the record of a request that has just been received.
@@ -400,6 +519,7 @@ class ApiSite(Site):
     def remove(self, channel: ApiChannel) -> None:
         """Unregister a closed connection."""
         self._channels.discard(channel)
+        self.idle_connections.remove(channel)
         if self._drained is not None and not self._channels:
             if self._abort_call.active():
                 self._abort_call.cancel()

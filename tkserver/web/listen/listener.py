@@ -47,19 +47,22 @@ class Listener:
 
     :param endpoint: an endpoint string for Twisted's ``serverFromString``.
     :param factory: creates the protocol of each connection.
-    :param is_full: returns whether the maximum number of connections is reached. New ones are then closed immediately.
-    :ivar rejected_connections: the number of connections that were closed for this reason.
+    :param accepts: returns whether a new connection is accepted, otherwise it is closed immediately. Takes the address
+        of the client, or ``None`` if a PROXY header will follow.
     :raise InvalidEndpoint: if the string is invalid, or if the files that it names cannot be used.
     """
 
     def __init__(
-        self, reactor: Any, endpoint: str, factory: IProtocolFactory, is_full: Callable[[], bool] = lambda: False
+        self,
+        reactor: Any,
+        endpoint: str,
+        factory: IProtocolFactory,
+        accepts: Callable[[IAddress | None], bool] = lambda _: True,
     ) -> None:
         self._reactor = reactor
         self._endpoint_string = endpoint
         self._factory = factory
-        self._is_full = is_full
-        self.rejected_connections = 0
+        self._accepts = accepts
         if _PROXY_IN_TLS.match(endpoint):
             raise InvalidEndpoint(
                 "Twisted expects the PROXY header inside TLS, but proxies send it before: use haproxy:tcp instead"
@@ -85,7 +88,7 @@ class Listener:
             raise CannotListen(self._describe(port.value))  # type: ignore[arg-type]
         if not isinstance(port, tcp.Port):
             raise CannotListen(f"{self._endpoint_string}: this endpoint is not a socket")
-        port.factory = _ConnectionLimit(port.factory, self._accepts)  # type: ignore[assignment]
+        port.factory = _ConnectionLimit(port.factory, self._accepts_peer)  # type: ignore[assignment]
         set_log_observer(port, _AcceptErrorLog(self._reactor))
         self._port = port
 
@@ -127,10 +130,8 @@ class Listener:
         if self._port is not None:
             await maybeDeferred(self._port.stopListening)
 
-    def _accepts(self) -> bool:
-        full = self._is_full()
-        self.rejected_connections += full
-        return not full
+    def _accepts_peer(self, address: IAddress) -> bool:
+        return self._accepts(None if self._endpoint_string.startswith(_PROXY) else address)
 
     def _end_pause(self) -> bool:
         """Return whether there was a pause."""
@@ -152,7 +153,7 @@ class _ConnectionLimit:
     It wraps the factories of TLS and of the PROXY protocol, which could close a connection only after their handshakes.
     """
 
-    def __init__(self, factory: Any, accepts: Callable[[], bool]) -> None:
+    def __init__(self, factory: Any, accepts: Callable[[IAddress], bool]) -> None:
         self._factory = factory
         self._accepts = accepts
 
@@ -160,7 +161,7 @@ class _ConnectionLimit:
         return getattr(self._factory, name)
 
     def buildProtocol(self, address: IAddress) -> IProtocol | None:
-        return self._factory.buildProtocol(address) if self._accepts() else None
+        return self._factory.buildProtocol(address) if self._accepts(address) else None
 
 
 @implementer(ILogObserver)

@@ -146,6 +146,11 @@ class ProxiedConnection(ProtocolWrapper):
             if rest:
                 super().dataReceived(rest)
 
+    @property
+    def peer_known(self) -> bool:
+        """Whether the header has been received."""
+        return self._header is None
+
     def getPeer(self) -> IAddress:
         """Return the address of the client."""
         return self._client or super().getPeer()
