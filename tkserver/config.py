@@ -270,7 +270,11 @@ class Ingest(_Group):
     ] = 10
     timestamp_tolerance: Annotated[
         int,
-        Field(ge=0, description="Seconds by which the timestamp of a request may differ from the clock of the server."),
+        Field(
+            ge=0,
+            le=31_536_000,
+            description="Seconds by which the timestamp of a request may differ from the clock of the server.",
+        ),
     ] = 600
 
 

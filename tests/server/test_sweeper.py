@@ -24,8 +24,8 @@ from tkserver.storage.errors import Unavailable
 
 
 def insert_nonce(database: Database, nonce: str, age: str) -> None:
-    """Insert a nonce that was used some time ago."""
-    sql = "INSERT INTO nonces (org_id, app_id, nonce, used_at) VALUES (%s, %s, %s, now() - %s::interval)"
+    """Insert a nonce of a request that was sent some time ago."""
+    sql = "INSERT INTO nonces (org_id, app_id, nonce, sent_at) VALUES (%s, %s, %s, now() - %s::interval)"
     database.query(sql, str(uuid.uuid4()), str(uuid.uuid4()), nonce, age)
 
 
@@ -50,10 +50,10 @@ async def test_server_deletes_old_events(database: Database) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_server_deletes_old_nonces(database: Database) -> None:
-    """A server deletes the nonces that can be used again, and no others."""
-    insert_nonce(database, "old", "21 minutes")
-    insert_nonce(database, "recent", "19 minutes")
-    async with running_server(database):
+    """A server deletes the nonces whose timestamps are no longer valid, and no others."""
+    insert_nonce(database, "old", "1062 seconds")
+    insert_nonce(database, "recent", "900 seconds")
+    async with running_server(database, TK__INGEST__TIMESTAMP_TOLERANCE=1000):
         await until(lambda: nonces(database) == ["recent"])
 
 
@@ -82,7 +82,7 @@ def test_deletion_fails_when_stopped(database: Database) -> None:
     with pytest.raises(Unavailable):
         delete_old_events(database.dsn, connections, 7)
     with pytest.raises(Unavailable):
-        delete_old_nonces(database.dsn, connections)
+        delete_old_nonces(database.dsn, connections, 600)
 
 
 @pytest_twisted.ensureDeferred
@@ -91,7 +91,7 @@ async def test_sweeper_stops_while_both_deletions_wait_for_locks(database: Datab
     app = App().install(database)
     store(database, app, 5, days=8)
     insert_nonce(database, "old", "21 minutes")
-    sweeper = Sweeper(reactor, database.dsn, 7)
+    sweeper = Sweeper(reactor, database.dsn, 7, 600)
     with closing(BlockingConnections().connect(database.dsn)) as other, transaction(other):
         rows(other, "LOCK TABLE events, nonces IN ACCESS EXCLUSIVE MODE")
         with logged_lines() as lines:
@@ -108,7 +108,7 @@ async def test_sweeper_stops_while_both_deletions_wait_for_locks(database: Datab
 async def test_sweeper_can_be_started_again(database: Database) -> None:
     """A sweeper that was stopped and is started again deletes old events and nonces."""
     app = App().install(database)
-    sweeper = Sweeper(reactor, database.dsn, 7)
+    sweeper = Sweeper(reactor, database.dsn, 7, 600)
     sweeper.start()
     await sweeper.stop()
     store(database, app, 5, days=8)
@@ -137,7 +137,7 @@ async def test_sweeper_continues_after_errors(database: Database, monkeypatch: p
         calls.clear()
         fail_with("delete_old_events", error)
         fail_with("delete_old_nonces", error)
-        sweeper = Sweeper(reactor, database.dsn, 7)
+        sweeper = Sweeper(reactor, database.dsn, 7, 600)
         with logged_failures() as failures:
             sweeper.start()
             await until(lambda: calls.count("delete_old_events") > 1 and calls.count("delete_old_nonces") > 1)

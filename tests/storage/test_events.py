@@ -151,9 +151,9 @@ def test_plan_uses_indexes_even_if_tables_are_empty(database: Database) -> None:
     database.query("VACUUM ANALYZE nonces, events")
     with closing(BlockingConnections().connect(database.dsn)) as connection:
         rows(connection, ";".join(PREPARE_STORE))
-        request = [str(uuid.uuid4()), str(uuid.uuid4()), "nonce", []]
+        request = [str(uuid.uuid4()), str(uuid.uuid4()), "nonce", 0, []]
         lines = rows(connection, "EXPLAIN EXECUTE tkserver_store (%s)", json.dumps([request]))
         plan = "\n".join(line for (line,) in lines)
-    assert "Index Scan using nonces_pkey on nonces" in plan
+    assert "Index Only Scan using nonces_pkey on nonces" in plan
     assert "Index Scan using events_event_id_key on events" in plan
     assert "Seq Scan" not in plan

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
-from twisted.internet import reactor
+from twisted.internet import reactor as global_reactor
 
 from tests.support.client import Client
 from tests.support.database import Database
@@ -14,10 +15,13 @@ from tkserver.config import load
 from tkserver.server.supervisor import Supervisor
 
 
-def launch_server(database: Database, failures: list[str], **overrides: object) -> Supervisor:
+def launch_server(
+    database: Database, failures: list[str], *, reactor: Any = global_reactor, **overrides: object
+) -> Supervisor:
     """Start a server, and return immediately.
 
     :param failures: the server appends a message if it cannot continue.
+    :param reactor: may have another clock than the reactor of the process.
     :param overrides: settings, by the names of their variables.
     """
     values = {
@@ -33,10 +37,10 @@ def launch_server(database: Database, failures: list[str], **overrides: object) 
     return server
 
 
-async def start_server(database: Database, **overrides: object) -> Supervisor:
+async def start_server(database: Database, *, reactor: Any = global_reactor, **overrides: object) -> Supervisor:
     """Start a server, and return when it is ready."""
     failures: list[str] = []
-    server = launch_server(database, failures, **overrides)
+    server = launch_server(database, failures, reactor=reactor, **overrides)
     await until_ready(server, failures)
     return server
 
@@ -56,9 +60,11 @@ async def until_ready(server: Supervisor, failures: list[str]) -> None:
 
 
 @asynccontextmanager
-async def running_server(database: Database, **overrides: object) -> AsyncIterator[Supervisor]:
+async def running_server(
+    database: Database, *, reactor: Any = global_reactor, **overrides: object
+) -> AsyncIterator[Supervisor]:
     """Run a server while the context lasts."""
-    server = await start_server(database, **overrides)
+    server = await start_server(database, reactor=reactor, **overrides)
     try:
         yield server
     finally:

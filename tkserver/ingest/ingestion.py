@@ -120,7 +120,8 @@ class Ingestion:
         if not batch.events:
             return batch, None
         rows = yield from encode_rows(batch.events)
-        return batch, Submission(verified.org_id, verified.app_id, verified.nonce, rows, credential.has_quota)
+        sent_at = int(request.headers["x-timestamp"])
+        return batch, Submission(verified.org_id, verified.app_id, verified.nonce, sent_at, rows, credential.has_quota)
 
     def _decode(self, request: IngestRequest) -> Steps[bytes]:
         return decode_body(
@@ -143,7 +144,10 @@ def _result(batch: Batch, outcome: Outcome) -> IngestResult:
     if outcome.problem is not None:
         raise outcome.problem
     if outcome.nonce_reused:
-        raise NonceReused("this X-Nonce was used before: sign each request with a new nonce")
+        raise NonceReused(
+            "this X-Nonce was used before, or X-Timestamp is too old to find out: sign each request with a new nonce"
+            " and the current time"
+        )
     if outcome.over_quota is not None:
         raise _quota_exceeded(outcome.over_quota)
     errors = (

@@ -14,9 +14,9 @@ from twisted.internet.threads import deferToThreadPool
 
 from tkserver import log
 from tkserver.operations import retention
-from tkserver.storage.blocking import BlockingConnections, Connection, rows, value
+from tkserver.storage.blocking import BlockingConnections, Connection, rows, transaction, value
 from tkserver.storage.errors import StorageError
-from tkserver.storage.store_statement import DELETE_OLD_NONCES
+from tkserver.storage.store_statement import DELETE_OLD_NONCES, RENEW_TOLERANCE
 
 _log = log.logger(__name__)
 
@@ -40,12 +40,14 @@ class Sweeper:
     The work is done in threads, with one connection for each deletion.
 
     :param default_days: the retention of applications that have none of their own; ``None`` stores events forever.
+    :param tolerance: the seconds by which the timestamps of requests may differ from the clock of this server.
     """
 
-    def __init__(self, reactor: Any, dsn: str, default_days: int | None) -> None:
+    def __init__(self, reactor: Any, dsn: str, default_days: int | None, tolerance: int) -> None:
         self._reactor = reactor
         self._dsn = dsn
         self._default_days = default_days
+        self._tolerance = tolerance
         self._connections = BlockingConnections()
         self._loops = [
             (self._loop(self._sweep_events), EVENTS_INTERVAL),
@@ -89,7 +91,7 @@ class Sweeper:
 
     async def _sweep_nonces(self) -> None:
         try:
-            await self._in_thread(delete_old_nonces)
+            await self._in_thread(partial(delete_old_nonces, tolerance=self._tolerance))
         except StorageError as error:
             if not self._connections.stopped:
                 _log.debug("old nonces could not be deleted, next attempt soon: {error}", error=error, event="put_off")
@@ -114,12 +116,14 @@ def delete_old_events(dsn: str, connections: BlockingConnections, default_days: 
         return sum(retention.prune(connection, default_days, time.monotonic, connections.sleep).values())
 
 
-def delete_old_nonces(dsn: str, connections: BlockingConnections) -> None:
-    """Delete the nonces that can be used again. Blocks.
+def delete_old_nonces(dsn: str, connections: BlockingConnections, tolerance: int) -> None:
+    """Delete the nonces that no server needs anymore. Blocks.
 
+    :param tolerance: see :class:`Sweeper`. The largest one of all servers determines which nonces are needed.
     :raise StorageError: if the database is not available, or ``connections`` was stopped.
     """
-    with _connection(dsn, connections) as connection:
+    with _connection(dsn, connections) as connection, transaction(connection):
+        rows(connection, RENEW_TOLERANCE, tolerance, tolerance, tolerance)
         rows(connection, DELETE_OLD_NONCES)
 
 

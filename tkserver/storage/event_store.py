@@ -220,7 +220,7 @@ def _with_erased(outcome: Outcome, rows: dict[int, Row]) -> Outcome:
 
 def _encode(submission: Submission) -> bytes:
     """Encode a submission for the store statement. Of several events with the same id, only the first is included."""
-    head = msgspec.json.encode((submission.org_id, submission.app_id, submission.nonce))
+    head = msgspec.json.encode((submission.org_id, submission.app_id, submission.nonce, submission.sent_at))
     seen: set[int] = set()
     origins: dict[bytes, list[bytes]] = {}
     for row in submission.rows.values():

@@ -35,6 +35,7 @@ class Submission(Struct, frozen=True):
     """The events of one request that are to be stored.
 
     :ivar nonce: ``None`` if the request has none.
+    :ivar sent_at: the timestamp of the request, in seconds of Unix time.
     :ivar rows: by the index of the event in its batch; at least one.
     :ivar has_quota: true if the application has a monthly quota.
     """
@@ -42,18 +43,26 @@ class Submission(Struct, frozen=True):
     org_id: UUID
     app_id: UUID
     nonce: str | None
+    sent_at: int
     rows: dict[int, Row]
     has_quota: bool = False
 
     @classmethod
     def from_events(
-        cls, org_id: UUID, app_id: UUID, nonce: str | None, events: Mapping[int, Event], *, has_quota: bool = False
+        cls,
+        org_id: UUID,
+        app_id: UUID,
+        nonce: str | None,
+        events: Mapping[int, Event],
+        *,
+        sent_at: int = 0,
+        has_quota: bool = False,
     ) -> Submission:
         """Encode events for the database.
 
         :param events: by their index in the batch; at least one.
         """
-        return cls(org_id, app_id, nonce, run_steps(encode_rows(events)), has_quota)
+        return cls(org_id, app_id, nonce, sent_at, run_steps(encode_rows(events)), has_quota)
 
     @property
     def application(self) -> tuple[int, int]:

@@ -4,33 +4,37 @@ The store statement takes all requests as one JSON document of nested arrays: a 
 contains events (see :class:`~tkserver.storage.events.Row`). PostgreSQL parses it about as fast as any other format that
 needs only one round trip.
 
-The statement returns only exceptions: a row (request, null, null) for each request whose nonce was used before, and a
-row (request, event id, true if the event belongs to this application) for each event that was not inserted. Under
-REPEATABLE READ, the statement either sees the existing row with the same event id, or it fails and is retried.
+The statement returns only exceptions: a row (request, null, null) for each request whose nonce was used before, or may
+have been used and deleted; and a row (request, event id, true if the event belongs to this application) for each event
+that was not inserted. Under REPEATABLE READ, the statement either sees the existing row with the same event id, or it
+fails and is retried.
 
 Usually there are no exceptions. If the number of inserted rows equals the number of sent events, no row is compared.
 """
 
 from __future__ import annotations
 
-NONCE_LIFETIME = "20 minutes"
-"""The time during which a nonce cannot be used again.
+CLOCK_MARGIN = 60
+"""Seconds for which a nonce is kept after its timestamp has become invalid, by the clock of the database.
 
-It is longer than the whole time window in which the timestamp of a request is valid.
+If the clock of the database is ahead of the server's by more than this, requests with the oldest timestamps get a 409.
+Whatever the clocks show, no request is stored twice.
 """
 
-_STATEMENT = f"""
+_STATEMENT = """
 PREPARE tkserver_store (jsonb) AS
 WITH request AS MATERIALIZED (
-    SELECT n AS request, (r->>0)::uuid AS org_id, (r->>1)::uuid AS app_id, r->>2 AS nonce, r->3 AS origins
+    SELECT n AS request, (r->>0)::uuid AS org_id, (r->>1)::uuid AS app_id, r->>2 AS nonce,
+           to_timestamp((r->>3)::bigint) AS sent_at, r->4 AS origins
     FROM jsonb_array_elements($1) WITH ORDINALITY AS t (r, n)
 ), accepted AS MATERIALIZED (
     SELECT * FROM request AS r
-    WHERE r.nonce IS NULL OR (  -- for NOT EXISTS, PostgreSQL would read and hash all nonces
-        SELECT true FROM nonces AS n
-        WHERE n.app_id = r.app_id AND n.org_id = r.org_id AND n.nonce = r.nonce
-          AND n.used_at > now() - interval '{NONCE_LIFETIME}'
-    ) IS NULL
+    WHERE r.nonce IS NULL OR (
+        (r.sent_at <= (SELECT deleted_until FROM nonce_window WHERE id)) IS NOT TRUE
+        AND (  -- for NOT EXISTS, PostgreSQL would read and hash all nonces
+            SELECT true FROM nonces AS n WHERE n.app_id = r.app_id AND n.org_id = r.org_id AND n.nonce = r.nonce
+        ) IS NULL
+    )
 ), origin AS MATERIALIZED (
     SELECT
         f.request, f.org_id, f.app_id, o->>0 AS schema_version,
@@ -76,13 +80,13 @@ WITH request AS MATERIALIZED (
         WHERE s.event_id = i.event_id AND s.org_id = i.org_id AND s.app_id = i.app_id
     )
 ), used_nonces AS (
-    INSERT INTO nonces (org_id, app_id, nonce)
-    SELECT f.org_id, f.app_id, f.nonce FROM accepted AS f
+    INSERT INTO nonces (org_id, app_id, nonce, sent_at)
+    SELECT f.org_id, f.app_id, f.nonce, f.sent_at FROM accepted AS f
     WHERE f.nonce IS NOT NULL AND ((SELECT all_stored FROM totals) OR f.request IN (
         SELECT i.request FROM incoming AS i LEFT JOIN not_stored AS m USING (request, event_id)
         WHERE m.is_own IS DISTINCT FROM false
     ))
-    ON CONFLICT (app_id, org_id, nonce) DO UPDATE SET used_at = excluded.used_at
+    ON CONFLICT (app_id, org_id, nonce) DO UPDATE SET used_at = excluded.used_at, sent_at = excluded.sent_at
 )
 SELECT r.request, NULL::text, NULL::boolean FROM request AS r
 WHERE r.request NOT IN (SELECT f.request FROM accepted AS f)
@@ -102,8 +106,23 @@ PREPARE_STORE = (
 STORE = "EXECUTE tkserver_store (%s)"
 """Store requests, and return the exceptions."""
 
-DELETE_OLD_NONCES = f"DELETE FROM nonces WHERE used_at < now() - interval '{NONCE_LIFETIME}'"
-"""Delete the nonces that can be used again."""
+RENEW_TOLERANCE = """
+UPDATE nonce_window SET
+    tolerance = CASE WHEN tolerance <= %s OR renewed_at < now() - interval '1 day' THEN %s ELSE tolerance END,
+    renewed_at = CASE WHEN tolerance <= %s OR renewed_at < now() - interval '1 day' THEN now() ELSE renewed_at END
+"""
+"""Register the tolerance of a server, and lock the row, so that one server at a time deletes nonces."""
+
+DELETE_OLD_NONCES = f"""
+WITH deleted AS (
+    DELETE FROM nonces
+    WHERE sent_at < now() - make_interval(secs => (SELECT tolerance + {CLOCK_MARGIN} FROM nonce_window))
+    RETURNING sent_at
+)
+UPDATE nonce_window SET deleted_until = greatest(deleted_until, (SELECT max(sent_at) FROM deleted))
+WHERE EXISTS (SELECT FROM deleted)
+"""
+"""Delete the nonces whose timestamps are no longer valid for any server."""
 
 PROBE = """
 INSERT INTO readiness (checked_at) VALUES (now()) ON CONFLICT (id) DO UPDATE SET checked_at = excluded.checked_at
