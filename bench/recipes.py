@@ -232,7 +232,17 @@ KINDS: dict[str, Kind] = {
         *(
             b'{"%s":%s}' % (name, value)
             for name in (b"event", b"event_id", b"schema_version", b"service", b"timestamp", b"user_id", b"metadata")
-            for value in (b"<n>", b'"<n>"', b"{}", b"[]", b"null", b'"1.<n>"', b'"2.<n>"', b'"\\u00<n>"', b'"1:00.<n>0000"')
+            for value in (
+                b"<n>",
+                b'"<n>"',
+                b"{}",
+                b"[]",
+                b"null",
+                b'"1.<n>"',
+                b'"2.<n>"',
+                b'"\\u00<n>"',
+                b'"1:00.<n>00"',
+            )
         ),
         b'{"event_id":"00000000-0000-4000-8000-000000000<n>"}',
         b'{"event_id":"00000000-0000-4000-8000-000000000<n>","schema_version":"2"}',
@@ -251,13 +261,19 @@ KINDS: dict[str, Kind] = {
     "brackets": Kind(Recipe(b"[", body=SLOT, values=100_000, separator=b""), (b"[", b"{", b'{"":', b'{"events":[')),
     "one event with empty lists": _in_data(b"[]", events=1),
     "strings": _in_data(b'""', b'"x"', b'"\\n"', b'"\\u0041"', b'"\\\\"', b'"<n>"'),
-    "long strings": _in_data(b'"' + b"x" * 50_000 + b'"', b'"' + b"\\n" * 25_000 + b'"', b'"' + b"\\\\" * 25_000 + b'"'),
+    "long strings": _in_data(
+        b'"' + b"x" * 50_000 + b'"', b'"' + b"\\n" * 25_000 + b'"', b'"' + b"\\\\" * 25_000 + b'"'
+    ),
     "characters that are not ASCII": _in_data('"é"'.encode(), '"€"'.encode(), '"\U0001f600"'.encode(), b'"\xc3"'),
-    "U+0000": _in_data(b'"\\\\u0000"', b'"\\\\\\\\u0000"', b'"\\u0000"', b'"\\u0001"', b'"' + b"\\\\" * 9000 + b'u0000"'),
+    "U+0000": _in_data(
+        b'"\\\\u0000"', b'"\\\\\\\\u0000"', b'"\\u0000"', b'"\\u0001"', b'"' + b"\\\\" * 9000 + b'u0000"'
+    ),
     "surrogates": _in_data(b'"\\ud800"', b'"\\ud83d\\ude00"', b'"\\udfff\\ud800"', b'"\\\\ud800"', b'"\\\\\\ud800"'),
     "one event with surrogates": _in_data(b'"\\ud800"', b'"\\ud83d\\ude00"', events=1),
     "ignored surrogates": _members_of_events(b'"x":"\\ud800"', b'"\\ud800":<n>', b'"x":"\\ud800","x":"\\udfff"'),
-    "exponents": _in_data(b"1e100", b"1e-399", b"1e<n>", b"1E+100", b"0e300", b"1.5e200", b"0.00001e305", b"1e-0000000000<n>"),
+    "exponents": _in_data(
+        b"1e100", b"1e-399", b"1e<n>", b"1E+100", b"0e300", b"1.5e200", b"0.00001e305", b"1e-0000000000<n>"
+    ),
     "many digits": _in_data(b"9" * 300, b"9" * 299, b"9" * 400, b"0." + b"0" * 400, b"1e100," + b"9" * 300),
     "literals": _in_data(b"1", b"null", b"true", b"-1", b"0.5", b"<n>"),
     "keys": _in_data(b'{"a":1}', b'{"<n>":1}', b'{"a":1,"a":1,"a":1}', b'{"' + b"k" * 5000 + b'":1}'),
@@ -276,13 +292,17 @@ KINDS: dict[str, Kind] = {
     "too many events": Kind(Recipe(b"1", values=1_000_000), (b"1", b"{}", b"[]", b'""', b'"\\ud800"')),
     "white space": Kind(Recipe(b" ", values=1_000_000, separator=b""), (b" ", b"\n", b"\t  ")),
     "invalid at the last byte": Kind(
-        Recipe(b"[]", _WITH_DATA, values=33_000, events=50, end=b"x"), (b"[]", b"{}", b'""', b'"\\ud83d\\ude00"', b"1e100")
+        Recipe(b"[]", _WITH_DATA, values=33_000, events=50, end=b"x"),
+        (b"[]", b"{}", b'""', b'"\\ud83d\\ude00"', b"1e100"),
     ),
     "invalid UTF-8 at the last byte": Kind(
-        Recipe('"é"'.encode(), _WITH_DATA, values=20_000, events=50, end=b"\xff"), ('"é"'.encode(), '"\U0001f600"'.encode())
+        Recipe('"é"'.encode(), _WITH_DATA, values=20_000, events=50, end=b"\xff"),
+        ('"é"'.encode(), '"\U0001f600"'.encode()),
     ),
     "gzip bomb": Kind(Recipe(b"[],", _WITH_DATA, events=1100, values=1_000_000, encoding=GZIP), (b"[]", b" ", b"{}")),
-    "gzip members of one byte": Kind(Recipe(ORDINARY_EVENT, events=20, encoding=SMALL_MEMBERS), (ORDINARY_EVENT, b"{}")),
+    "gzip members of one byte": Kind(
+        Recipe(ORDINARY_EVENT, events=20, encoding=SMALL_MEMBERS), (ORDINARY_EVENT, b"{}")
+    ),
     "empty gzip members": Kind(Recipe(ORDINARY_EVENT, encoding=EMPTY_MEMBERS), (ORDINARY_EVENT, b"{}")),
-}  # fmt: skip
+}
 """All kinds, by their names."""
