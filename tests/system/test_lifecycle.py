@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
@@ -19,11 +20,21 @@ from tests.support.events import make_event
 from tests.support.process import Twistd, environment
 from tests.support.raw_requests import HEALTH_REQUEST, request_head, signed_request
 from tests.support.source import ROOT
-from tests.support.waiting import wait_for
+from tests.support.waiting import TIMEOUT, wait_for
 from tkserver.storage.embedded import demo
 from tkserver.storage.embedded.postgres import EmbeddedPostgres
 
 DEMO = App(demo.ORG_ID, demo.APP_ID, demo.TOKEN, demo.SECRET)
+
+
+def cors_headers(port: int, method: str, path: str) -> list[str]:
+    """Return the names of the CORS headers of a response to a web page."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+    headers = {"Origin": "https://example.org", "Access-Control-Request-Method": "POST"}
+    connection.request(method, path, headers=headers)
+    response = connection.getresponse()
+    connection.close()
+    return [name for name in response.headers if name.lower().startswith("access-control-")]
 
 
 @pytest.fixture
@@ -103,6 +114,62 @@ class TestEmbedded:
         assert "precious is not empty and contains no database: choose another directory" in server.log
         assert "Traceback" not in server.log
         assert [path.name for path in (directory / "precious").iterdir()] == ["file"]
+
+    def test_demo_application_exists_only_on_loopback(self, directory: Path, data_dir: Path) -> None:
+        """While other machines may reach the server, the demo application is suspended, and the log says what to do."""
+        settings = {"TK__DATABASE__DATA_DIR": str(data_dir)}
+        exposed = {**settings, "TK__SERVER__HOST": "0.0.0.0"}
+        for current, status in ((exposed, 401), (settings, 200), (exposed, 401), (settings, 200)):
+            with Twistd(directory, current) as server:
+                server.wait_until_ready()
+                assert post_batch(server.url, DEMO, batch([make_event()])) == status
+                assert ("to send a first event" in server.log) is (status == 200)
+                assert server.log.count("create an application with: tkserver apps create NAME") == (status == 401)
+                assert server.stop() == 0
+
+    def test_revoked_demo_application(self, directory: Path, data_dir: Path) -> None:
+        """If an operator has revoked the token of the demo application, it stays revoked."""
+        settings = {"TK__DATABASE__DATA_DIR": str(data_dir)}
+        for host, status in (("127.0.0.1", 200), ("0.0.0.0", 401), ("127.0.0.1", 401)):
+            with Twistd(directory, {**settings, "TK__SERVER__HOST": host}) as server:
+                server.wait_until_ready()
+                assert post_batch(server.url, DEMO, batch([make_event()])) == status
+                Database(EmbeddedPostgres(data_dir).dsn).query("UPDATE api_tokens SET is_active = false")
+                assert server.stop() == 0
+        assert "to send a first event" not in server.log
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"TK__SERVER__ENDPOINT": "unix:http.sock"},
+            {"TK__SERVER__ENDPOINT": "tcp:0:interface=0.0.0.0"},
+            {"TK__SERVER__ENDPOINT": "haproxy:tcp:0:interface=127.0.0.1"},
+            {"TK__SERVER__TRUSTED_PROXIES": "127.0.0.1"},
+        ],
+        ids=lambda settings: next(iter(settings.values())),
+    )
+    def test_no_demo_application(self, directory: Path, data_dir: Path, settings: dict[str, str]) -> None:
+        """There is no demo application if strangers may reach the server through a proxy or another address."""
+        with Twistd(directory, {"TK__DATABASE__DATA_DIR": str(data_dir), **settings}) as server:
+            server.wait_for_line("create an application with: tkserver apps create NAME")
+            assert Database(EmbeddedPostgres(data_dir).dsn).value("SELECT count(*) FROM api_tokens") == 0
+            assert server.stop() == 0
+        assert "to send a first event" not in server.log
+
+    def test_web_pages_cannot_use_the_demo_application(self, directory: Path, data_dir: Path) -> None:
+        """Responses of the demo application have no CORS headers, unless the setting says otherwise."""
+        settings = {"TK__DATABASE__DATA_DIR": str(data_dir)}
+        paths = [DEMO.path, DEMO.path.upper().replace("/V1/INGEST", "/v1/ingest"), DEMO.path.replace("-", "")]
+        for origins, allowed in ((None, False), ("*", True)):
+            current = settings if origins is None else {**settings, "TK__SERVER__CORS_ORIGINS": origins}
+            with Twistd(directory, current) as server:
+                server.wait_until_ready()
+                for path in paths:
+                    for method in ("OPTIONS", "POST"):
+                        assert bool(cors_headers(server.port, method, path)) is allowed
+                assert cors_headers(server.port, "OPTIONS", App().path)
+                assert cors_headers(server.port, "POST", App().path)
+                assert server.stop() == 0
 
     @pytest.mark.parametrize("file", [None, "PG_VERSION", "postmaster.pid", "postmaster.opts"])
     def test_stop_during_start(self, directory: Path, data_dir: Path, file: str | None) -> None:

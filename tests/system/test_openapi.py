@@ -150,6 +150,7 @@ def url(scratch: Path, session: requests.Session) -> Iterator[str]:
     directory = Path(tempfile.mkdtemp(dir=scratch))
     # All requests come from one address, and many of them must fail to authenticate.
     settings = {"TK__DATABASE__DATA_DIR": str(directory / "data"), "TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": "0"}
+    settings["TK__SERVER__CORS_ORIGINS"] = "*"  # so that it applies to the demo application, too
     with Twistd(directory, settings) as server:
         wait_for(lambda: session.get(f"{server.url}/health/ready", timeout=5).ok, lambda: server.log)
         yield server.url

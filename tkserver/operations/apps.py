@@ -66,14 +66,15 @@ def find_app(connection: Connection, name_or_id: str) -> App:
 
 
 def default_app(connection: Connection) -> App:
-    """Return the demo application if it exists, otherwise the first application by name.
+    """Return the demo application if it has an active token, otherwise the first application that has one, by name.
 
     :raise UnknownObject: if there are no applications.
     """
     found = list_apps(connection)
     if not found:
         raise UnknownObject("there are no applications; create one with: tkserver apps create NAME")
-    return next((app for app in found if str(app.app_id) == demo.APP_ID), found[0])
+    active = [app for app in found if app.active_tokens] or found
+    return next((app for app in active if str(app.app_id) == demo.APP_ID), active[0])
 
 
 def create_app(

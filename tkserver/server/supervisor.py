@@ -10,7 +10,6 @@ import gc
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,6 +77,7 @@ class Supervisor(Service):
         self._startup: Deferred[None] | None = None
         self._retry_delay: Deferred[None] | None = None
         self._bound = False
+        self._has_demo = False
         self._stopping = False
 
     @property
@@ -148,6 +148,7 @@ class Supervisor(Service):
         self._sweeper.start()
         if self._embedded is not None:
             self._embedded_check_ended = self._embedded_check.start(EMBEDDED_CHECK_INTERVAL, now=False)
+        if self._has_demo and self.worker.url.startswith("http:"):
             script, url = str(FIRST_EVENT), self.worker.url
             _log.info("to send a first event, run: sh {script} {url}", script=script, url=url, event="first_event")
 
@@ -158,19 +159,32 @@ class Supervisor(Service):
             _log.info("embedded PostgreSQL, data in {data_dir}", data_dir=data_dir, event="embedded_database")
         await self._when_available(migrations.migrate)
         if self._embedded is not None:
-            await self._when_available(demo.install)
+            await self._prepare_demo()
 
-    async def _when_available(self, work: Callable[[str, BlockingConnections], None]) -> None:
+    async def _prepare_demo(self) -> None:
+        """Create the demo application, or suspend it if strangers may reach the server: its credentials are public."""
+        if not self.worker.is_loopback or self._settings.server.trusted_proxies:
+            await self._when_available(demo.suspend)
+            _log.info(
+                "no demo application, because other machines may reach this server; create an application with:"
+                " tkserver apps create NAME",
+                event="demo_suspended",
+            )
+        else:
+            self._has_demo = await self._when_available(demo.install)
+
+    async def _when_available(self, work: Callable[[str, BlockingConnections], T]) -> T:
         """Run a function that uses the database, and retry while the database is not available.
 
+        :return: the result of the function.
         :raise _Stopping: if the server is stopped in the meantime.
         """
         backoff = backoffPolicy(initialDelay=0.2, maxDelay=2.0, factor=1.5)
-        for failures in count():
+        failures = 0
+        while True:
             try:
                 if not self._stopping:
-                    await self._in_thread(work, self._dsn, self._connections)
-                    return
+                    return await self._in_thread(work, self._dsn, self._connections)
             except StorageError as error:
                 if failures == 0 and not self._stopping:
                     _log.warn("the database is not available, retrying: {error}", error=error, event="database_awaited")
@@ -178,6 +192,7 @@ class Supervisor(Service):
             if self._stopping:
                 raise _Stopping
             self._retry_delay = deferLater(self._reactor, backoff(failures))
+            failures += 1
             with suppress(CancelledError):
                 await self._retry_delay
 

@@ -32,6 +32,7 @@ from tkserver.server.worker import Components, Worker
 from tkserver.storage.caches import CredentialCache, ErasedUserCache, LastUsedTimes
 from tkserver.storage.changes import ChangeListener
 from tkserver.storage.credentials import CredentialStore
+from tkserver.storage.embedded import demo
 from tkserver.storage.erasures import ErasureStore
 from tkserver.storage.event_store import EventStore
 from tkserver.storage.pool import Pool
@@ -73,7 +74,7 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     ingestion = Ingestion(verifier, scheduler, timer, committer, last_used, ledger, max_bytes)
     proxies = TrustedProxies.from_names(settings.server.trusted_proxies)
     admission = IngestAdmission(committer.check_load, _auth_failures(settings, clock), proxies, clock)
-    api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock)
+    api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock, _closed_to_web_pages(settings))
     site = ApiSite(
         api.resource(),
         _http_limits(settings),
@@ -111,6 +112,12 @@ def _access_log(settings: Settings, clock: Callable[[], float]) -> AccessLog:
 def _queue_limits(settings: Settings) -> QueueLimits:
     ingest = settings.ingest
     return QueueLimits(events=ingest.max_queue_events, bytes=ingest.max_queue_bytes, timeout=ingest.commit_timeout)
+
+
+def _closed_to_web_pages(settings: Settings) -> tuple[str, str] | None:
+    """Return the ids of the demo application: any web page that is open on this machine could send events to it."""
+    is_closed = settings.database.url is None and "cors_origins" not in settings.server.model_fields_set
+    return (demo.ORG_ID, demo.APP_ID) if is_closed else None
 
 
 def _http_limits(settings: Settings) -> HttpLimits:

@@ -64,6 +64,11 @@ class Worker:
         return self.components.listener.port
 
     @property
+    def is_loopback(self) -> bool:
+        """Whether only programs on this machine can connect to the public port."""
+        return self.components.listener.is_loopback
+
+    @property
     def database_connected(self) -> bool:
         """Whether there is at least one connection to the database."""
         return self.components.pool.connected

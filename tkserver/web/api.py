@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, TypeVar, cast
+from uuid import UUID
 
+import msgspec
 from klein import Klein
 from twisted.web.resource import IResource
 
@@ -30,6 +33,7 @@ class Api:
 
     :param probe: checks whether the database accepts writes.
     :param clock: returns seconds, on any scale.
+    :param closed_to_web_pages: the organization and the application that web pages cannot use, if there is one.
     """
 
     _router = Klein()
@@ -37,8 +41,14 @@ class Api:
     _route = cast("Callable[..., Callable[[_Handler], _Handler]]", _router.route)
 
     def __init__(
-        self, ingestion: Ingestion, admission: IngestAdmission, probe: Probe, clock: Callable[[], float]
+        self,
+        ingestion: Ingestion,
+        admission: IngestAdmission,
+        probe: Probe,
+        clock: Callable[[], float],
+        closed_to_web_pages: tuple[str, str] | None = None,
     ) -> None:
+        self._closed_to_web_pages = closed_to_web_pages
         self._ingestion = ingestion
         self._admission = admission
         self._probe = probe
@@ -65,6 +75,7 @@ class Api:
     @_route("/v1/ingest/<org_id>/<app_id>", methods=["POST"])
     async def ingest(self, request: ApiRequest, org_id: str, app_id: str) -> Response:
         """Store the events of a batch."""
+        request.allows_web_pages = self._allows_web_pages(org_id, app_id)
         if request.body_error is not None:
             raise request.body_error
         self._admission.check_address(request)  # again: other requests may have failed while the body arrived
@@ -83,10 +94,27 @@ class Api:
     @_route("/health", methods=["OPTIONS"])
     @_route("/health/ready", methods=["OPTIONS"])
     @_route("/v1/ingest/<org_id>/<app_id>", methods=["OPTIONS"])
-    def preflight(self, request: ApiRequest, **_: str) -> Response:
+    def preflight(self, request: ApiRequest, org_id: str = "", app_id: str = "") -> Response:
         """Respond to a CORS preflight request, of which browsers read only the headers."""
+        request.allows_web_pages = self._allows_web_pages(org_id, app_id)
+        if not request.allows_web_pages:
+            return no_content()
         requested = (request.header(f"access-control-request-{name}") for name in ("method", "headers"))
         return no_content(CorsPolicy.preflight(*requested))
+
+    def _allows_web_pages(self, org_id: str, app_id: str) -> bool:
+        return (
+            self._closed_to_web_pages is None or (_canonical(org_id), _canonical(app_id)) != self._closed_to_web_pages
+        )
+
+
+@lru_cache(1024)
+def _canonical(application_id: str) -> str:
+    """Return an id in the form in which UUIDs are usually written, or the text itself if it is no UUID."""
+    try:
+        return str(msgspec.convert(application_id, UUID))
+    except msgspec.ValidationError:
+        return application_id
 
 
 def ingest_response(result: IngestResult) -> Response:

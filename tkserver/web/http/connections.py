@@ -22,7 +22,7 @@ from twisted.web.server import Site
 from tkserver.log.access import OTHER_METHOD, RequestObserver, RequestRecord
 from tkserver.web.http.body_budget import BodyBudget
 from tkserver.web.http.request import Admission, ApiRequest
-from tkserver.web.http.response import CorsPolicy, Response, error_response, serialize_head
+from tkserver.web.http.response import NO_CORS, CorsPolicy, Response, error_response, serialize_head
 from tkserver.wire.api_errors import ApiError, BadRequest, Overloaded, PayloadTooLarge, RequestTimeout
 
 LINGER = 5.0
@@ -220,13 +220,22 @@ class ApiChannel(HTTPChannel):
 
     # --- sending
 
-    def send(self, response: Response, request_id: str, *, origin: str | None = None, with_body: bool = True) -> None:
+    def send(
+        self,
+        response: Response,
+        request_id: str,
+        *,
+        origin: str | None = None,
+        with_body: bool = True,
+        with_cors: bool = True,
+    ) -> None:
         """Send a response.
 
         :param origin: the ``Origin`` header of the request, if sent.
         :param with_body: false for ``HEAD``.
+        :param with_cors: false if no web page must read the response.
         """
-        head = self.site.serialize_head(response, request_id, origin, closes=not self.persistent)
+        head = self.site.serialize_head(response, request_id, origin, closes=not self.persistent, with_cors=with_cors)
         self._write(head + response.body if response.body and with_body else head)
 
     def _send100Continue(self) -> None:
@@ -507,10 +516,12 @@ class ApiSite(Site):
         for observe in self._observers:
             observe(record)
 
-    def serialize_head(self, response: Response, request_id: str, origin: str | None, *, closes: bool) -> bytes:
+    def serialize_head(
+        self, response: Response, request_id: str, origin: str | None, *, closes: bool, with_cors: bool = True
+    ) -> bytes:
         """Return everything that precedes the body of a response."""
-        now = self.reactor.seconds()
-        return serialize_head(response, request_id, now=now, cors=self._cors, origin=origin, closes=closes)
+        now, cors = self.reactor.seconds(), self._cors if with_cors else NO_CORS
+        return serialize_head(response, request_id, now=now, cors=cors, origin=origin, closes=closes)
 
     def add(self, channel: ApiChannel) -> None:
         """Register an open connection."""

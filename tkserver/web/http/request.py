@@ -56,7 +56,9 @@ class RequestChannel(Protocol):
 
     def ignore_input(self) -> None: ...
 
-    def send(self, response: Response, request_id: str, *, origin: str | None, with_body: bool) -> None: ...
+    def send(
+        self, response: Response, request_id: str, *, origin: str | None, with_body: bool, with_cors: bool
+    ) -> None: ...
 
     def abort(self) -> None: ...
 
@@ -72,6 +74,7 @@ class ApiRequest(http.Request):
         path and method have priority.
     :ivar record: for logs and metrics; exists as soon as the request has been received.
     :ivar response_headers: headers that are added to the response.
+    :ivar allows_web_pages: false if the response must not have CORS headers.
     :ivar handling: fires when the response has been sent; cancelled if the client disconnects before.
     """
 
@@ -85,6 +88,7 @@ class ApiRequest(http.Request):
         self.body_error: ApiError | None = None
         self.record: RequestRecord
         self.response_headers: dict[str, str] = {}
+        self.allows_web_pages = True
         self.handling: Deferred[Any] | None = None
         self._max_body_bytes = channel.site.max_body_bytes
         self._memory: Reservation | None = None
@@ -166,8 +170,13 @@ class ApiRequest(http.Request):
             self.startedWriting = 1
             if self.response_headers:
                 response = response.with_headers(self.response_headers)
-            origin = self.header("origin")
-            self.channel.send(response, record.request_id, origin=origin, with_body=self.method != b"HEAD")
+            self.channel.send(
+                response,
+                record.request_id,
+                origin=self.header("origin"),
+                with_body=self.method != b"HEAD",
+                with_cors=self.allows_web_pages,
+            )
             self.finish()
         else:
             record.status, record.code = CLIENT_CLOSED_REQUEST, None

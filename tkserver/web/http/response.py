@@ -131,6 +131,10 @@ class CorsPolicy:
         }
 
 
+NO_CORS = CorsPolicy(())
+"""Lets no web page read responses."""
+
+
 def _is_list_of_names(text: str | None) -> TypeGuard[str]:
     return text is not None and _LIST_OF_NAMES.fullmatch(text) is not None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any
 
 from OpenSSL import SSL, crypto
@@ -112,6 +113,18 @@ class Listener:
         scheme = "https" if _TLS.match(self._endpoint_string) else "http"
         host = address.host
         return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only programs on this machine can connect.
+
+        That is not known for a Unix socket, which is made for proxies, and not true if a proxy announces its clients.
+        """
+        host = getattr(self.address, "host", None)
+        if host is None or self._endpoint_string.startswith(_PROXY):
+            return False
+        address = ip_address(host.partition("%")[0])
+        return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
     def pause_accepting(self, seconds: float) -> None:
         """Let new connections wait in the kernel for some time, or until :meth:`resume_accepting`."""
