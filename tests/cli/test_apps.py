@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -13,6 +14,7 @@ from tests.support.command import InProcessCommand
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.process import Twistd
+from tests.support.waiting import wait_for
 
 
 def test_printed_credentials_are_sufficient(tkserver: InProcessCommand, twistd: Twistd) -> None:
@@ -85,3 +87,47 @@ def test_settings_need_a_name(
 def test_invalid_retention_is_wrong_usage(tkserver: InProcessCommand, arguments: tuple[str, ...]) -> None:
     """The retention is either a number of days from 1 to 36500 or the default."""
     tkserver("apps", "set-retention", "any", *arguments, code=2)
+
+
+def test_names_in_the_path(tkserver: InProcessCommand, twistd: Twistd) -> None:
+    """Programs can use the names of ``apps create my-cli --org acme`` instead of ids, and later slugs."""
+    created = tkserver("apps", "create", "my-cli", "--org", "acme", "--json")
+    assert (created.json["name"], created.json["slug"], created.json["org"]) == ("my-cli", "my-cli", "acme")
+    assert post_batch(twistd.url, replace(created.app, org_id="acme", app_id="my-cli"), batch([make_event()])) == 200
+    second = tkserver("apps", "create", "My second app", "--slug", "second", "--org", "acme", "--json")
+    assert second.json["org_id"] == created.json["org_id"]
+    assert post_batch(twistd.url, replace(second.app, org_id="acme", app_id="second"), batch([make_event()])) == 200
+    tkserver("apps", "set-slug", "acme/second", "third")
+    tkserver("orgs", "set-slug", "acme", "umbrella")
+    third = replace(second.app, org_id="umbrella", app_id="third")
+    wait_for(lambda: post_batch(twistd.url, third, batch([make_event()])) == 200)
+    assert "invalid" not in tkserver("apps", "create", "x", "--org", "umbrella").out
+
+
+def test_commands_accept_names_of_organizations(tkserver: InProcessCommand) -> None:
+    """Commands accept the name of an application after that of its organization, and say when they need it."""
+    for org in ("acme", "umbrella"):
+        tkserver("apps", "create", "my-cli", "--org", org)
+    for command in (["apps", "show"], ["tokens", "list"], ["tokens", "create"], ["export", "--app"]):
+        assert "umbrella/my-cli" in tkserver(*command, "my-cli", code=3).errors
+        tkserver(*command, "umbrella/my-cli", code=0)
+    tkserver("apps", "set-quota", "acme/my-cli", "5")
+    tkserver("apps", "set-retention", "acme/my-cli", "5")
+    receipt = tkserver("erase", "--user", "client_a", "--app", "acme/my-cli", "--json").json
+    assert receipt["application"] == "acme/my-cli"
+    tkserver("tokens", "rotate", "acme/my-cli")
+    limits = {app["org"]: app["monthly_quota"] for app in tkserver("apps", "list", "--json").json}
+    assert limits == {"acme": 5, "umbrella": None}
+
+
+def test_organizations(tkserver: InProcessCommand) -> None:
+    """Organizations are listed, renamed and given slugs."""
+    assert "apps create" in tkserver("orgs", "list").out
+    tkserver("apps", "create", "my-cli", "--org", "Acme Inc.")
+    tkserver("orgs", "set-slug", "Acme Inc.", "acme")
+    tkserver("orgs", "rename", "acme", "Umbrella")
+    (org,) = tkserver("orgs", "list", "--json").json
+    assert (org["name"], org["slug"], org["apps"]) == ("Umbrella", "acme", 1)
+    assert "slug" in tkserver("orgs", "set-slug", "acme", "not a slug", code=2).errors
+    assert "slug" in tkserver("apps", "create", "x", "--slug", "not a slug", code=2).errors
+    assert "orgs list" in tkserver("orgs", "rename", "nobody", "x", code=3).errors

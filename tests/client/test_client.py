@@ -291,3 +291,22 @@ def test_built_events_are_valid_and_anonymous() -> None:
     assert read.event_id == event.event_id
     assert read.user_id.startswith("anon_")
     assert event_builder().event("built").user_id != event.user_id
+
+
+@pytest_twisted.ensureDeferred
+async def test_slugs(url: str, app: App, shared_database: Database) -> None:
+    """A client can address its application by slugs."""
+    shared_database.query("INSERT INTO orgs (org_id, name, slug) VALUES (%s, 'Client', 'client.org')", app.org_id)
+    shared_database.query(
+        "INSERT INTO apps (org_id, app_id, name, slug) VALUES (%s, %s, 'x', 'my_cli')", app.org_id, app.app_id
+    )
+    async with Client(url, "client.org", "my_cli", app.token, app.secret, reactor=reactor) as client:
+        assert await client.send([event_builder().event("built")]) == Result(accepted=1)
+
+
+@pytest.mark.parametrize("bad", ["", "a/b", "a b", "ä", "x" * 101, "a?b"], ids=repr)
+def test_invalid_slugs(bad: str) -> None:
+    """A text that cannot be in the path is an error before anything is sent."""
+    for ids in ((bad, "app"), ("org", bad)):
+        with pytest.raises(ValueError, match="A-Z a-z 0-9"):
+            Client("http://127.0.0.1:1", *ids, "token", "secret", reactor=reactor)

@@ -35,7 +35,7 @@ def test_new_app_has_new_ids_and_a_token(connection: Connection) -> None:
 def test_ids_can_be_given(connection: Connection) -> None:
     """An application can have ids that are already used elsewhere."""
     org_id, app_id = uuid4(), uuid4()
-    token = create_app(connection, "shop", org_id=org_id, app_id=app_id)
+    token = create_app(connection, "shop", org=str(org_id), app_id=app_id)
     assert (token.org_id, token.app_id) == (org_id, app_id)
 
 
@@ -57,7 +57,7 @@ def test_taken_name_is_rejected(connection: Connection) -> None:
     with pytest.raises(NameTaken, match="exists already"):
         create_app(connection, "shop")
     with pytest.raises(NameTaken, match="exists already"):
-        create_app(connection, "again", org_id=token.org_id, app_id=token.app_id)
+        create_app(connection, "again", org=str(token.org_id), app_id=token.app_id)
     with pytest.raises(NameTaken, match="another application"):
         rename_app(connection, find_app(connection, "other"), "shop")
     assert [app.name for app in list_apps(connection)] == ["other", "shop"]
@@ -82,7 +82,7 @@ def test_ambiguous_id(connection: Connection, database: Database) -> None:
     """If several organizations use an id, the application must be selected by its name."""
     first = ClientApp().install(database)
     second = replace(ClientApp(), app_id=first.app_id).install(database)
-    with pytest.raises(UnknownObject, match="--org"):
+    with pytest.raises(UnknownObject, match=f"specify one of: .*{first.app_id}"):
         find_app(connection, first.app_id)
     rename_app(connection, next(app for app in list_apps(connection) if str(app.org_id) == second.org_id), "second")
     assert str(find_app(connection, "second").org_id) == second.org_id

@@ -60,7 +60,7 @@ def test_one_app(connection: Connection, database: Database) -> None:
     """A user can be erased from one application; one of another organization with the same id is not affected."""
     client_app = ClientApp()
     namesake = replace(ClientApp(), app_id=client_app.app_id)
-    create_app(connection, "shop", org_id=UUID(client_app.org_id), app_id=UUID(client_app.app_id))
+    create_app(connection, "shop", org=client_app.org_id, app_id=UUID(client_app.app_id))
     for owner in (client_app, namesake):
         store(database, owner, 2, user=USER)
     app = find_app(connection, "shop")

@@ -31,7 +31,7 @@ def prune_quickly(connection: Connection, default_days: int | None) -> dict[str,
 def named(connection: Connection, database: Database) -> ClientApp:
     """The application ``shop``, which stores events for 90 days and has events of several ages."""
     app = ClientApp()
-    create_app(connection, "shop", org_id=UUID(app.org_id), app_id=UUID(app.app_id))
+    create_app(connection, "shop", org=app.org_id, app_id=UUID(app.app_id))
     set_retention(connection, find_app(connection, "shop"), 90)
     for days in (0, 31, 91):
         store(database, app, 3, days=days)

@@ -86,7 +86,7 @@ class TestEndpoints:
             ("GET", "/health/", 404),
             ("GET", "/%ff%fe", 404),
             ("PUT", "/health", 405),
-            ("POST", "/v1/ingest/x/y", 400),
+            ("POST", "/v1/ingest/%20/y", 400),
             ("POST", INGEST_PATH, 401),
         ],
     )
@@ -202,12 +202,12 @@ class TestOrderOfChecks:
         """2: the largest body is accepted, and a body with one more byte is not; this precedes the check of the ids."""
         assert_error(await client.request("POST", app.path, body=bytes(5_242_880)), 401, "missing_signature")
         assert_error(await client.request("POST", app.path, body=bytes(5_242_881)), 413, "payload_too_large")
-        assert_error(await client.request("POST", "/v1/ingest/x/y", body=bytes(5_242_881)), 413, "payload_too_large")
+        assert_error(await client.request("POST", "/v1/ingest/%20/y", body=bytes(5_242_881)), 413, "payload_too_large")
 
-    @pytest.mark.parametrize("bad", ["x", "550e8400", "%ff", "{550e8400-e29b-41d4-a716-446655440000}"])
+    @pytest.mark.parametrize("bad", ["x" * 101, "%20x", "%ff", "{550e8400-e29b-41d4-a716-446655440000}"])
     @pytest_twisted.ensureDeferred
     async def test_ids(self, client: Client, app: App, bad: str) -> None:
-        """3: an id is not a UUID; this precedes the check of the headers."""
+        """3: an id is neither a UUID nor a possible name; this precedes the check of the headers."""
         assert_error(await client.request("POST", f"/v1/ingest/{bad}/{app.app_id}"), 400, "invalid_id")
         assert_error(await client.request("POST", f"/v1/ingest/{app.org_id}/{bad}"), 400, "invalid_id")
 

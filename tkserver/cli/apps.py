@@ -8,10 +8,10 @@ from uuid import UUID
 import click
 
 from tkserver.cli.output import Record, json_option, print_line, print_record, print_records
-from tkserver.cli.parameters import APP_NAME
+from tkserver.cli.parameters import NAME, SLUG
 from tkserver.config import load
 from tkserver.operations import quota, retention
-from tkserver.operations.apps import create_app, find_app, list_apps, rename_app
+from tkserver.operations.apps import create_app, find_app, list_apps, rename_app, set_app_slug
 from tkserver.operations.database import open_database
 from tkserver.operations.models import TIERS, App, Token
 
@@ -22,21 +22,24 @@ def apps() -> None:
 
 
 @apps.command()
-@click.argument("name", type=APP_NAME)
-@click.option("--org", type=click.UUID, help="Id of the organization; by default, a new id.")
+@click.argument("name", type=NAME)
+@click.option("--slug", type=SLUG, help="Stands for the id in the path of requests; by default, NAME if it fits.")
+@click.option("--org", help="Name or id of the organization, which is created if necessary; by default, a new id.")
 @click.option("--app", "app_id", type=click.UUID, help="Id of the application; by default, a new id.")
 @click.option(
     "--tier", type=click.Choice(TIERS), default="free", show_default=True, help="Selects the rate limit of the token."
 )
 @json_option
-def create(name: str, org: UUID | None, app_id: UUID | None, tier: str, as_json: bool) -> None:
+def create(name: str, slug: str | None, org: str | None, app_id: UUID | None, tier: str, as_json: bool) -> None:
     """Create an application and its first token.
 
     Prints the settings for an SDK, including the secret. To print the secret again: tokens list --show-secret.
     """
     with open_database(load({})) as connection:
-        token = create_app(connection, name, org_id=org, app_id=app_id, tier=tier)
-    print_record({"name": name, **credentials(token)}, as_json=as_json)
+        token = create_app(connection, name, slug=slug, org=org, app_id=app_id, tier=tier)
+        created = find_app(connection, f"{token.org_id}/{token.app_id}")
+    record = {"name": created.name, "slug": created.slug, "org": created.org, **credentials(token)}
+    print_record(record, as_json=as_json)
     if not as_json:
         click.echo(f"\nFor an SDK:\n\n{_sdk_settings(token)}")
 
@@ -63,12 +66,28 @@ def show(app: str, as_json: bool) -> None:
 
 @apps.command()
 @click.argument("app")
-@click.argument("name", type=APP_NAME)
+@click.argument("name", type=NAME)
 def rename(app: str, name: str) -> None:
-    """Give an application a new NAME. APP is its current name or its id."""
+    """Give an application a new NAME. APP is its current name or its id.
+
+    The slug remains the same. To change it: apps set-slug.
+    """
     with open_database(load({})) as connection:
         rename_app(connection, find_app(connection, app), name)
     print_line(f"{app} is now called {name}")
+
+
+@apps.command("set-slug")
+@click.argument("app")
+@click.argument("slug", type=SLUG)
+def set_slug(app: str, slug: str) -> None:
+    """Let SLUG stand for the id of an application in the path of requests.
+
+    APP is its name or id. Every server rejects requests with the previous slug within two seconds.
+    """
+    with open_database(load({})) as connection:
+        set_app_slug(connection, find_app(connection, app), slug)
+    print_line(f"{app} now has the slug {slug}")
 
 
 @apps.command("set-quota")
@@ -127,6 +146,8 @@ def _sdk_settings(token: Token) -> str:
 def _record(app: App) -> Record:
     return {
         "name": app.name,
+        "slug": app.slug,
+        "org": app.org,
         "org_id": app.org_id,
         "app_id": app.app_id,
         "active_tokens": app.active_tokens,

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
-from tkserver.operations.apps import check_app_name
 from tkserver.operations.erasure import check_user_id
 from tkserver.operations.exceptions import InvalidArgument
+from tkserver.operations.names import check_name, check_slug
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -37,7 +37,8 @@ class CheckedText(click.ParamType[str]):
         return text
 
 
-APP_NAME = CheckedText("name", check_app_name)
+NAME = CheckedText("name", check_name)
+SLUG = CheckedText("slug", check_slug)
 USER_ID = CheckedText("user id", check_user_id)
 
 

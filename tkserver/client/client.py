@@ -24,6 +24,7 @@ from twisted.web.http_headers import Headers
 from tkserver import __version__
 from tkserver.client.batches import MAX_BYTES, Batch, Sendable, batches
 from tkserver.client.responses import NotNow, Result, SendError, parse_response, unreachable, with_result
+from tkserver.wire.ids import PATH_ID
 from tkserver.wire.signature import sign, signed_message
 
 FIRST_RETRY_DELAY = 0.5
@@ -36,6 +37,7 @@ class Client:
     """A client that sends the events of one application.
 
     :param endpoint: the URL of the server, such as ``https://telemetry.example.org``.
+    :param org_id: the id of the organization, or the slug that stands for it. The same for ``app_id``.
     :param secret: the signing key of the token. Neither of them appears in the representation of the client.
     :param reactor: the Twisted reactor.
     :param compress: true to compress bodies with gzip.
@@ -47,6 +49,7 @@ class Client:
     :param now: returns Unix time.
     :param random_fraction: returns a random number between 0 and 1, so that many clients do not retry simultaneously.
     :param new_nonce: returns a new nonce.
+    :raise ValueError: if an id is neither a UUID nor a slug.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class Client:
         random_fraction: Callable[[], float] = random.random,
         new_nonce: Callable[[], str] = lambda: str(uuid4()),
     ) -> None:
+        if not PATH_ID.fullmatch(str(org_id)) or not PATH_ID.fullmatch(str(app_id)):
+            raise ValueError("org_id and app_id are UUIDs or slugs: 1 to 100 characters of A-Z a-z 0-9 . _ -")
         self._url = f"{endpoint.rstrip('/')}/v1/ingest/{org_id}/{app_id}"
         self._token, self._secret = token, secret
         self._reactor = reactor

@@ -110,7 +110,8 @@ class Ingestion:
                 next(steps)
         except StopIteration as stop:
             return stop.value  # type: ignore[no-any-return]
-        return await self._scheduler.run((request.org_id, request.app_id), steps)
+        record = request.record  # the path may contain slugs, so that one application could take several shares
+        return await self._scheduler.run((record.org_id, record.app_id), steps)
 
     def _read(self, verified: VerifiedRequest) -> Steps[tuple[Batch, Submission | None]]:
         """Return the batch, and its valid events as a submission if there are any."""

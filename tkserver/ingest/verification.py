@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -43,6 +44,7 @@ from tkserver.wire.api_errors import (
     TokenMismatch,
 )
 from tkserver.wire.batch import Steps
+from tkserver.wire.ids import PATH_ID, UUID_LENGTHS, PathId
 
 _NO_SECRET = "0" * 64
 """The secret for requests without a matching credential, so that they take as long as requests with one."""
@@ -76,13 +78,14 @@ class IngestRequest(Struct, frozen=True):
 class VerificationState:
     """A request, and the results of the checks so far.
 
+    :ivar org: the organization in the path. The same for ``app``.
     :ivar candidates: the active credentials with which the request may have been signed.
     :ivar credential: the credential with which it was signed.
     """
 
     request: IngestRequest
-    org_id: UUID | None = None
-    app_id: UUID | None = None
+    org: PathId = ""
+    app: PathId = ""
     candidates: tuple[Credential, ...] = ()
     credential: Credential | None = None
 
@@ -168,7 +171,7 @@ class Verifier:
         """Look up credentials by the bearer token if there is one, otherwise by the application."""
         authorization = state.header("authorization")
         if authorization is None:
-            found = self._credentials.by_app(_known(state.org_id), _known(state.app_id))
+            found = self._credentials.by_app(state.org, state.app)
         else:
             token = _bearer_token(authorization)
             found = () if token is None else self._credentials.by_token(token)
@@ -202,9 +205,10 @@ class Verifier:
 
 def identify_application(state: VerificationState) -> VerificationState:
     request, record = state.request, state.request.record
-    state.org_id = _uuid(request.org_id, "organization")
-    state.app_id = _uuid(request.app_id, "application")
-    record.org_id, record.app_id = request.org_id, request.app_id
+    state.org = _path_id(request.org_id, "organization")
+    state.app = _path_id(request.app_id, "application")
+    if isinstance(state.org, UUID) and isinstance(state.app, UUID):  # other text may be a misplaced token
+        record.org_id, record.app_id = request.org_id, request.app_id
     return state
 
 
@@ -262,9 +266,12 @@ def check_nonce(state: VerificationState) -> VerificationState:
 
 
 def check_scope(state: VerificationState) -> VerificationState:
-    credential = _known(state.credential)
-    if (credential.org_id, credential.app_id) != (state.org_id, state.app_id):
+    credential, record = _known(state.credential), state.request.record
+    org = credential.org_id if isinstance(state.org, UUID) else credential.org_slug
+    app = credential.app_id if isinstance(state.app, UUID) else credential.app_slug
+    if (org, app) != (state.org, state.app):
         raise TokenMismatch("the token belongs to another organization or application")
+    record.org_id, record.app_id = str(credential.org_id), str(credential.app_id)
     return state
 
 
@@ -300,8 +307,8 @@ def check_do_not_track(state: VerificationState) -> VerificationState:
 
 
 def _verified(state: VerificationState) -> VerifiedRequest:
-    org_id, app_id, credential = _known(state.org_id), _known(state.app_id), _known(state.credential)
-    return VerifiedRequest(state.request, org_id, app_id, credential, state.header("x-nonce"))
+    credential = _known(state.credential)
+    return VerifiedRequest(state.request, credential.org_id, credential.app_id, credential, state.header("x-nonce"))
 
 
 def _failed(failure: Failure) -> Failure:
@@ -316,11 +323,13 @@ def _known(value: T | None) -> T:
     return value
 
 
-def _uuid(text: str, owner: str) -> UUID:
-    try:
-        return msgspec.convert(text, UUID)
-    except msgspec.ValidationError:
-        raise InvalidId(f"the {owner} id in the path is not a UUID") from None
+def _path_id(text: str, owner: str) -> PathId:
+    if len(text) in UUID_LENGTHS:
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert(text, UUID)
+    if not PATH_ID.fullmatch(text):
+        raise InvalidId(f"the {owner} in the path is neither a UUID nor 1 to 100 characters of A-Z a-z 0-9 . _ -")
+    return text
 
 
 def _bearer_token(authorization: str) -> str | None:

@@ -48,7 +48,8 @@ class RequestRecord(Struct, eq=False, gc=False):
     :ivar began: when the complete request had been received, by the clock of the reactor.
     :ivar seconds: from then to the response.
     :ivar route: the path with names of its variable parts, such as ``/v1/ingest/{org_id}/{app_id}``.
-    :ivar org_id: as in the path, if it is a UUID; the same applies to ``app_id``.
+    :ivar org_id: the UUID in the path, or the one for which the slug in the path stands if the client is authenticated.
+        The same applies to ``app_id``.
     :ivar code: of the error, if there is one.
     :ivar received: the number of events, if known.
     :ivar accepted: the number of events that are stored now, including ``duplicates``.

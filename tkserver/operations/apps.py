@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any, Literal
 from uuid import UUID, uuid4
 
-from tkserver.operations.exceptions import InvalidArgument, NameTaken, UnknownObject, UnnamedApplication
+from tkserver.operations.exceptions import NameTaken, UnknownObject, UnnamedApplication
 from tkserver.operations.models import App, Token, parse_uuid
+from tkserver.operations.names import check_name, check_slug, default_slug
+from tkserver.operations.orgs import find_or_create_org
 from tkserver.operations.tokens import create_token
-from tkserver.storage.blocking import Connection, rows, transaction
+from tkserver.storage.blocking import Connection, rows, transaction, value
 from tkserver.storage.embedded import demo
 from tkserver.storage.errors import DuplicateKey
 from tkserver.storage.quota import Allowance
-
-MAX_NAME_LENGTH = 100
 
 APPS_WITH_EVENTS = """
 RECURSIVE app_with_events AS (  -- goes from one application to the next in an index, and does not read all events
@@ -33,12 +33,19 @@ WITH token_usage AS (
            count(*) FILTER (WHERE is_active AND (expires_at IS NULL OR expires_at > now())) AS active_tokens
     FROM api_tokens GROUP BY app_id, org_id
 )
-SELECT a.name, org_id::text, app_id::text, a.created_at, a.monthly_quota, a.retention_days,
+SELECT a.name, a.slug, o.name, org_id::text, app_id::text, a.created_at, a.monthly_quota, a.retention_days,
        coalesce(u.active_tokens, 0), u.last_used_at, a.quota_month, a.quota_used, now()
-FROM apps AS a FULL JOIN token_usage AS u USING (app_id, org_id)
+FROM (apps AS a FULL JOIN token_usage AS u USING (app_id, org_id)) LEFT JOIN orgs AS o USING (org_id)
 """
 
-_INSERT = "INSERT INTO apps (org_id, app_id, name) VALUES (%s, %s, %s)"
+_HAS_NAME = """
+%s IN (a.name, a.slug) OR %s IN (
+    SELECT org || '/' || app FROM unnest(ARRAY[o.name, o.slug, org_id::text]) AS org,
+                                  unnest(ARRAY[a.name, a.slug, app_id::text]) AS app
+)
+"""
+
+_INSERT = "INSERT INTO apps (org_id, app_id, name, slug) VALUES (%s, %s, %s, %s)"
 _RENAME = f"{_INSERT} ON CONFLICT (app_id, org_id) DO UPDATE SET name = excluded.name"
 
 
@@ -48,20 +55,20 @@ def list_apps(connection: Connection) -> list[App]:
 
 
 def find_app(connection: Connection, name_or_id: str) -> App:
-    """Return an application, selected by its name or id.
+    """Return an application, selected by its id, name or slug, or by these after that of the organization and a slash.
 
-    :raise UnknownObject: if there is none, or if several organizations use this id.
+    :raise UnknownObject: if there is none, or if there are several.
     """
-    found = rows(connection, f"{_SELECT} WHERE a.name = %s", name_or_id)
-    if not found and (app_id := parse_uuid(name_or_id)) is not None:
+    found: list[tuple[Any, ...]] = []
+    if (app_id := parse_uuid(name_or_id)) is not None:
         found = rows(connection, f"{_SELECT} WHERE app_id = %s", str(app_id))
+    if not found:
+        found = rows(connection, f"{_SELECT} WHERE {_HAS_NAME}", name_or_id, name_or_id)
     if not found:
         raise UnknownObject(f"there is no application {name_or_id!r}; tkserver apps list shows all applications")
     if len(found) > 1:
-        raise UnknownObject(
-            f"several organizations have an application with the id {name_or_id}:"
-            " give yours a name with tkserver apps create NAME --org ORG --app APP, and use the name"
-        )
+        choices = ", ".join(sorted(f"{app.org_id}/{app.app_id} ({app.label})" for app in map(_app, found)))
+        raise UnknownObject(f"several applications are called {name_or_id!r}; specify one of: {choices}")
     return _app(found[0])
 
 
@@ -78,55 +85,94 @@ def default_app(connection: Connection) -> App:
 
 
 def create_app(
-    connection: Connection, name: str, *, org_id: UUID | None = None, app_id: UUID | None = None, tier: str = "free"
+    connection: Connection,
+    name: str,
+    *,
+    slug: str | None = None,
+    org: str | None = None,
+    app_id: UUID | None = None,
+    tier: str = "free",
 ) -> Token:
     """Create an application, or give a name to one that has only tokens, and create a token for it.
 
-    :param org_id: of an existing organization or application; by default, a new random id. The same for ``app_id``.
+    :param slug: by default, the name, if it can be a slug.
+    :param org: id, name or slug of an organization, which is created if it does not exist; by default, a new random id.
+    :param app_id: of an existing application; by default, a new random id.
     :param tier: of the token; one of :data:`~tkserver.operations.models.TIERS`.
     :return: the new token, which contains the ids.
-    :raise InvalidArgument: if the name is not valid.
-    :raise NameTaken: if the application already has a name, or another application has this name.
+    :raise InvalidArgument: if a name or the slug is not valid.
+    :raise NameTaken: if the application already has a name, or another one of the organization has this name or slug;
+        or another one of any organization, if ``org`` is ``None``.
     """
-    check_app_name(name)
-    org_id, app_id = org_id or uuid4(), app_id or uuid4()
+    check_name(name)
+    if slug is not None:
+        check_slug(slug)
+    app_id = app_id or uuid4()
     with transaction(connection):
+        if org is None:
+            _check_unused(connection, name)
+        org_id = uuid4() if org is None else find_or_create_org(connection, org)
         try:
-            rows(connection, _INSERT, str(org_id), str(app_id), name)
+            rows(connection, _INSERT, str(org_id), str(app_id), name, slug or default_slug(name))
         except DuplicateKey:
             raise NameTaken(
-                f"the name {name!r} or the application {app_id} exists already: choose another name,"
+                f"the name or slug {slug or name!r} or the application {app_id} exists already: choose another one,"
                 " or create a token for the existing application with tkserver tokens create"
             ) from None
         return create_token(connection, org_id, app_id, tier)
 
 
 def rename_app(connection: Connection, app: App, name: str) -> None:
-    """Change the name of an application, or give it its first name.
+    """Change the name of an application, or give it its first name, which is also its slug if it fits.
+
+    A later name does not change the slug, because programs send events to it.
 
     :raise InvalidArgument: if the name is not valid.
-    :raise NameTaken: if another application has this name.
+    :raise NameTaken: if another application of the organization has this name; or another one of any organization, if
+        this organization has no name.
     """
-    check_app_name(name)
+    check_name(name)
+    if app.org is None and name != app.name:
+        _check_unused(connection, name)
     try:
-        rows(connection, _RENAME, str(app.org_id), str(app.app_id), name)
+        rows(connection, _RENAME, str(app.org_id), str(app.app_id), name, default_slug(name))
     except DuplicateKey:
-        raise NameTaken(f"another application has the name {name!r}: choose another name") from None
+        raise NameTaken(
+            f"another application of the organization has the name or the slug {name!r}: choose another name"
+        ) from None
 
 
-def check_app_name(name: str) -> None:
-    """Check that a name can be printed in one line and typed.
+def _check_unused(connection: Connection, name: str) -> None:
+    """Check that no application has this name, because an organization without a name cannot tell them apart.
 
-    :raise InvalidArgument: if it cannot.
+    :raise NameTaken: if one has it.
     """
-    if not 0 < len(name) <= MAX_NAME_LENGTH or not name.isprintable() or name != name.strip():
-        raise InvalidArgument(
-            f"a name consists of 1 to {MAX_NAME_LENGTH} printable characters, without spaces at the beginning or end"
+    if value(connection, "SELECT true FROM apps WHERE name = %s", name):
+        raise NameTaken(
+            f"another application with the name {name!r} exists already: choose another name, or an organization with a"
+            " name (apps create --org, orgs rename), or create a token for that application with tokens create"
         )
 
 
+def set_app_slug(connection: Connection, app: App, slug: str) -> None:
+    """Change the slug of an application.
+
+    :raise InvalidArgument: if the slug is not valid.
+    :raise NameTaken: if another application of the organization has this slug.
+    :raise UnnamedApplication: if the application has no name.
+    """
+    check_slug(slug)
+    try:
+        update_setting(connection, app, "slug", slug)
+    except DuplicateKey:
+        raise NameTaken(f"another application of the organization has the slug {slug!r}: choose another slug") from None
+
+
 def update_setting(
-    connection: Connection, app: App, column: Literal["monthly_quota", "retention_days"], value: int | None
+    connection: Connection,
+    app: App,
+    column: Literal["slug", "monthly_quota", "retention_days"],
+    value: str | int | None,
 ) -> None:
     """Set a column in an application's row of ``apps``.
 
@@ -140,7 +186,21 @@ def update_setting(
 
 
 def _app(row: tuple[Any, ...]) -> App:
-    name, org_id, app_id, created_at, quota, retention_days, active_tokens, last_used_at, month, used, now = row
+    (
+        name,
+        slug,
+        org,
+        org_id,
+        app_id,
+        created_at,
+        quota,
+        retention_days,
+        active_tokens,
+        last_used_at,
+        month,
+        used,
+        now,
+    ) = row
     allowance = None if quota is None else Allowance.read(quota, month, used, now)
     ids = UUID(org_id), UUID(app_id)
-    return App(name, *ids, created_at, quota, retention_days, active_tokens, last_used_at, allowance)
+    return App(name, slug, org, *ids, created_at, quota, retention_days, active_tokens, last_used_at, allowance)

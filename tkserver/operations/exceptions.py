@@ -12,15 +12,19 @@ class InvalidArgument(OperationError):
 
 
 class UnknownObject(OperationError):
-    """The application, token or erasure does not exist."""
+    """The organization, application, token or erasure does not exist."""
 
 
 class NameTaken(OperationError):
-    """Another application has this name, or this application has a name already."""
+    """Another application or organization has this name or slug, or this application has a name already."""
 
 
 class UnnamedApplication(OperationError):
     """The application has no name yet, and therefore cannot have settings of its own."""
+
+
+class UnnamedOrganization(OperationError):
+    """The organization has no name yet, and therefore cannot have a slug."""
 
 
 class MissingPackage(OperationError):

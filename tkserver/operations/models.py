@@ -17,6 +17,8 @@ class App:
     """An application.
 
     :ivar name: ``None`` if it has only tokens.
+    :ivar slug: stands for its id in the path of a request; ``None`` if it has no slug.
+    :ivar org: the name of its organization, if that has one.
     :ivar monthly_quota: the maximum number of events per calendar month (UTC); ``None`` if there is no limit.
     :ivar retention_days: ``None`` if the setting of the servers applies.
     :ivar active_tokens: the number of its active tokens.
@@ -25,6 +27,8 @@ class App:
     """
 
     name: str | None
+    slug: str | None
+    org: str | None
     org_id: UUID
     app_id: UUID
     created_at: datetime | None
@@ -36,8 +40,10 @@ class App:
 
     @property
     def label(self) -> str:
-        """The name, or the id if it has no name."""
-        return self.name or str(self.app_id)
+        """The name, after that of the organization if there is one; or the id if it has no name."""
+        if self.name is None:
+            return str(self.app_id)
+        return self.name if self.org is None else f"{self.org}/{self.name}"
 
     @property
     def key(self) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from tkserver.storage.changes import ChangeListener
 from tkserver.storage.credentials import Credential, CredentialStore
 from tkserver.storage.erasures import ErasedUsers, ErasureStore
 from tkserver.storage.errors import StorageError
+from tkserver.wire.ids import PathId
 
 _log = log.logger(__name__)
 
@@ -49,8 +50,8 @@ Lookup = Credentials | Deferred[Credentials]
 class CredentialCache:
     """Looks up credentials, and caches the results.
 
-    A change of any credential clears the whole cache. Changes are rare, and the affected entries are hard to find: a
-    credential can be cached by token and by application, and a new one affects lookups that had no result.
+    A change of any credential or slug clears the whole cache. Changes are rare, and the affected entries are hard to
+    find: a credential can be cached by token and by application, and a new one affects lookups that had no result.
 
     :param clock: returns seconds, on any scale.
     """
@@ -73,9 +74,9 @@ class CredentialCache:
         """Return the active credential with this bearer token, if there is one."""
         return self._look_up(token, lambda: self._store.by_token(token))
 
-    def by_app(self, org_id: UUID, app_id: UUID) -> Lookup:
+    def by_app(self, org: PathId, app: PathId) -> Lookup:
         """Return all active credentials of an application."""
-        return self._look_up((org_id.int, app_id.int), lambda: self._store.by_app(org_id, app_id))
+        return self._look_up((_key(org), _key(app)), lambda: self._store.by_app(org, app))
 
     def _look_up(self, key: Hashable, query: Callable[[], Awaitable[Credentials]]) -> Lookup:
         if self._changes.listening:
@@ -99,6 +100,11 @@ class CredentialCache:
         if generation == self._generation:
             self._cached[key] = result
         return result
+
+
+def _key(path_id: PathId) -> int | str:
+    """Return a dictionary key. UUIDs are slower keys, because Python code hashes them."""
+    return path_id.int if isinstance(path_id, UUID) else path_id
 
 
 class ErasedUserCache:

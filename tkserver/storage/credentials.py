@@ -10,9 +10,10 @@ from typing import Any
 from uuid import UUID
 
 from tkserver.storage.pool import Pool
+from tkserver.wire.ids import PathId
 
 CHANNEL = "tkserver_credentials"
-"""The NOTIFY channel for changes of credentials, and of whether an application has a quota."""
+"""The NOTIFY channel for changes of credentials and slugs, and of whether an application has a quota."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Credential:
 
     :ivar expires_at: Unix time.
     :ivar has_quota: true if its application has a monthly quota.
+    :ivar org_slug: the slug of its organization, if there is one. The same for ``app_slug``.
     """
 
     id: UUID
@@ -31,19 +33,32 @@ class Credential:
     tier: str = "free"
     expires_at: float = math.inf
     has_quota: bool = False
+    org_slug: str | None = None
+    app_slug: str | None = None
 
 
-_COLUMNS = """
-id::text, org_id::text, app_id::text, token, secret, tier::text, extract(epoch FROM expires_at)::float8,
-EXISTS (
-    SELECT FROM apps AS a WHERE a.app_id = t.app_id AND a.org_id = t.org_id AND a.monthly_quota IS NOT NULL
-)
+_SELECT = """
+SELECT t.id::text, t.org_id::text, t.app_id::text, t.token, t.secret, t.tier::text,
+       extract(epoch FROM t.expires_at)::float8, a.monthly_quota IS NOT NULL, o.slug, a.slug
+FROM api_tokens AS t
+LEFT JOIN apps AS a ON a.app_id = t.app_id AND a.org_id = t.org_id
+LEFT JOIN orgs AS o ON o.org_id = t.org_id
+WHERE t.is_active AND (t.expires_at IS NULL OR t.expires_at > now())
 """
-_ACTIVE = "is_active AND (expires_at IS NULL OR expires_at > now())"
-_BY_TOKEN = f"SELECT {_COLUMNS} FROM api_tokens AS t WHERE token = %s AND {_ACTIVE}"
-_BY_APP = f"""
-SELECT {_COLUMNS} FROM api_tokens AS t WHERE app_id = %s AND org_id = %s AND {_ACTIVE} ORDER BY created_at DESC
-"""
+_BY_TOKEN = f"{_SELECT} AND t.token = %s"
+
+
+def _by_app(org: str, app: str) -> str:
+    """Return the query for the credentials of an application, which is selected by these columns."""
+    return f"{_SELECT} AND {app} = %s AND {org} = %s ORDER BY t.created_at DESC"
+
+
+_BY_APP = {
+    (UUID, UUID): _by_app("t.org_id", "t.app_id"),
+    (UUID, str): _by_app("t.org_id", "a.slug"),
+    (str, UUID): _by_app("o.slug", "t.app_id"),
+    (str, str): _by_app("o.slug", "a.slug"),
+}
 _MARK_USED = """
 UPDATE api_tokens AS t SET last_used_at = u.used_at
 FROM unnest(%s::uuid[], %s::timestamptz[]) AS u (id, used_at)
@@ -61,9 +76,9 @@ class CredentialStore:
         """Return the active credential with this bearer token, if there is one."""
         return tuple(map(_credential, await self._pool.run(_BY_TOKEN, (token,))))
 
-    async def by_app(self, org_id: UUID, app_id: UUID) -> tuple[Credential, ...]:
+    async def by_app(self, org: PathId, app: PathId) -> tuple[Credential, ...]:
         """Return all active credentials of an application, newest first."""
-        return tuple(map(_credential, await self._pool.run(_BY_APP, (str(app_id), str(org_id)))))
+        return tuple(map(_credential, await self._pool.run(_BY_APP[type(org), type(app)], (str(app), str(org)))))
 
     async def mark_used(self, times: Mapping[UUID, datetime]) -> None:
         """Store the times when credentials were last used, unless a later time is stored already.
@@ -74,6 +89,6 @@ class CredentialStore:
 
 
 def _credential(row: tuple[Any, ...]) -> Credential:
-    credential_id, org_id, app_id, token, secret, tier, expires_at, has_quota = row
+    credential_id, org_id, app_id, token, secret, tier, expires_at, *others = row
     expiry = math.inf if expires_at is None else expires_at
-    return Credential(UUID(credential_id), UUID(org_id), UUID(app_id), token, secret, tier, expiry, has_quota)
+    return Credential(UUID(credential_id), UUID(org_id), UUID(app_id), token, secret, tier, expiry, *others)

@@ -88,7 +88,7 @@ async def ingest(events: list[dict[str, Any]], outcome: Outcome) -> IngestResult
     verifier: Any = SimpleNamespace(verify=verify)
     committer: Any = SimpleNamespace(submit=submit)
     last_used: Any = SimpleNamespace(record=lambda _: None)
-    headers = {"content-type": "application/json"}
+    headers = {"content-type": "application/json", "x-timestamp": "1735732800"}
     request = IngestRequest(str(FIRST), str(SECOND), headers, batch(events), RequestRecord(), {})
     scheduler = FairScheduler(Clock(), time.monotonic)
     ingestion = Ingestion(verifier, scheduler, time.monotonic, committer, last_used, Ledger(), 10_000_000)
