@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
@@ -118,6 +120,61 @@ def test_sdist_contains_every_tracked_file(distributions: Distributions) -> None
 def test_twine_accepts_distributions(distributions: Distributions) -> None:
     """``twine check --strict`` finds no error in the metadata of either distribution."""
     run(sys.executable, "-m", "twine", "check", "--strict", distributions.wheel, distributions.sdist)
+
+
+def load_setup() -> ModuleType:
+    """Import ``setup.py``, which does nothing then."""
+    spec = spec_from_file_location("tkserver_setup", ROOT / "setup.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_on_a_package_index_are_absolute() -> None:
+    """On a package index, relative links lead to the repository if its URL is known; otherwise nothing changes."""
+    text = (
+        "[a](docs/a.md), [b](docs/b.md#c) ([d](LICENSE)) ![e](e.png)\n"
+        "[f](https://example.org/f) [g](#g) [h](mailto:h@i)\n"
+        "```sh\n[a](docs/a.md)\n```\n[j](docs/j.md)\n"
+    )
+    absolute_links = load_setup().absolute_links
+    assert absolute_links(text, None) == text
+    assert absolute_links(text, "https://example.org/r") == (
+        "[a](https://example.org/r/blob/HEAD/docs/a.md), [b](https://example.org/r/blob/HEAD/docs/b.md#c)"
+        " ([d](https://example.org/r/blob/HEAD/LICENSE)) ![e](https://example.org/r/blob/HEAD/e.png)\n"
+        "[f](https://example.org/f) [g](#g) [h](mailto:h@i)\n```sh\n[a](docs/a.md)\n```\n"
+        "[j](https://example.org/r/blob/HEAD/docs/j.md)\n"
+    )
+
+
+def test_readme_links_on_a_package_index() -> None:
+    """With the URL of a repository, no link of the README is relative, and nothing else changes."""
+    readme = (ROOT / "README.md").read_text()
+    absolute = load_setup().absolute_links(readme, "https://example.org/r")
+    assert absolute.replace("https://example.org/r/blob/HEAD/", "") == readme
+    relative = re.findall(r"\]\((?!https?:|#)[^)]+\)", absolute)
+    assert relative == []
+    assert absolute.count("https://example.org/r/blob/HEAD/") > 10
+
+
+def test_url_of_the_repository() -> None:
+    """The URL of the repository is that in ``pyproject.toml``, if there is one."""
+    repository_url = load_setup().repository_url
+    assert repository_url('[project.urls]\nRepository = "https://example.org/r/"\n') == "https://example.org/r"
+    assert repository_url('[project.urls]\nHomepage = "https://example.org"\n') is None
+
+
+def test_metadata_contains_the_readme(distributions: Distributions) -> None:
+    """The description of the package is the README with absolute links."""
+    setup = load_setup()
+    archive = zipfile.ZipFile(distributions.wheel)
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    headers, _, description = archive.read(name).decode().partition("\n\n")
+    url = setup.repository_url((ROOT / "pyproject.toml").read_text())
+    assert description.strip() == setup.absolute_links((ROOT / "README.md").read_text(), url).strip()
+    assert "Description-Content-Type: text/markdown" in headers
 
 
 def test_twisted_has_an_upper_bound() -> None:

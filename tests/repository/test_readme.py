@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.command import PROGRAM
 from tests.support.database import Database
-from tests.support.documents import blocks_of
+from tests.support.documents import DOCUMENTS, blocks_of
 from tests.support.process import Twistd, environment
 from tests.support.source import ROOT, copy_tracked
 from tests.support.waiting import wait_for
@@ -21,8 +21,15 @@ from tkserver.storage.embedded import demo
 
 README = (ROOT / "README.md").read_text()
 
-RUST = "cf5bb98d21f5d1219b6beed8fa062e23da80e11d44d986e1b338bab9e40d70c6"
-"""SHA-256 of the Rust example, which was built with telemetry-kit 0.3.0. Build it again when you change it."""
+RUST = {
+    "README.md": "0bde3df1b90dd5d689c5815e074d712de76bbf266134e043445f611a0e1b97c6",
+    "docs/sdk.md": "8d882a4ee7fb3102b42f9ebc27f569ad2441268f9236a19515e94c63d3009792",
+}
+"""SHA-256 of the Rust examples.
+
+They were built with telemetry-kit 0.3.0, and run with a server, without one, with responses of all kinds, and in a
+directory that cannot be written. Do that again when you change them.
+"""
 
 
 def blocks(language: str) -> list[str]:
@@ -46,12 +53,30 @@ def test_first_event_is_the_script() -> None:
     assert (ROOT / "tkserver/examples/first_event.sh").read_text() in blocks("sh")
 
 
-def test_rust_example() -> None:
-    """The Rust example is the one that was built, with the credentials of the demo application."""
-    (example,) = blocks("rust")
-    assert hashlib.sha256(example.encode()).hexdigest() == RUST
+@pytest.mark.parametrize("name", RUST)
+def test_rust_example(name: str) -> None:
+    """Each Rust example is the one that was built, with the credentials of the demo application."""
+    ((_, example),) = blocks_of((ROOT / name).read_text(), "rust")
+    assert hashlib.sha256(example.encode()).hexdigest() == RUST[name]
     for value in (demo.ORG_ID, demo.APP_ID, demo.TOKEN, demo.SECRET):
         assert f'"{value}"' in example
+
+
+@pytest.mark.parametrize("name", RUST)
+def test_rust_example_never_fails(name: str) -> None:
+    """No error of the SDK ends a Rust example, and it waits for a limited time."""
+    ((_, example),) = blocks_of((ROOT / name).read_text(), "rust")
+    main = example.partition("async fn main()")[2].partition("\n}")[0]
+    assert main.startswith(" {")  # it returns no error
+    assert "?" not in main
+    assert not re.search(r"unwrap|expect|panic", example)
+    assert ".max_retries(0)" in example
+    assert "tokio::time::timeout(" in example
+
+
+def test_all_rust_examples_are_tested() -> None:
+    """No other document has a Rust example."""
+    assert {str(path.relative_to(ROOT)) for path in DOCUMENTS if blocks_of(path.read_text(), "rust")} == set(RUST)
 
 
 @pytest.mark.timeout(300)
