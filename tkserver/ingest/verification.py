@@ -8,7 +8,7 @@ the contract. Consecutive checks that do not wait for anything share a callback.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -187,7 +187,9 @@ class Verifier:
         """Find the credential with which the request was signed. A long body takes turns with those of others."""
         if len(state.request.body) <= _LONG_BODY:
             return check_signature(require_candidates(state))
-        owner = (state.request.org_id, state.request.app_id)
+        owner: Hashable = (state.org, state.app)
+        if state.candidates:  # one application has one share, however its path is written
+            owner = (str(state.candidates[0].org_id), str(state.candidates[0].app_id))
         return self._scheduler.run(owner, check_signature_in_steps(state))
 
     def check_timestamp(self, state: VerificationState) -> VerificationState:
