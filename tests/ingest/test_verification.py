@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
-from itertools import count
-from typing import Any
+from collections.abc import Callable, Hashable
+from itertools import count, product
+from typing import Any, TypeVar
 
 import pytest
 from msgspec.structs import replace
@@ -27,7 +27,11 @@ from tkserver.wire.api_errors import (
     MissingSignature,
     TimestampOutOfWindow,
 )
+from tkserver.wire.batch import Steps
+from tkserver.wire.ids import PathId
 from tkserver.wire.signature import sign, signed_message
+
+T = TypeVar("T")
 
 NOW = 1_700_000_000
 ORG, APP = uuid.uuid4(), uuid.uuid4()
@@ -50,7 +54,7 @@ class FakeCredentials:
             return fail(self._error)
         return succeed((CREDENTIAL,) if token == CREDENTIAL.token else ())
 
-    def by_app(self, org_id: uuid.UUID, app_id: uuid.UUID) -> Deferred[tuple[Credential, ...]]:
+    def by_app(self, org_id: PathId, app_id: PathId) -> Deferred[tuple[Credential, ...]]:
         if self._error:
             return fail(self._error)
         return succeed((*self._others, CREDENTIAL) if (org_id, app_id) == (ORG, APP) else ())
@@ -209,3 +213,43 @@ def test_representation_of_credential_contains_no_secret() -> None:
     representation = repr(CREDENTIAL)
     assert "secret" not in representation
     assert "'token'" not in representation
+
+
+class OwnersOfTasks(FairScheduler):
+    """Records on whose behalf computations run."""
+
+    def __init__(self) -> None:
+        super().__init__(IterationClock(), count(step=SLICE_TIME * 0.6).__next__)
+        self.owners: list[Hashable] = []
+
+    def run(self, owner: Hashable, steps: Steps[T]) -> Deferred[T]:
+        self.owners.append(owner)
+        return super().run(owner, steps)
+
+
+class CredentialsOfSlugs(FakeCredentials):
+    """Finds the credential by slugs, too."""
+
+    def by_app(self, org_id: PathId, app_id: PathId) -> Deferred[tuple[Credential, ...]]:
+        return succeed((CREDENTIAL,) if org_id in (ORG, "acme") and app_id in (APP, "my-cli") else ())
+
+
+@pytest.mark.parametrize("has_token", [True, False])
+def test_one_share_for_all_paths_of_an_application(has_token: bool) -> None:
+    """Long bodies of an application are verified in its turn, however its path is written."""
+    scheduler = OwnersOfTasks()
+    credentials: Any = CredentialsOfSlugs()
+    verifier = Verifier(credentials, lambda: NOW, 600, scheduler)
+    request = make_request(body=bytes(1_000_000), nonce="nonce", x_nonce="nonce")
+    if not has_token:
+        request = replace(
+            request, headers={name: text for name, text in request.headers.items() if name != "authorization"}
+        )
+    paths = list(
+        product((str(ORG), str(ORG).upper(), ORG.hex, "acme"), (str(APP), str(APP).upper(), APP.hex, "my-cli"))
+    )
+    for org, app in paths:
+        verifier.verify(replace(request, org_id=org, app_id=app)).addErrback(lambda _: None)
+    assert scheduler.owners == [(str(ORG), str(APP))] * len(paths)
+    verifier.verify(replace(request, org_id="unknown", headers={**request.headers, "authorization": "Bearer unknown"}))
+    assert scheduler.owners[-1] != (str(ORG), str(APP))
