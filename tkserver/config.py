@@ -292,6 +292,20 @@ class Retention(_Group):
     ] = None
 
 
+class Quarantine(_Group):
+    """How long invalid events are kept."""
+
+    days: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=36_500,
+            description="The number of days for which invalid events are kept in quarantine. 0 keeps only the reasons"
+            " and counts, for 7 days, and drops the events.",
+        ),
+    ] = 7
+
+
 class RateLimit(_Group):
     """Limits on requests of applications, and on failed authentications of addresses."""
 
@@ -375,6 +389,7 @@ class Settings(BaseSettings):
     database: Database = Database()
     ingest: Ingest = Ingest()
     retention: Retention = Retention()
+    quarantine: Quarantine = Quarantine()
     rate_limit: RateLimit = RateLimit()
     redis: Redis = Redis()
 

@@ -3,8 +3,12 @@
 Submissions that arrive while commits are in progress are written together by the next commit. There is no timer: a
 single submission is written immediately, and commits become larger as the load grows.
 
-Each application that has a quota has its own queue (a lane), whose commits run one after another. In the database, they
-would wait for each other, and occupy writers that other applications need.
+Submissions of an application that has a quota, and those with invalid events, have a queue of the application (a lane),
+whose commits run one after another. In the database, they would wait for each other, and occupy writers that other
+applications need.
+
+Invalid events are quarantined by the commit that stores the valid events of the same request. Events that only the
+database refuses are quarantined by a second commit, before the outcome is reported.
 """
 
 from __future__ import annotations
@@ -34,8 +38,8 @@ WRITERS = 3
 LARGE_SUBMISSION = 131_072
 """Bytes. Submissions that are longer have their own queue and writers, so that small ones do not wait for them."""
 
-QUOTA_WRITERS = 2
-"""Concurrent commits of applications that have a quota. More would leave no connections for the others."""
+LANE_WRITERS = 2
+"""Concurrent commits from lanes. More would leave no connections for other commits."""
 
 MAX_COMMIT_EVENTS = 4000
 MAX_COMMIT_BYTES = 4_194_304
@@ -123,18 +127,24 @@ class _Pending:
     """A submission in a queue.
 
     :ivar outcome: fires when it is committed.
+    :ivar previous: if the submission quarantines events that an earlier commit refused, the outcome of that commit.
     """
 
     submission: Submission
     events: int
     bytes: int
     outcome: Deferred[Outcome] = field(default_factory=Deferred)
+    previous: Outcome | None = None
 
     @property
     def nonce(self) -> tuple[int, int, str] | None:
         """A key for the nonce, of which a commit must not contain two."""
         submission = self.submission
         return None if submission.nonce is None else (*submission.application, submission.nonce)
+
+
+_LaneKey = tuple[tuple[int, int], bool]
+"""An application, and whether it has a quota. That can change while submissions wait."""
 
 
 @dataclass(eq=False, slots=True)
@@ -164,8 +174,8 @@ class Committer:
         self._ledger = ledger
         self._timeouts = _Timeouts(limits.timeout, reactor)
         self._small, self._large = _SizeClass(), _SizeClass()
-        self._lanes: dict[tuple[int, int], _FairQueue] = {}
-        self._quota_writers = DeferredSemaphore(QUOTA_WRITERS)
+        self._lanes: dict[_LaneKey, _FairQueue] = {}
+        self._lane_writers = DeferredSemaphore(LANE_WRITERS)
         self.load = QueueLoad()
         self._loads: dict[tuple[int, int], QueueLoad] = {}
         self._full = False
@@ -189,19 +199,20 @@ class Committer:
         :raise StorageError: if the submission was not stored in time. A commit that has begun may still succeed; the
             client gets the result when it sends the events again.
         """
-        pending = _Pending(submission, len(submission.rows), submission.bytes)
+        pending = _Pending(submission, submission.size, submission.bytes)
         try:
             self.check_load()
-            self._enqueue(pending)
+            self._check_share(pending)
         except Overloaded as error:
             self._ledger.refuse(pending.events, error.code)
             raise
+        self._enqueue(pending)
         self._timeouts.add(pending.outcome)
         return pending.outcome
 
     def _enqueue(self, pending: _Pending) -> None:
         self._add_load(pending)
-        if pending.submission.has_quota:
+        if pending.submission.has_quota or pending.submission.invalid:
             self._enqueue_in_lane(pending)
             return
         size_class = self._large if pending.bytes > LARGE_SUBMISSION else self._small
@@ -210,25 +221,25 @@ class Committer:
             _start(self._write(size_class))
 
     def _enqueue_in_lane(self, pending: _Pending) -> None:
-        application = pending.submission.application
-        lane = self._lanes.get(application)
+        key = (pending.submission.application, pending.submission.has_quota)
+        lane = self._lanes.get(key)
         if lane is not None:
             lane.append(pending)
             return
-        lane = self._lanes[application] = _FairQueue()
+        lane = self._lanes[key] = _FairQueue()
         lane.append(pending)
-        _start(self._write_lane(application, lane))
+        _start(self._write_lane(key, lane))
 
-    def _add_load(self, pending: _Pending) -> None:
+    def _check_share(self, pending: _Pending) -> None:
         """
         :raise Overloaded: if the application uses its share of the queue already.
         """
-        application = pending.submission.application
-        load = self._loads.get(application) or QueueLoad()
+        load = self._loads.get(pending.submission.application) or QueueLoad()
         if load.share_of(self._limits) >= (LANE_SHARE if pending.submission.has_quota else APPLICATION_SHARE):
             raise Overloaded("events of this application arrive faster than they can be stored: try again later")
-        self._loads[application] = load
-        load.add(pending)
+
+    def _add_load(self, pending: _Pending) -> None:
+        self._loads.setdefault(pending.submission.application, QueueLoad()).add(pending)
         self.load.add(pending)
 
     def _remove_load(self, pending: _Pending) -> None:
@@ -246,13 +257,13 @@ class Committer:
             await self._commit(group)
         size_class.writers -= 1
 
-    async def _write_lane(self, application: tuple[int, int], lane: _FairQueue) -> None:
+    async def _write_lane(self, key: _LaneKey, lane: _FairQueue) -> None:
         """Commit until a lane is empty, one commit at a time and in turn with other lanes."""
         while lane:
-            async with self._quota_writers:
+            async with self._lane_writers:
                 if group := self._next_group(lane):
                     await self._commit(group)
-        del self._lanes[application]
+        del self._lanes[key]
 
     def _next_group(self, queue: _FairQueue) -> list[_Pending]:
         """Remove the next submissions from a queue, as many as fit into one commit."""
@@ -310,13 +321,23 @@ class Committer:
         """
         self._remove_load(pending)
         if isinstance(outcome, Outcome):
-            self._ledger.settle(pending.events, outcome)
+            self._ledger.settle(pending.submission, outcome)
+            if outcome.refused:
+                self._quarantine_refused(pending, outcome)
+                return
+            if pending.previous is not None:
+                outcome = outcome.following(pending.previous)
         elif outcome is None:
             self._ledger.refuse(pending.events, GIVEN_UP)
         else:
             self._ledger.fail(pending.events, outcome.value)
         if outcome is not None and not pending.outcome.called:
             pending.outcome.callback(outcome)
+
+    def _quarantine_refused(self, pending: _Pending, outcome: Outcome) -> None:
+        """Quarantine the events that the database has refused."""
+        refused = pending.submission.refused(outcome)
+        self._enqueue(_Pending(refused, refused.size, refused.bytes, pending.outcome, outcome))
 
 
 class _Timeouts:

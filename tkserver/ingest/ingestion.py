@@ -1,22 +1,22 @@
-"""Ingestion of one request: verify it, read its events, and store them."""
+"""Ingestion of one request: verify it, read its events, and store or quarantine them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TypeVar
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from tkserver.ingest.committer import Committer
 from tkserver.ingest.ledger import Ledger
 from tkserver.ingest.scheduler import FairScheduler
 from tkserver.ingest.verification import IngestRequest, VerifiedRequest, Verifier
 from tkserver.storage.caches import LastUsedTimes
-from tkserver.storage.events import Outcome, Submission, encode_rows
+from tkserver.storage.events import Outcome, Row, Source, Submission, encode_rows
+from tkserver.storage.quarantine import InvalidEvent, invalid_events
 from tkserver.storage.quota import Allowance
 from tkserver.wire.api_errors import (
-    EVENT_ID_CONFLICT,
-    INVALID_SCHEMA,
     AllEventsRejected,
     ApiError,
     DoNotTrack,
@@ -38,11 +38,16 @@ class IngestResult(Struct, frozen=True):
     :ivar accepted: the number of events that are stored now, including ``duplicates``.
     :ivar duplicates: the number of events that were stored before.
     :ivar errors: the errors of all other events, by their index.
+    :ivar quarantined: the number of these events that are in quarantine. The others are of erased users.
+    :ivar deletes_only_accepted: true if the client deletes a batch only if at least one event was accepted. Such a
+        client would send invalid events forever, so that the response counts them as accepted.
     """
 
     accepted: int
     duplicates: int
     errors: tuple[EventError, ...] = ()
+    quarantined: int = 0
+    deletes_only_accepted: bool = False
 
 
 class Ingestion:
@@ -52,6 +57,7 @@ class Ingestion:
     :param scheduler: runs long computations.
     :param clock: returns seconds, on any scale with a high resolution.
     :param max_body_bytes: the maximum size of a body after decompression.
+    :param keeps_texts: true if the quarantine contains the texts of events.
     """
 
     def __init__(
@@ -63,6 +69,8 @@ class Ingestion:
         last_used: LastUsedTimes,
         ledger: Ledger,
         max_body_bytes: int,
+        *,
+        keeps_texts: bool = True,
     ) -> None:
         self._verifier = verifier
         self._scheduler = scheduler
@@ -71,11 +79,12 @@ class Ingestion:
         self._last_used = last_used
         self._ledger = ledger
         self._max_body_bytes = max_body_bytes
+        self._keeps_texts = keeps_texts
 
     async def ingest(self, request: IngestRequest) -> IngestResult:
-        """Verify a request and store its events.
+        """Verify a request, store its valid events, and quarantine the others.
 
-        :raise ApiError: if the whole request is rejected.
+        :raise ApiError: if the whole request is rejected, or all its events are.
         :raise DoNotTrack: if the client sent a do-not-track header. The events are counted, and not stored.
         :raise StorageError: if the events were not stored. A later attempt may succeed.
         """
@@ -90,13 +99,15 @@ class Ingestion:
         self._ledger.receive(batch)  # from here to the queue, nothing can be cancelled
         record = request.record
         record.received = batch.size
-        if submission is None:
-            record.rejected = batch.size
-            raise _all_rejected(batch.errors)
-        result = _result(batch, await self._committer.submit(submission))
+        result = _result(batch, submission.rows, await self._committer.submit(submission))
         record.accepted, record.duplicates, record.rejected = result.accepted, result.duplicates, len(result.errors)
+        if not result.errors:
+            return result
+        record.quarantined = result.quarantined
+        if "authorization" not in request.headers:
+            return replace(result, deletes_only_accepted=True)
         if not result.accepted:
-            raise _all_rejected(result.errors)
+            raise _all_rejected(result)
         return result
 
     async def _run(self, request: IngestRequest, steps: Steps[T]) -> T:
@@ -113,16 +124,24 @@ class Ingestion:
         record = request.record  # the path may contain slugs, so that one application could take several shares
         return await self._scheduler.run((record.org_id, record.app_id), steps)
 
-    def _read(self, verified: VerifiedRequest) -> Steps[tuple[Batch, Submission | None]]:
-        """Return the batch, and its valid events as a submission if there are any."""
-        request, credential = verified.request, verified.credential
+    def _read(self, verified: VerifiedRequest) -> Steps[tuple[Batch, Submission]]:
+        """Return the batch, and its events as a submission."""
+        request, headers = verified.request, verified.request.headers
         body = yield from self._decode(request)
-        batch = yield from read_batch(body, declared_size=request.headers.get("x-batch-size"))
-        if not batch.events:
-            return batch, None
+        batch = yield from read_batch(body, declared_size=headers.get("x-batch-size"))
         rows = yield from encode_rows(batch.events)
-        sent_at = int(request.headers["x-timestamp"])
-        return batch, Submission(verified.org_id, verified.app_id, verified.nonce, sent_at, rows, credential.has_quota)
+        texts = batch.texts if self._keeps_texts else None
+        invalid = (yield from invalid_events(batch.errors, texts)) if batch.errors else _NONE
+        return batch, Submission(
+            verified.org_id,
+            verified.app_id,
+            verified.nonce,
+            int(headers["x-timestamp"]),
+            rows,
+            verified.credential.has_quota,
+            invalid,
+            Source(request.record.request_id, headers.get("x-sdk-version"), texts),
+        )
 
     def _decode(self, request: IngestRequest) -> Steps[bytes]:
         return decode_body(
@@ -141,7 +160,10 @@ class Ingestion:
         return (yield from count_events(body))
 
 
-def _result(batch: Batch, outcome: Outcome) -> IngestResult:
+_NONE: dict[int, InvalidEvent] = {}
+
+
+def _result(batch: Batch, rows: dict[int, Row], outcome: Outcome) -> IngestResult:
     if outcome.problem is not None:
         raise outcome.problem
     if outcome.nonce_reused:
@@ -151,21 +173,11 @@ def _result(batch: Batch, outcome: Outcome) -> IngestResult:
         )
     if outcome.over_quota is not None:
         raise _quota_exceeded(outcome.over_quota)
-    errors = (
-        *batch.errors,
-        *_errors(batch, outcome.conflicts, EVENT_ID_CONFLICT, "event_id: belongs to another application"),
-        *_errors(batch, outcome.unstorable, INVALID_SCHEMA, "event.data: cannot be stored"),
-    )
-    accepted = len(batch.events) - len(outcome.conflicts) - len(outcome.unstorable)
-    return IngestResult(accepted, len(outcome.duplicates), _sorted(errors))
-
-
-def _errors(batch: Batch, indexes: Iterable[int], code: str, message: str) -> list[EventError]:
-    return [EventError(index, batch.events[index].event_id, code, message) for index in indexes]
-
-
-def _sorted(errors: tuple[EventError, ...]) -> tuple[EventError, ...]:
-    return tuple(sorted(errors, key=lambda error: error.index)) if len(errors) > 1 else errors
+    errors = batch.errors
+    if outcome.refused:
+        errors = tuple(sorted((*errors, *outcome.errors(rows)), key=lambda error: error.index))
+    quarantined = sum(error.index not in outcome.erased for error in errors)
+    return IngestResult(len(rows) - len(outcome.refused), len(outcome.duplicates), errors, quarantined)
 
 
 def _quota_exceeded(allowance: Allowance) -> QuotaExceeded:
@@ -176,5 +188,6 @@ def _quota_exceeded(allowance: Allowance) -> QuotaExceeded:
     )
 
 
-def _all_rejected(errors: tuple[EventError, ...]) -> AllEventsRejected:
-    return AllEventsRejected(f"all events were rejected; the first error is: {errors[0].message}", errors)
+def _all_rejected(result: IngestResult) -> AllEventsRejected:
+    message = f"all events were rejected; the first error is: {result.errors[0].message}"
+    return AllEventsRejected(message, result.errors, result.quarantined)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections import Counter
 
 from tkserver.storage.errors import StorageError
-from tkserver.storage.events import Outcome
+from tkserver.storage.events import Outcome, Submission
 from tkserver.wire.api_errors import (
     EVENT_CODES,
-    EVENT_ID_CONFLICT,
-    INVALID_SCHEMA,
     InternalError,
     NonceReused,
     Overloaded,
@@ -26,7 +24,7 @@ DUPLICATE: Entry = ("duplicate", "")
 NOT_TRACKED: Entry = ("not_tracked", "")
 ERASED: Entry = ("erased", "")
 
-REJECTED = "rejected"
+QUARANTINED = "quarantined"
 """The outcome of events that violate a rule: permanent, so that the client does not send them again."""
 
 REFUSED = "refused"
@@ -44,7 +42,7 @@ _TEMPORARY = (
 ENTRIES: tuple[Entry, ...] = (
     STORED,
     DUPLICATE,
-    *((REJECTED, code) for code in EVENT_CODES),
+    *((QUARANTINED, code) for code in EVENT_CODES),
     NOT_TRACKED,
     ERASED,
     *((REFUSED, code) for code in _TEMPORARY),
@@ -67,10 +65,8 @@ class Ledger:
         self.settled: Counter[Entry] = Counter(dict.fromkeys(ENTRIES, 0))
 
     def receive(self, batch: Batch) -> None:
-        """Count the events of a batch, and settle those that are invalid."""
+        """Count the events of a batch."""
         self.received += batch.size
-        for error in batch.errors:
-            self.settled[REJECTED, error.code] += 1
 
     def skip(self, events: int) -> None:
         """Count the events of a do-not-track request."""
@@ -85,27 +81,23 @@ class Ledger:
         """Settle events that could not be stored because of an exception."""
         self.refuse(events, StorageUnavailable.code if isinstance(error, StorageError) else InternalError.code)
 
-    def settle(self, events: int, outcome: Outcome) -> None:
-        """Settle the events of a committed submission.
-
-        :param events: the number of events in the submission.
-        """
+    def settle(self, submission: Submission, outcome: Outcome) -> None:
+        """Settle the events of a committed submission, except those that the database has refused."""
         if outcome.nonce_reused:
-            self.refuse(events, NonceReused.code)
+            self.refuse(submission.size, NonceReused.code)
         elif outcome.over_quota is not None:
-            self.refuse(events, QuotaExceeded.code)
-        elif outcome.duplicates or outcome.conflicts or outcome.unstorable or outcome.erased:
-            self._settle_each(events, outcome)
+            self.refuse(submission.size, QuotaExceeded.code)
+        elif outcome.duplicates or outcome.refused or outcome.erased or submission.invalid:
+            self._settle_each(submission, outcome)
         else:
-            self.settled[STORED] += events
+            self.settled[STORED] += len(submission.rows)
 
-    def _settle_each(self, events: int, outcome: Outcome) -> None:
-        conflicts, unstorable = outcome.conflicts, outcome.unstorable
-        erased = outcome.erased - conflicts - unstorable  # which would not be stored in any case
+    def _settle_each(self, submission: Submission, outcome: Outcome) -> None:
+        settled, rows, refused = self.settled, submission.rows, outcome.refused
+        erased = outcome.erased.intersection(rows) - refused  # the refused ones get an outcome of their own
         duplicates = outcome.duplicates - erased
-        settled = self.settled
-        settled[STORED] += events - len(duplicates) - len(erased) - len(conflicts) - len(unstorable)
+        settled[STORED] += len(rows) - len(duplicates) - len(erased) - len(refused)
         settled[DUPLICATE] += len(duplicates)
         settled[ERASED] += len(erased)
-        settled[REJECTED, EVENT_ID_CONFLICT] += len(conflicts)
-        settled[REJECTED, INVALID_SCHEMA] += len(unstorable)
+        for index, event in submission.invalid.items():
+            settled[ERASED if index in outcome.erased else (QUARANTINED, event.code)] += 1

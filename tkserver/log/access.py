@@ -32,7 +32,7 @@ _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATC
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,64}")
 
-_OPTIONAL = ("code", "received", "accepted", "duplicates", "rejected", "org_id", "app_id")
+_OPTIONAL = ("code", "received", "accepted", "duplicates", "rejected", "quarantined", "org_id", "app_id")
 
 _LEVELS = {level.name: level for level in LogLevel.iterconstants()}
 
@@ -53,6 +53,8 @@ class RequestRecord(Struct, eq=False, gc=False):
     :ivar code: of the error, if there is one.
     :ivar received: the number of events, if known.
     :ivar accepted: the number of events that are stored now, including ``duplicates``.
+    :ivar rejected: the number of invalid events.
+    :ivar quarantined: the number of invalid events that are in quarantine; not known if there are none.
     """
 
     request_id: str = "-"
@@ -65,6 +67,7 @@ class RequestRecord(Struct, eq=False, gc=False):
     accepted: int | None = None
     duplicates: int | None = None
     rejected: int | None = None
+    quarantined: int | None = None
     status: int = 0
     code: str | None = None
     seconds: float = 0.0
@@ -82,6 +85,8 @@ class RequestRecord(Struct, eq=False, gc=False):
             text = f"{text} duplicates={self.duplicates}"
         if self.rejected:
             text = f"{text} rejected={self.rejected}"
+        if self.quarantined:
+            text = f"{text} quarantined={self.quarantined}"
         return text
 
     def fields(self) -> dict[str, str | int | float]:

@@ -126,9 +126,19 @@ class Metrics:
 
     # --- queried when they are collected
 
-    def watch_events(self, ledger: Ledger, load: QueueLoad, limits: QueueLimits) -> None:
-        """Add the metrics of events and of the queue."""
+    def watch_events(self, ledger: Ledger, load: QueueLoad, limits: QueueLimits, dropped: Callable[[], int]) -> None:
+        """Add the metrics of events, of the queue and of the quarantine.
+
+        :param dropped: returns the number of events that were deleted from the quarantine to make room for newer ones.
+        """
         self._registry.register(_LedgerCollector(ledger))
+        self._registry.register(
+            _QueriedCounter(
+                "tkserver_quarantine_dropped_events",
+                "Quarantined events that were deleted to make room for newer ones.",
+                dropped,
+            )
+        )
         self._gauge("tkserver_queue_events", "Events that are waiting to be committed.", lambda: load.events)
         self._gauge("tkserver_queue_max_events", "Maximum number of events in the queue.", lambda: limits.events)
         self._gauge("tkserver_queue_bytes", "Bytes of the events that are waiting to be committed.", lambda: load.bytes)

@@ -71,7 +71,8 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     scheduler, max_bytes = FairScheduler(reactor, timer), settings.ingest.max_body_bytes
     tolerance, limit = settings.ingest.timestamp_tolerance, _rate_limit(settings, redis, clock)
     verifier = Verifier(credentials, clock, tolerance, scheduler, limit)
-    ingestion = Ingestion(verifier, scheduler, timer, committer, last_used, ledger, max_bytes)
+    keeps_texts = settings.quarantine.days > 0
+    ingestion = Ingestion(verifier, scheduler, timer, committer, last_used, ledger, max_bytes, keeps_texts=keeps_texts)
     proxies = TrustedProxies.from_names(settings.server.trusted_proxies)
     admission = IngestAdmission(committer.check_load, _auth_failures(settings, clock), proxies, clock)
     api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock, _closed_to_web_pages(settings))
@@ -86,7 +87,7 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     )
     listener = _public_listener(settings, reactor, site)
 
-    metrics.watch_events(ledger, committer.load, queue_limits)
+    metrics.watch_events(ledger, committer.load, queue_limits, lambda: events.dropped)
     metrics.watch_database(pool)
     metrics.watch_clients(site)
     metrics.watch_redis(redis)

@@ -15,7 +15,8 @@ from tkserver.storage.erasures import ErasedUsers, ErasureStore
 from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, Inseparable, StorageError
 from tkserver.storage.events import ALL_STORED, Outcome, Row, Submission
 from tkserver.storage.pool import READ_COMMITTED, Execute, Pool
-from tkserver.storage.quota_store import Insert, insert_within_quota
+from tkserver.storage.quarantine import Received, forget_nonce, quarantine, use_nonce
+from tkserver.storage.quota_store import Insert, insert_and_check_conflicts, insert_within_quota
 from tkserver.storage.store_statement import PROBE, STORE
 
 
@@ -36,6 +37,7 @@ class CommitResult(Enum):
 class CommitRecord:
     """One attempt to commit.
 
+    :ivar events: the number of events, including those that are quarantined.
     :ivar seconds: includes the time spent waiting for a connection.
     """
 
@@ -45,16 +47,17 @@ class CommitRecord:
 
 
 class EventStore:
-    """The events of all applications.
+    """The events of all applications, and their quarantine.
 
-    Events of erased users are not stored. Users are checked before the commit, and again after it if a user may have
-    been erased in the meantime: an erasure deletes the events that were committed before it, and this class deletes
-    those that were committed after it. Events that are not stored are deleted as well, because they may be in the
-    table: if a server crashes between the commit and the second check, the SDK sends the same events again.
+    Events of erased users are neither stored nor quarantined. Users are checked before the commit, and again after it if
+    a user may have been erased in the meantime: an erasure deletes the events that were committed before it, and this
+    class deletes those that were committed after it. Events that are not stored are deleted as well, because they may
+    be in the table: if a server crashes between the commit and the second check, the SDK sends the same events again.
 
     :param pool: its connections have executed ``PREPARE_STORE``.
     :param clock: returns seconds, on any scale.
     :param observe: called after each attempt to commit.
+    :ivar dropped: the number of quarantined events that were deleted to make room for newer ones.
     """
 
     def __init__(
@@ -70,12 +73,14 @@ class EventStore:
         self._erased_users = erased_users
         self._clock = clock
         self._observe = observe
+        self.dropped = 0
 
     async def store(self, submissions: Sequence[Submission], *, skip_unstorable: bool = False) -> list[Outcome]:
         """Store all submissions in one commit, or none of them.
 
-        Two submissions of an application must not have the same nonce. Submissions of an application that has a quota
-        must not be mixed with those of other applications; those that exceed the quota are not stored.
+        Two submissions of an application must not have the same nonce. Submissions of an application that has a quota,
+        and those with invalid events, must not be mixed with those of other applications. Submissions that exceed the
+        quota are not stored.
 
         :param skip_unstorable: skip the events that the database does not accept, instead of raising ``DataRefused``.
         :return: the outcome of each submission.
@@ -84,12 +89,12 @@ class EventStore:
         :raise StorageError: if the submissions were not stored for another reason. A later attempt may succeed.
         """
         erased, generation = await self._erased_users.current()
-        skipped = [_erased_rows(submission, erased) for submission in submissions]
-        remaining = [submission.without(rows) for submission, rows in zip(submissions, skipped, strict=True)]
-        stored = iter(await self._commit([submission for submission in remaining if submission.rows], skip_unstorable))
+        skipped = [_erased_events(submission, erased) for submission in submissions]
+        remaining = [submission.without(indexes) for submission, indexes in zip(submissions, skipped, strict=True)]
+        stored = iter(await self._commit([submission for submission in remaining if submission.size], skip_unstorable))
         outcomes = [
-            _with_erased(next(stored) if submission.rows else ALL_STORED, rows)
-            for submission, rows in zip(remaining, skipped, strict=True)
+            _with_erased(next(stored) if submission.size else ALL_STORED, indexes)
+            for submission, indexes in zip(remaining, skipped, strict=True)
         ]
         # The events are committed. An error from now on is part of the outcome, and does not undo the commit.
         try:
@@ -97,8 +102,8 @@ class EventStore:
         except StorageError as error:
             return [replace(outcome, problem=error) for outcome in outcomes]
         return [
-            await self._delete(submission, rows, outcome) if rows else outcome
-            for submission, rows, outcome in zip(submissions, skipped, outcomes, strict=True)
+            await self._delete(submission, indexes, outcome) if indexes else outcome
+            for submission, indexes, outcome in zip(submissions, skipped, outcomes, strict=True)
         ]
 
     async def probe(self) -> None:
@@ -122,11 +127,17 @@ class EventStore:
         return outcomes
 
     def _record(self, result: CommitResult, submissions: list[Submission], started: float) -> None:
-        events = sum(len(submission.rows) for submission in submissions)
+        events = sum(submission.size for submission in submissions)
         self._observe(CommitRecord(result, events, self._clock() - started))
 
     async def _insert(self, submissions: list[Submission], skip_unstorable: bool) -> list[Outcome]:
         insert: Insert = insert_accepted if skip_unstorable else insert_all
+        if any(submission.invalid for submission in submissions):
+            outcomes, dropped = await self._pool.transaction(
+                lambda execute: insert_and_quarantine(execute, submissions, insert), READ_COMMITTED
+            )
+            self.dropped += dropped
+            return outcomes
         if submissions[0].has_quota:
             return await self._pool.transaction(
                 lambda execute: insert_within_quota(execute, submissions, insert), READ_COMMITTED
@@ -136,22 +147,30 @@ class EventStore:
         return await insert(self._pool.run, submissions)
 
     async def _check_again(
-        self, submissions: Sequence[Submission], skipped: list[dict[int, Row]], generation: int
-    ) -> list[dict[int, Row]]:
-        """Return the rows of each submission that must not be stored, for the current set of erased users."""
+        self, submissions: Sequence[Submission], skipped: list[frozenset[int]], generation: int
+    ) -> list[frozenset[int]]:
+        """Return the events of each submission that must not be stored, for the current set of erased users."""
         if not self._erased_users.may_have_changed_since(generation):
             return skipped
         erased, _ = await self._erased_users.current()
-        return [_erased_rows(submission, erased) | rows for submission, rows in zip(submissions, skipped, strict=True)]
+        return [
+            _erased_events(submission, erased) | indexes
+            for submission, indexes in zip(submissions, skipped, strict=True)
+        ]
 
-    async def _delete(self, submission: Submission, rows: dict[int, Row], outcome: Outcome) -> Outcome:
-        """Delete rows of erased users, and return the outcome after that."""
+    async def _delete(self, submission: Submission, indexes: frozenset[int], outcome: Outcome) -> Outcome:
+        """Delete events of erased users, and return the outcome after that."""
+        application = submission.org_id, submission.app_id
+        event_ids = [row.event_id for index, row in submission.rows.items() if index in indexes]
+        keys = [event.key for index, event in submission.invalid.items() if index in indexes]
         try:
-            event_ids = [row.event_id for row in rows.values()]
-            await self._erasures.delete(submission.org_id, submission.app_id, event_ids)
+            if event_ids:
+                await self._erasures.delete(*application, event_ids)
+            if keys:
+                await self._erasures.delete_quarantined(*application, keys)
         except StorageError as error:
             return replace(outcome, problem=error)
-        return _with_erased(outcome, rows)
+        return _with_erased(outcome, indexes)
 
 
 def is_divisible(error: Exception, submissions: Sized) -> bool:
@@ -206,16 +225,76 @@ async def _insert_halves(execute: Execute, submission: Submission) -> Outcome:
     return outcome.merged_with(await _insert_halves(execute, second))
 
 
-def _erased_rows(submission: Submission, erased: ErasedUsers) -> dict[int, Row]:
-    """Return the rows of erased users, by their index."""
+async def insert_and_quarantine(
+    execute: Execute, submissions: Sequence[Submission], insert: Insert
+) -> tuple[list[Outcome], int]:
+    """Insert the valid events of submissions, and quarantine the invalid ones.
+
+    :param execute: executes statements in a READ COMMITTED transaction.
+    :param submissions: of one application.
+    :param insert: inserts valid events.
+    :return: the outcomes, and the number of events that were deleted from the quarantine to make room.
+    """
+    are_fresh = [await _use_nonce(execute, submission) for submission in submissions]
+    fresh = [submission for submission, is_fresh in zip(submissions, are_fresh, strict=True) if is_fresh]
+    valid = [_without_invalid(submission) for submission in fresh]
+    stored = iter(await _insert_read_committed(execute, [part for part in valid if part.rows], insert))
+    outcomes = [next(stored) if part.rows else ALL_STORED for part in valid]
+    dropped = await _quarantine(execute, fresh, outcomes)
+    results = iter(outcomes)
+    return [next(results) if is_fresh else Outcome(nonce_reused=True) for is_fresh in are_fresh], dropped
+
+
+async def _use_nonce(execute: Execute, submission: Submission) -> bool:
+    """Use the nonce of a submission with invalid events, and return false if another request has used it.
+
+    If there are no invalid events, the nonce is used when the events are inserted.
+    """
+    if submission.nonce is None or not submission.invalid:
+        return True
+    return await use_nonce(execute, submission.org_id, submission.app_id, submission.nonce)
+
+
+def _without_invalid(submission: Submission) -> Submission:
+    return replace(submission, invalid={}, nonce=None) if submission.invalid else submission
+
+
+async def _quarantine(execute: Execute, submissions: Sequence[Submission], outcomes: Sequence[Outcome]) -> int:
+    """Quarantine the invalid events of submissions, unless they exceed the quota: then nothing of them is stored.
+
+    :return: the number of events that were deleted to make room.
+    """
+    received: list[Received] = []
+    for submission, outcome in zip(submissions, outcomes, strict=True):
+        if not submission.invalid:
+            continue
+        if outcome.over_quota is None:
+            received.append(submission.received)
+        elif submission.nonce is not None:
+            await forget_nonce(execute, submission.org_id, submission.app_id, submission.nonce)
+    return await quarantine(execute, submissions[0].org_id, submissions[0].app_id, received) if received else 0
+
+
+async def _insert_read_committed(execute: Execute, submissions: list[Submission], insert: Insert) -> list[Outcome]:
+    if not submissions:
+        return []
+    if submissions[0].has_quota:
+        return await insert_within_quota(execute, submissions, insert)
+    return await insert_and_check_conflicts(execute, submissions, insert)
+
+
+def _erased_events(submission: Submission, erased: ErasedUsers) -> frozenset[int]:
+    """Return the indexes of the events of erased users."""
     if not erased.everywhere and not erased.by_app:
-        return {}
-    users = erased.intersection(submission.application, {row.user_id for row in submission.rows.values()})
-    return {index: row for index, row in submission.rows.items() if row.user_id in users} if users else {}
+        return frozenset()
+    user_ids = {index: row.user_id for index, row in submission.rows.items()}
+    user_ids.update((index, event.user_id) for index, event in submission.invalid.items() if event.user_id is not None)
+    users = erased.intersection(submission.application, set(user_ids.values()))
+    return frozenset(index for index, user_id in user_ids.items() if user_id in users) if users else frozenset()
 
 
-def _with_erased(outcome: Outcome, rows: dict[int, Row]) -> Outcome:
-    return replace(outcome, erased=frozenset(rows)) if rows else outcome
+def _with_erased(outcome: Outcome, indexes: frozenset[int]) -> Outcome:
+    return replace(outcome, erased=indexes) if indexes else outcome
 
 
 def _encode(submission: Submission) -> bytes:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import NamedTuple
 from uuid import UUID
 
 import msgspec
-from msgspec import Struct
+from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from tkserver.storage.errors import StorageError
+from tkserver.storage.quarantine import InvalidEvent, Received, invalid_events
 from tkserver.storage.quota import Allowance
+from tkserver.wire.api_errors import EVENT_ID_CONFLICT, INVALID_SCHEMA, EventError
 from tkserver.wire.batch import Steps, run_steps
 from tkserver.wire.event import Environment, Event, Service
+from tkserver.wire.sdk import name_and_version
 
 
 class Row(NamedTuple):
@@ -31,13 +34,26 @@ class Row(NamedTuple):
     values: bytes
 
 
+class Source(Struct, frozen=True):
+    """The request that contained the events of a submission.
+
+    :ivar sdk: the ``X-SDK-Version`` header, if sent.
+    :ivar texts: the JSON texts of all events of the batch; ``None`` if the quarantine does not keep texts.
+    """
+
+    request_id: str = "-"
+    sdk: str | None = None
+    texts: Sequence[bytes | Raw] | None = None
+
+
 class Submission(Struct, frozen=True):
-    """The events of one request that are to be stored.
+    """The events of one request that are to be stored or quarantined.
 
     :ivar nonce: ``None`` if the request has none.
     :ivar sent_at: the timestamp of the request, in seconds of Unix time.
-    :ivar rows: by the index of the event in its batch; at least one.
+    :ivar rows: the valid events, by the index in the batch.
     :ivar has_quota: true if the application has a monthly quota.
+    :ivar invalid: the invalid events, by the index in the batch.
     """
 
     org_id: UUID
@@ -46,6 +62,8 @@ class Submission(Struct, frozen=True):
     sent_at: int
     rows: dict[int, Row]
     has_quota: bool = False
+    invalid: dict[int, InvalidEvent] = {}
+    source: Source = Source()
 
     @classmethod
     def from_events(
@@ -72,13 +90,37 @@ class Submission(Struct, frozen=True):
     @property
     def bytes(self) -> int:
         """The approximate size in memory."""
-        return sum(len(row.origin) + len(row.values) for row in self.rows.values())
+        size = sum(len(row.origin) + len(row.values) for row in self.rows.values())
+        return size + sum(event.bytes for event in self.invalid.values()) if self.invalid else size
+
+    @property
+    def size(self) -> int:
+        """The number of events, including invalid ones."""
+        return len(self.rows) + len(self.invalid)
+
+    @property
+    def received(self) -> Received:
+        """The invalid events and their source, for the quarantine."""
+        return Received(self.source.request_id, *name_and_version(self.source.sdk), self.invalid)
 
     def without(self, indexes: Collection[int]) -> Submission:
         """Return the submission without the events at these indexes."""
         if not indexes:
             return self
-        return replace(self, rows={index: row for index, row in self.rows.items() if index not in indexes})
+        return replace(
+            self,
+            rows={index: row for index, row in self.rows.items() if index not in indexes},
+            invalid={index: event for index, event in self.invalid.items() if index not in indexes},
+        )
+
+    def refused(self, outcome: Outcome) -> Submission:
+        """Return a submission that quarantines the events that the database has refused.
+
+        It uses the nonce unless a part of the submission was stored, so that the nonce is used already.
+        """
+        invalid = run_steps(invalid_events(outcome.errors(self.rows), self.source.texts))
+        nonce = None if outcome.stores_any_of(self) else self.nonce
+        return replace(self, nonce=nonce, rows={}, invalid=invalid)
 
 
 class Outcome(Struct, frozen=True):
@@ -103,15 +145,50 @@ class Outcome(Struct, frozen=True):
     erased: frozenset[int] = frozenset()
     problem: StorageError | None = None
 
+    @property
+    def nothing_stored(self) -> bool:
+        """True if the whole submission was refused, including its invalid events."""
+        return self.nonce_reused or self.over_quota is not None
+
+    @property
+    def refused(self) -> frozenset[int]:
+        """Events that the database has refused."""
+        return self.conflicts | self.unstorable
+
+    def errors(self, rows: Mapping[int, Row]) -> list[EventError]:
+        """Return the errors of the events that the database has refused.
+
+        :param rows: of the submission.
+        """
+        reasons = {
+            **dict.fromkeys(self.conflicts, (EVENT_ID_CONFLICT, "event_id: belongs to another application")),
+            **dict.fromkeys(self.unstorable, (INVALID_SCHEMA, "event.data: cannot be stored")),
+        }
+        return [EventError(index, rows[index].event_id, *reason) for index, reason in reasons.items()]
+
     def stores_any_of(self, submission: Submission) -> bool:
-        """Return true if at least one event of the submission is stored now, and therefore also its nonce."""
-        return not self.nonce_reused and len(submission.rows) > len(self.conflicts) + len(self.unstorable)
+        """Return true if at least one event is stored or quarantined now, and therefore also the nonce."""
+        if self.nothing_stored:
+            return False
+        return bool(submission.invalid) or len(submission.rows) > len(self.refused)
 
     def newly_stored(self, submission: Submission) -> int:
         """Return the number of events of the submission that were not stored before."""
-        if self.nonce_reused or self.over_quota is not None:
+        if self.nothing_stored:
             return 0
         return len(submission.rows) - len(self.duplicates) - len(self.conflicts) - len(self.unstorable)
+
+    def following(self, previous: Outcome) -> Outcome:
+        """Return the outcome of a submission whose events were refused by the database and then quarantined.
+
+        :param previous: the outcome of the first commit. This outcome is that of the quarantine.
+        """
+        return replace(
+            previous,
+            nonce_reused=self.nonce_reused,
+            erased=previous.erased | self.erased,
+            problem=previous.problem or self.problem,
+        )
 
     def merged_with(self, other: Outcome) -> Outcome:
         """Return the outcome of two halves of a submission."""

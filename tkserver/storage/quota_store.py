@@ -36,10 +36,10 @@ async def insert_within_quota(execute: Execute, submissions: Sequence[Submission
     """
     allowance = await _lock_allowance(execute, submissions[0])
     if allowance is None:  # the quota was removed a moment ago
-        return await _insert(execute, submissions, insert)
+        return await insert_and_check_conflicts(execute, submissions, insert)
     exceeded = await _exceeded(execute, submissions, allowance)
     fitting = [submission for submission, excess in zip(submissions, exceeded, strict=True) if excess is None]
-    outcomes = await _insert(execute, fitting, insert) if fitting else []
+    outcomes = await insert_and_check_conflicts(execute, fitting, insert) if fitting else []
     new = sum(outcome.newly_stored(submission) for submission, outcome in zip(fitting, outcomes, strict=True))
     # A submission may have been rejected in favor of an earlier one whose nonce was used, so that it stored nothing.
     uncertain = len(fitting) < len(submissions) and any(outcome.nonce_reused for outcome in outcomes)
@@ -80,7 +80,13 @@ async def _exceeded(
     return admit(allowance, batches, stored)
 
 
-async def _insert(execute: Execute, submissions: Sequence[Submission], insert: Insert) -> list[Outcome]:
+async def insert_and_check_conflicts(
+    execute: Execute, submissions: Sequence[Submission], insert: Insert
+) -> list[Outcome]:
+    """Insert submissions of one application in a READ COMMITTED transaction.
+
+    :raise Collision: if another transaction interfered.
+    """
     outcomes = await insert(execute, submissions)
     await _check_conflicts(execute, submissions, outcomes)
     return outcomes

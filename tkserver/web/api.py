@@ -118,12 +118,16 @@ def _canonical(application_id: str) -> str:
 
 
 def ingest_response(result: IngestResult) -> Response:
-    """Return the response to a batch of which at least one event was accepted."""
-    accepted, duplicates = result.accepted, result.duplicates
-    counts = {"accepted": accepted, "rejected": len(result.errors), "duplicates": duplicates}
+    """Return the response to a batch of which at least one event was accepted or quarantined."""
+    accepted, rejected, duplicates = result.accepted, len(result.errors), result.duplicates
     if result.errors:
-        return json_response(207, {"status": "partial", **counts, "errors": result.errors})
+        if result.deletes_only_accepted:
+            accepted, rejected = accepted + rejected, 0
+        counts = {"accepted": accepted, "rejected": rejected, "duplicates": duplicates}
+        content = {"status": "partial", **counts, "quarantined": result.quarantined, "errors": result.errors}
+        return json_response(207, content)
     message = f"{accepted} event{'s' if accepted > 1 else ''} accepted"
     if duplicates:
         message += f", {duplicates} of them already stored"
+    counts = {"accepted": accepted, "rejected": 0, "duplicates": duplicates}
     return json_response(200, {"status": "success", **counts, "message": message})

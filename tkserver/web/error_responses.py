@@ -39,7 +39,7 @@ class ErrorResponses:
         if isinstance(failure.value, DoNotTrack):
             return no_content()
         request_id = request.record.request_id
-        return error_response(self._api_error(failure, request_id), request_id)
+        return error_response(self._api_error(failure, request_id), request_id, request.header("x-sdk-version"))
 
     def _api_error(self, failure: Failure, request_id: str) -> ApiError:
         error = failure.value

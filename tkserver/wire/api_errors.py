@@ -167,12 +167,14 @@ class EventError(Struct, frozen=True, gc=False):
 class AllEventsRejected(ApiError):
     status, code = 400, "all_events_rejected"
 
-    def __init__(self, message: str, errors: Sequence[EventError]) -> None:
+    def __init__(self, message: str, errors: Sequence[EventError], quarantined: int = 0) -> None:
         """
         :param errors: one for each event, ordered by index.
+        :param quarantined: the number of these events that are in quarantine.
         """
         super().__init__(message)
         self.errors = tuple(errors)
+        self.quarantined = quarantined
 
 
 class RateLimited(ApiError):

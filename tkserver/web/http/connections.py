@@ -312,7 +312,8 @@ class ApiChannel(HTTPChannel):
         for request in self.requests:
             request.release_body()
         record = self.site.begin_request(self.requests[-1].sent_request_id() if self.requests else None)
-        response = error_response(error, record.request_id)
+        sdk = self.requests[-1].header("x-sdk-version") if self.requests else None
+        response = error_response(error, record.request_id, sdk)
         record.status, record.code = response.status, response.code
         self.send(response, record.request_id)
         self.loseConnection()

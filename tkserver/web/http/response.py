@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from twisted.web.http import datetimeToString
 
 from tkserver.wire.api_errors import AllEventsRejected, ApiError, MethodNotAllowed, Unauthorized
+from tkserver.wire.sdk import reads_flat_errors
 
 NO_HEADERS: Mapping[str, str] = {}
 
@@ -70,14 +71,21 @@ def no_content(headers: Mapping[str, str] = NO_HEADERS) -> Response:
     return Response(204, None, headers)
 
 
-def error_response(error: ApiError, request_id: str) -> Response:
-    """Return the response to a request that failed."""
-    content: dict[str, Any] = {"error": {"code": error.code, "message": error.message}, "request_id": request_id}
+def error_response(error: ApiError, request_id: str, sdk: str | None = None) -> Response:
+    """Return the response to a request that failed, in the format that the SDK of the client can parse.
+
+    :param sdk: the ``X-SDK-Version`` header, if sent.
+    """
+    described = {"code": error.code, "message": error.message}
+    flat = reads_flat_errors(sdk)
+    content: dict[str, Any] = {"error": error.code, "message": error.message} if flat else {"error": described}
+    content["request_id"] = request_id
     headers: dict[str, str] = {}
     if error.retry_after is not None:
         content["retry_after"] = error.retry_after
         headers["Retry-After"] = str(error.retry_after)
     if isinstance(error, AllEventsRejected):
+        content["quarantined"] = error.quarantined
         content["errors"] = error.errors
     if isinstance(error, Unauthorized):
         headers["WWW-Authenticate"] = "Bearer"
