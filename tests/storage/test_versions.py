@@ -27,17 +27,18 @@ CONNECTIONS = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 't
 @pytest.mark.parametrize("programs", INSTALLATIONS, ids=version)
 @pytest_twisted.ensureDeferred
 async def test_server_works_with_version(programs: Path, directory: Path) -> None:
-    """The schema is created, and events are stored: new events, duplicates, and events that ``jsonb`` rejects."""
+    """The schema is created, new events are stored, duplicates are not, and what ``jsonb`` rejects is quarantined."""
     with Cluster(programs, directory) as cluster:
         server = await start_server(cluster.database)
         try:
             client = client_of(server)
             app, event = App().install(cluster.database), make_event()
             first = await client.send(app, [event, make_event(event__data="\0")], SDK)
-            assert (first.status, first.json["accepted"]) == (207, 1)
+            assert (first.status, first.json["accepted"], first.json["quarantined"]) == (207, 2, 1)
             again = await client.send(app, [event, make_event()], SDK)
             assert (again.json["accepted"], again.json["duplicates"]) == (2, 1)
             assert cluster.database.value("SELECT count(*) FROM events") == 2
+            assert cluster.database.value("SELECT count(*) FROM quarantine") == 1
         finally:
             await server.stopService()
 

@@ -408,13 +408,16 @@ class TestNonces:
 
     @pytest_twisted.ensureDeferred
     async def test_rejected_batch(self, client: Client, app: App, shared_database: Database) -> None:
-        """A nonce is not used by a request of which no event was accepted."""
+        """A nonce is used by a request of which all events were quarantined, for whatever reason."""
         conflicting = make_event()
         await client.send(App().install(shared_database), [conflicting])
-        for events in ([make_event(user_id="bob")], [conflicting]):
-            reply = await client.send(app, events, SDK, nonce="retried")
+        for nonce, events in (("invalid", [make_event(user_id="bob")]), ("conflict", [conflicting])):
+            reply = await client.send(app, events, BOTH, nonce=nonce)
             assert (reply.status, reply.code) == (400, "all_events_rejected")
-        assert (await client.send(app, [make_event()], SDK, nonce="retried")).status == 200
+            for again in (events, [make_event()], [make_event(), make_event(user_id="bob")]):
+                assert_error(await client.send(app, again, SDK, nonce=nonce), 409, "nonce_reused")
+        assert stored_ids(shared_database, app) == []
+        assert shared_database.value("SELECT sum(times) FROM quarantine WHERE app_id = %s", app.app_id) == 2
 
     @pytest_twisted.ensureDeferred
     async def test_duplicates(self, client: Client, app: App) -> None:
@@ -459,6 +462,7 @@ class TestResponses:
             "accepted": 2,
             "rejected": 2,
             "duplicates": 0,
+            "quarantined": 2,
             "errors": [
                 {
                     "index": 1,
@@ -605,7 +609,7 @@ class TestResponses:
             reply = await client.send(app, events, SDK, nonce="halves")
         finally:
             shared_database.query("ALTER TABLE events DROP CONSTRAINT odd")
-        assert (reply.status, reply.json["accepted"]) == (207, 8)
+        assert (reply.status, reply.json["accepted"], reply.json["quarantined"]) == (207, 11, 3)
         assert [error["index"] for error in reply.json["errors"]] == [3, 4, 9]
         assert len(stored_ids(shared_database, app)) == 8
         assert_error(await client.send(app, [make_event()], SDK, nonce="halves"), 409, "nonce_reused")

@@ -38,4 +38,6 @@ def erase(user_id: str, app: str | None, undo: bool, as_json: bool) -> None:
         "done_at": receipt.done_at,
         "deleted_from_erasures" if undo else "deleted_from_events": receipt.deleted,
     }
+    if not undo:
+        record["deleted_from_quarantine"] = receipt.deleted_from_quarantine
     print_record(record, as_json=as_json)

@@ -12,6 +12,7 @@ from tkserver.cli.export import export
 from tkserver.cli.maintenance import check, migrate
 from tkserver.cli.orgs import orgs
 from tkserver.cli.prune import prune
+from tkserver.cli.quarantine import quarantine
 from tkserver.cli.send import send
 from tkserver.cli.tokens import tokens
 
@@ -30,5 +31,5 @@ def main() -> None:
     """Manage a tkserver: its applications, their tokens and their events."""
 
 
-for command in (apps, orgs, tokens, send, export, erase, prune, migrate, check):
+for command in (apps, orgs, tokens, send, export, quarantine, erase, prune, migrate, check):
     main.add_command(command)

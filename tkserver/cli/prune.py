@@ -8,7 +8,7 @@ import click
 
 from tkserver.cli.output import Record, json_option, print_records, progress_bar
 from tkserver.config import load
-from tkserver.operations import retention
+from tkserver.operations import quarantine, retention
 from tkserver.operations.database import open_database
 from tkserver.operations.retention import RetentionLimit
 
@@ -20,7 +20,8 @@ def prune(dry_run: bool, as_json: bool) -> None:
     """Delete old events now. The servers do this every hour.
 
     An application stores events for as long as set with apps set-retention, or else with TK__RETENTION__DAYS. The
-    command prints a line for each application that does not store events forever.
+    command prints a line for each application that does not store events forever. It also deletes old events from the
+    quarantine.
     """
     settings = load({})
     default_days = settings.retention.days
@@ -30,6 +31,7 @@ def prune(dry_run: bool, as_json: bool) -> None:
         else:
             with progress_bar("deleting", lambda: sum(retention.preview(connection, default_days).values())) as advance:
                 numbers = retention.prune(connection, default_days, time.monotonic, time.sleep, advance)
+            quarantine.prune(connection, settings.quarantine.days, default_days, time.monotonic, time.sleep)
     column = "to_delete" if dry_run else "deleted"
     records = [_record(limit, column, number) for limit, number in numbers.items()]
     empty = "All events are stored forever. To change this: tkserver apps set-retention APP DAYS"

@@ -104,7 +104,7 @@ class Ingestion:
         if not result.errors:
             return result
         record.quarantined = result.quarantined
-        if "authorization" not in request.headers:
+        if verified.nonce is not None and "authorization" not in request.headers:
             return replace(result, deletes_only_accepted=True)
         if not result.accepted:
             raise _all_rejected(result)

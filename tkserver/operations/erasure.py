@@ -1,12 +1,13 @@
-"""Erasure of users: the deletion of their events, and of every later event."""
+"""Erasure of users: the deletion of their events, also of quarantined ones, and of every later event."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 
+from tkserver.operations import quarantine
 from tkserver.operations.apps import APPS_WITH_EVENTS
 from tkserver.operations.exceptions import InvalidArgument, UnknownObject
 from tkserver.operations.models import App
@@ -42,12 +43,14 @@ class Receipt:
     :ivar app: ``None`` for all applications.
     :ivar done_at: in UTC, by the clock of the database.
     :ivar deleted: the number of events that were deleted; for a reversal, the number of erasures.
+    :ivar deleted_from_quarantine: the number of quarantined events that were deleted.
     """
 
     user_hash: bytes
     app: App | None
     done_at: datetime
     deleted: int
+    deleted_from_quarantine: int = 0
 
 
 def erase(connection: Connection, user_id: str, app: App | None, clock: Clock, sleep: Sleep) -> Receipt:
@@ -60,7 +63,10 @@ def erase(connection: Connection, user_id: str, app: App | None, clock: Clock, s
     check_user_id(user_id)
     record(connection, user_id, app)
     sleep(PROPAGATION_TIME)
-    return _receipt(connection, user_id, app, delete_events(connection, user_id, app, clock, sleep))
+    # Quarantined events first: a replay that is in progress may still store some of them.
+    quarantined = quarantine.delete_events_of_user(connection, user_id, app, clock, sleep)
+    deleted = delete_events(connection, user_id, app, clock, sleep)
+    return replace(_receipt(connection, user_id, app, deleted), deleted_from_quarantine=quarantined)
 
 
 def undo(connection: Connection, user_id: str, app: App | None) -> Receipt:

@@ -69,7 +69,8 @@ class Supervisor(Service):
         self._dsn, self._embedded = database.dsn, database.embedded
         self.worker = create_worker(settings, reactor, self._dsn)
         self._admin = create_admin_listener(settings, reactor, self.worker.components.metrics)
-        self._sweeper = Sweeper(reactor, self._dsn, settings.retention.days, settings.ingest.timestamp_tolerance)
+        days, tolerance = settings.retention.days, settings.ingest.timestamp_tolerance
+        self._sweeper = Sweeper(reactor, self._dsn, days, tolerance, settings.quarantine.days)
         self._embedded_check = LoopingCall(lambda: ensureDeferred(self._restart_embedded()))
         self._embedded_check.clock = reactor
         self._embedded_check_ended: Deferred[LoopingCall]

@@ -1,4 +1,4 @@
-"""The sweeper: deletes old events and old nonces in the background."""
+"""The sweeper: deletes old events, old quarantined events and old nonces in the background."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 
 from tkserver import log
-from tkserver.operations import retention
+from tkserver.operations import quarantine, retention
 from tkserver.storage.blocking import BlockingConnections, Connection, rows, transaction, value
 from tkserver.storage.errors import StorageError
 from tkserver.storage.store_statement import DELETE_OLD_NONCES, RENEW_TOLERANCE
@@ -37,17 +37,23 @@ _LOCK_KEY = 0x746B72657461696E  # "tkretain" in ASCII
 class Sweeper:
     """Deletes old events when the server starts and then every hour, and old nonces every minute.
 
+    Quarantined events are deleted together with the others.
+
     The work is done in threads, with one connection for each deletion.
 
     :param default_days: the retention of applications that have none of their own; ``None`` stores events forever.
     :param tolerance: the seconds by which the timestamps of requests may differ from the clock of this server.
+    :param quarantine_days: how long events stay in quarantine; 0 if only the reasons do.
     """
 
-    def __init__(self, reactor: Any, dsn: str, default_days: int | None, tolerance: int) -> None:
+    def __init__(
+        self, reactor: Any, dsn: str, default_days: int | None, tolerance: int, quarantine_days: int = 7
+    ) -> None:
         self._reactor = reactor
         self._dsn = dsn
         self._default_days = default_days
         self._tolerance = tolerance
+        self._quarantine_days = quarantine_days
         self._connections = BlockingConnections()
         self._loops = [
             (self._loop(self._sweep_events), EVENTS_INTERVAL),
@@ -76,6 +82,9 @@ class Sweeper:
     async def _sweep_events(self) -> None:
         try:
             deleted = await self._in_thread(partial(delete_old_events, default_days=self._default_days))
+            quarantined = await self._in_thread(
+                partial(delete_old_quarantined_events, days=self._quarantine_days, default_retention=self._default_days)
+            )
         except StorageError as error:
             if not self._connections.stopped:
                 _log.warn(
@@ -86,8 +95,13 @@ class Sweeper:
         except Exception:
             _log.failure("old events could not be deleted", event="retention_failed")
         else:
-            if deleted:
-                _log.info("deleted {events} old events", events=deleted, event="retention")
+            if deleted or quarantined:
+                _log.info(
+                    "deleted {events} old events, and {quarantined} from the quarantine",
+                    events=deleted,
+                    quarantined=quarantined,
+                    event="retention",
+                )
 
     async def _sweep_nonces(self) -> None:
         try:
@@ -114,6 +128,21 @@ def delete_old_events(dsn: str, connections: BlockingConnections, default_days: 
         if not value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK_KEY):
             return 0
         return sum(retention.prune(connection, default_days, time.monotonic, connections.sleep).values())
+
+
+def delete_old_quarantined_events(
+    dsn: str, connections: BlockingConnections, days: int, default_retention: int | None
+) -> int:
+    """Delete old events from the quarantine, unless another server is deleting them. Blocks.
+
+    :param days: see :class:`Sweeper`.
+    :return: the number of deleted events.
+    :raise StorageError: if the database is not available, or ``connections`` was stopped.
+    """
+    with _connection(dsn, connections) as connection:
+        if not value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK_KEY):
+            return 0
+        return quarantine.prune(connection, days, default_retention, time.monotonic, connections.sleep)
 
 
 def delete_old_nonces(dsn: str, connections: BlockingConnections, tolerance: int) -> None:

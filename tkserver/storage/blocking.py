@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg2
 import psycopg2.extensions
@@ -19,6 +19,8 @@ import psycopg2.extensions
 from tkserver.storage.errors import StorageError, Unavailable, translate
 
 Connection = psycopg2.extensions.connection
+
+T = TypeVar("T")
 
 DEFAULTS: dict[str, object] = {
     "fallback_application_name": "tkserver",
@@ -79,6 +81,24 @@ def transaction(connection: Connection) -> Iterator[None]:
     finally:
         with suppress(psycopg2.Error):  # the connection may be lost
             connection.autocommit = True
+
+
+def executor(connection: Connection) -> Callable[..., Awaitable[list[tuple[Any, ...]]]]:
+    """Return a function for asynchronous code that executes a statement, and blocks meanwhile."""
+
+    async def execute(sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        return rows(connection, sql, *parameters)
+
+    return execute
+
+
+def complete(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of a coroutine that awaits nothing except functions of :func:`executor`."""
+    try:
+        work.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    raise AssertionError("the coroutine waits")
 
 
 @contextmanager

@@ -49,10 +49,11 @@ class CommitRecord:
 class EventStore:
     """The events of all applications, and their quarantine.
 
-    Events of erased users are neither stored nor quarantined. Users are checked before the commit, and again after it if
-    a user may have been erased in the meantime: an erasure deletes the events that were committed before it, and this
-    class deletes those that were committed after it. Events that are not stored are deleted as well, because they may
-    be in the table: if a server crashes between the commit and the second check, the SDK sends the same events again.
+    Events of erased users are neither stored nor quarantined. Users are checked before the commit, and again after it
+    if a user may have been erased in the meantime: an erasure deletes the events that were committed before it, and
+    this class deletes those that were committed after it. Events that are not stored are deleted as well, because they
+    may be in the table: if a server crashes between the commit and the second check, the SDK sends the same events
+    again.
 
     :param pool: its connections have executed ``PREPARE_STORE``.
     :param clock: returns seconds, on any scale.

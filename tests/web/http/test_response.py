@@ -124,11 +124,11 @@ def test_message_contains_counts(accepted: int, duplicates: int, message: str) -
 def test_partially_accepted_batch_is_a_207() -> None:
     """The response to a batch with rejected events is a 207 with one error for each of them."""
     errors = (EventError(1, FIRST, "invalid_schema", "service.name: missing"),)
-    response = ingest_response(IngestResult(accepted=2, duplicates=0, errors=errors))
+    response = ingest_response(IngestResult(accepted=2, duplicates=0, errors=errors, quarantined=1))
 
     assert response == Response(
         207,
-        b'{"status":"partial","accepted":2,"rejected":1,"duplicates":0,"errors":['
+        b'{"status":"partial","accepted":2,"rejected":1,"duplicates":0,"quarantined":1,"errors":['
         b'{"index":1,"event_id":"11111111-1111-4111-8111-111111111111",'
         b'"error":"invalid_schema","message":"service.name: missing"}]}',
         {},
@@ -254,7 +254,38 @@ def test_rejected_batch_is_a_400() -> None:
     assert content["error"] == {"code": "all_events_rejected", "message": "all events were rejected"}
     assert content["errors"] == content_of(ingest_response(IngestResult(1, 0, errors)))["errors"]
     assert [error["index"] for error in content["errors"]] == [0, 1]
-    assert set(content) == {"error", "errors", "request_id"}
+    assert set(content) == {"error", "errors", "quarantined", "request_id"}
+
+
+def test_quarantined_events_count_as_accepted_for_published_sdk() -> None:
+    """A client that deletes a batch only if an event was accepted gets the quarantined events counted as accepted."""
+    errors = (EventError(0, FIRST, "invalid_schema", "service.name: missing"),)
+    result = IngestResult(accepted=3, duplicates=1, errors=errors, quarantined=1, deletes_only_accepted=True)
+    content = content_of(ingest_response(result))
+
+    assert list(content) == ["status", "accepted", "rejected", "duplicates", "quarantined", "errors"]
+    assert list(content.values())[:5] == ["partial", 4, 0, 1, 1]
+
+
+@pytest.mark.parametrize("code", CONTRACT_ERRORS | OTHER_ERRORS)
+def test_flat_error(code: str) -> None:
+    """The published SDK gets every error in the only format that it can parse."""
+    status, error_class = (CONTRACT_ERRORS | OTHER_ERRORS)[code]
+    nested = error_response(error_class("a message"), ID, "telemetry-kit-rust/0.3.1")
+    flat = error_response(error_class("a message"), ID, "telemetry-kit-rust/0.3.0")
+
+    assert content_of(flat) == content_of(nested) | {"error": code, "message": "a message"}
+    assert (flat.status, flat.headers, flat.code) == (status, nested.headers, code)
+
+
+def test_flat_error_of_rejected_batch() -> None:
+    """If all events of a batch are rejected, the flat format contains the list of errors, too."""
+    error = AllEventsRejected("no", (EventError(0, FIRST, "invalid_schema", "service.name: missing"),), 1)
+    content = content_of(error_response(error, ID, "telemetry-kit-rust/0.3.0"))
+
+    assert set(content) == {"error", "message", "errors", "quarantined", "request_id"}
+    assert (content["error"], content["quarantined"]) == ("all_events_rejected", 1)
+    assert content["errors"] == content_of(error_response(error, ID))["errors"]
 
 
 @pytest_twisted.ensureDeferred
