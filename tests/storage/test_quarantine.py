@@ -128,12 +128,14 @@ def test_event_that_exceeds_the_limit_alone(
 def test_deletions_are_counted(connection: Connection, database: Database) -> None:
     """The size of the quarantine is correct after rows are deleted in any way."""
     app = App()
-    events = invalid("{}", "[1]", "[2]", "[3]")
+    of_user, other = '{"user_id":"client_1"}', '{"user_id":"client_2"}'
+    events = invalid(of_user, other, "[1]", "[2]", "[3]")
     put(connection, app, events)
     with transaction(connection):
-        keys = [events[0].key, str(uuid.uuid4())]
-        complete(delete_quarantined(executor(connection), UUID(app.org_id), UUID(app.app_id), keys))
-    assert usage(database, app) == (3, 9, 0)
+        erased = [events[0], events[1]._replace(user_id="client_1"), events[2]._replace(key=str(uuid.uuid4()))]
+        complete(delete_quarantined(executor(connection), UUID(app.org_id), UUID(app.app_id), erased))
+    assert usage(database, app) == (4, len(other) + 9, 0)
+    database.query("DELETE FROM quarantine WHERE user_id = 'client_2'")
     database.query("DELETE FROM quarantine WHERE event = '[1]'")
     assert usage(database, app) == (2, 6, 0)
     database.query("TRUNCATE quarantine")

@@ -15,7 +15,7 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
 from twisted.internet.threads import deferToThread
 
-from tests.support.client import DIALECTS, DOCUMENTED, SDK, App, Reply, batch
+from tests.support.client import BOTH, DIALECTS, DOCUMENTED, SDK, App, Reply, batch
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.peer import Peer, connect
@@ -165,7 +165,7 @@ class Chaos:
         await self.send(self.events(), self.app_with_quota)
 
     async def send_erased(self) -> None:
-        await self.send(self.events(user_id=ERASED) + self.events())
+        await self.send(self.events(user_id=ERASED) + self.events() + self.events(user_id=ERASED, event__type=""))
 
     async def send_invalid_requests(self) -> None:
         """Send requests whose events the server does not read."""
@@ -268,8 +268,8 @@ async def chaos(database: Database) -> AsyncIterator[Chaos]:
 
 @pytest_twisted.ensureDeferred
 async def test_every_event_has_one_outcome(chaos: Chaos) -> None:
-    """Every received event has one outcome at any time, and the table contains the events with the outcome stored."""
-    deleted = await send_all_kinds(chaos)
+    """Every received event has one outcome at any time, and the tables contain what was stored and quarantined."""
+    deleted, deleted_from_quarantine = await send_all_kinds(chaos)
     await send_to_locked_table(chaos)
     await erase_during_commit(chaos)
     await commit_with_unknown_erasures(chaos)
@@ -278,12 +278,17 @@ async def test_every_event_has_one_outcome(chaos: Chaos) -> None:
     assert 0 <= metrics.received - chaos.received - overloaded <= chaos.uncertain < chaos.received / 2
     assert overloaded <= chaos.overloaded
     assert metrics.events("stored") == chaos.database.value("SELECT count(*) FROM events") + deleted
+    quarantined = metrics.sum("tkserver_events_total", outcome="quarantined")
+    assert quarantined == chaos.database.value("SELECT sum(times) FROM quarantine") + deleted_from_quarantine
     missing = {entry for entry in ENTRIES if not metrics.events(*entry)}
     assert missing == {("refused", "internal_error")}, "the test did not cause all outcomes"
 
 
-async def send_all_kinds(chaos: Chaos) -> int:
-    """Send all kinds of requests in random order while a user is erased; return the number of deleted events."""
+async def send_all_kinds(chaos: Chaos) -> tuple[int, int]:
+    """Send all kinds of requests in random order while a user is erased.
+
+    :return: the numbers of deleted events and of events that were deleted from the quarantine.
+    """
     kinds = [
         chaos.send_new,
         chaos.send_new,
@@ -307,8 +312,10 @@ async def send_all_kinds(chaos: Chaos) -> int:
     await deferToThread(mark_as_erased, chaos.database, ERASED)
     await second_half
     deleted: int = await deferToThread(delete_events, chaos.database, ERASED)
+    deleted_from_quarantine = chaos.database.query("DELETE FROM quarantine WHERE user_id = %s RETURNING times", ERASED)
     assert deleted
-    return deleted
+    assert deleted_from_quarantine
+    return deleted, sum(times for (times,) in deleted_from_quarantine)
 
 
 async def send_to_locked_table(chaos: Chaos) -> None:
@@ -336,7 +343,9 @@ async def send_to_locked_table(chaos: Chaos) -> None:
 
 
 @asynccontextmanager
-async def delayed_commit(chaos: Chaos, events: list[Event], app: App) -> AsyncIterator[Deferred[Reply]]:
+async def delayed_commit(
+    chaos: Chaos, events: list[Any], app: App, dialect: str | None = None
+) -> AsyncIterator[Deferred[Reply]]:
     """Send events that are inserted when the context begins, and are committed when it ends.
 
     The context must notify the server of an erasure; it ends when the server has received the notification.
@@ -348,7 +357,7 @@ async def delayed_commit(chaos: Chaos, events: list[Event], app: App) -> AsyncIt
     )
     query("CREATE TRIGGER wait AFTER INSERT ON events FOR EACH STATEMENT EXECUTE FUNCTION wait()")
     with locked(chaos.database, "SELECT pg_advisory_lock(1)"):
-        reply = ensureDeferred(chaos.send(events, app))
+        reply = ensureDeferred(chaos.send(events, app, dialect=dialect))
         await until(lambda: blocked_backends(chaos.database))
         notices = chaos.erasure_notices
         yield reply
@@ -363,16 +372,22 @@ async def erase_during_commit(chaos: Chaos) -> None:
     stored_before = make_event(user_id=LATE)
     await chaos.send([stored_before])
     before = await chaos.metrics()
-    events = [event, event, stored_before, make_event(), make_event(user_id=LATE, event_id=conflicting["event_id"])]
-    async with delayed_commit(chaos, events, chaos.other) as reply:
+    events = [
+        *(event, event, stored_before, make_event(), make_event(user_id=LATE, event_id=conflicting["event_id"])),
+        *(conflicting, "not an event", make_event(user_id=LATE, event__type="")),
+    ]
+    async with delayed_commit(chaos, events, chaos.other, BOTH) as reply:
         mark_as_erased(chaos.database, LATE)
     counts = (await reply).json
-    assert (counts["accepted"], counts["rejected"], counts["duplicates"]) == (3, 2, 1), json.dumps(counts)
+    assert (counts["accepted"], counts["rejected"], counts["duplicates"]) == (3, 5, 1), json.dumps(counts)
+    assert counts["quarantined"] == 2
     assert await chaos.outcomes_since(before) == {
         ("stored", ""): 1,
-        ("erased", ""): 2,
-        ("rejected", "event_id_conflict"): 2,
+        ("erased", ""): 5,
+        ("quarantined", "event_id_conflict"): 1,
+        ("quarantined", "invalid_schema"): 1,
     }
+    assert chaos.database.value("SELECT count(*) FROM quarantine WHERE user_id = %s", LATE) == 0
 
 
 async def commit_with_unknown_erasures(chaos: Chaos) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from tkserver.storage.pool import READ_COMMITTED, Pool
-from tkserver.storage.quarantine import delete_quarantined
+from tkserver.storage.quarantine import InvalidEvent, delete_quarantined
 
 CHANNEL = "tkserver_erasures"
 """The NOTIFY channel for changes of the table ``erasures`` (``schema/0008_erasures.sql``)."""
@@ -79,6 +79,8 @@ class ErasureStore:
         """Delete these events of an application; ids that are not stored are ignored."""
         await self._pool.run(_DELETE, (str(app_id), str(org_id), [str(event_id) for event_id in event_ids]))
 
-    async def delete_quarantined(self, org_id: UUID, app_id: UUID, keys: list[str]) -> None:
-        """Delete the quarantined events with these keys; keys that do not exist are ignored."""
-        await self._pool.transaction(lambda execute: delete_quarantined(execute, org_id, app_id, keys), READ_COMMITTED)
+    async def delete_quarantined(self, org_id: UUID, app_id: UUID, events: list[InvalidEvent]) -> None:
+        """Delete these events from the quarantine of an application; those that are not there are ignored."""
+        await self._pool.transaction(
+            lambda execute: delete_quarantined(execute, org_id, app_id, events), READ_COMMITTED
+        )

@@ -163,12 +163,12 @@ class EventStore:
         """Delete events of erased users, and return the outcome after that."""
         application = submission.org_id, submission.app_id
         event_ids = [row.event_id for index, row in submission.rows.items() if index in indexes]
-        keys = [event.key for index, event in submission.invalid.items() if index in indexes]
+        invalid = [event for index, event in submission.invalid.items() if index in indexes]
         try:
             if event_ids:
                 await self._erasures.delete(*application, event_ids)
-            if keys:
-                await self._erasures.delete_quarantined(*application, keys)
+            if invalid:
+                await self._erasures.delete_quarantined(*application, invalid)
         except StorageError as error:
             return replace(outcome, problem=error)
         return _with_erased(outcome, indexes)

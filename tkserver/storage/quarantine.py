@@ -142,7 +142,9 @@ ON CONFLICT (app_id, org_id, key) DO UPDATE SET
 
 _TRIM = f"SELECT tkserver_trim_quarantine(%s, %s, {MAX_EVENTS}, {MAX_BYTES})"
 
-_DELETE = "DELETE FROM quarantine WHERE app_id = %s AND org_id = %s AND key = ANY (%s::uuid[])"
+_DELETE = """
+DELETE FROM quarantine WHERE app_id = %s AND org_id = %s AND key = ANY (%s::uuid[]) AND user_id = ANY (%s::text[])
+"""
 
 
 async def use_nonce(execute: Execute, org_id: UUID, app_id: UUID, nonce: str) -> bool:
@@ -169,14 +171,17 @@ async def quarantine(execute: Execute, org_id: UUID, app_id: UUID, received: Seq
     return int(dropped)
 
 
-async def delete_quarantined(execute: Execute, org_id: UUID, app_id: UUID, keys: Sequence[str]) -> None:
-    """Delete events from the quarantine of an application; others are ignored.
+async def delete_quarantined(execute: Execute, org_id: UUID, app_id: UUID, events: Sequence[InvalidEvent]) -> None:
+    """Delete events of erased users from the quarantine of an application; those that are not there are ignored.
+
+    An event with the same id can be of another user, and is not deleted.
 
     :param execute: see :func:`quarantine`.
     """
     application = str(app_id), str(org_id)
     await execute(LOCK, application)
-    await execute(_DELETE, (*application, list(keys)))
+    user_ids = {event.user_id for event in events if event.user_id is not None}
+    await execute(_DELETE, (*application, [event.key for event in events], sorted(user_ids)))
 
 
 _Row = tuple[str, "UUID | None", str, int, str, str, "str | None", "str | None", "str | None", "str | None", int]
