@@ -185,7 +185,8 @@ HEALTHY = {
     "tkserver_last_commit_age_seconds": "0x40",
     "tkserver_events_received_total": "0+600x40",
     'tkserver_events_total{outcome="stored"}': "0+590x40",
-    'tkserver_events_total{outcome="rejected", code="invalid_schema"}': "0+10x40",
+    'tkserver_events_total{outcome="quarantined", code="invalid_schema"}': "0+10x40",
+    "tkserver_quarantine_dropped_events_total": "0x40",
     'tkserver_events_total{outcome="refused", code="storage_unavailable"}': "0x40",
     "tkserver_queue_events": "0x40",
     "tkserver_queue_max_events": "100000x40",
@@ -226,10 +227,11 @@ PROBLEMS = {
     "TkserverCommitsOfUnknownEnd": {'tkserver_commits_total{outcome="unknown"}': "0x32 1x8"},
     "TkserverDatabaseConnectionsDown": {'tkserver_database_connections{state="down"}': "3x40"},
     "TkserverAuthFailures": {'tkserver_auth_failures_total{code="invalid_token"}': "0+200x40"},
-    "TkserverEventsRejected": {
+    "TkserverQuarantineGrowing": {
         'tkserver_events_total{outcome="stored"}': "0+500x40",
-        'tkserver_events_total{outcome="rejected", code="invalid_schema"}': "0+100x40",
+        'tkserver_events_total{outcome="quarantined", code="invalid_schema"}': "0+100x40",
     },
+    "TkserverQuarantineFull": {"tkserver_quarantine_dropped_events_total": "0x32 1x8"},
     "TkserverReactorLag": {'tkserver_reactor_lag_seconds_bucket{le="0.025"}': "0+20x40"},
     "TkserverOpenFilesNearlyUsedUp": {'process_open_fds{job="tkserver"}': "900x40"},
     "TkserverConnectionsNearlyUsedUp": {"tkserver_http_connections": "4000x40"},
@@ -260,7 +262,7 @@ def test_alerts_if_database_hangs(directory: Path) -> None:
         "tkserver_last_commit_age_seconds": "0+60x40",
         "tkserver_events_received_total": "600x40",
         'tkserver_events_total{outcome="stored"}': "590x40",
-        'tkserver_events_total{outcome="rejected", code="invalid_schema"}': "10x40",
+        'tkserver_events_total{outcome="quarantined", code="invalid_schema"}': "10x40",
         'tkserver_http_errors_total{code="storage_unavailable"}': "0+9x40",
     }
     check_alerts(directory, [alert_test(("TkserverNotCommitting", "TkserverRefusingForNow"), values)])

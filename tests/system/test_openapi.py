@@ -235,6 +235,22 @@ class Signed(AuthBase):
         return gzip.compress(body) if header(request, "Content-Encoding") == "gzip" else body
 
 
+@pytest.mark.parametrize("events", [[{}], "none"], ids=["all_events_rejected", "invalid_json"])
+def test_flat_errors(url: str, session: requests.Session, events: Any) -> None:
+    """The errors that the published SDK gets conform to the document, too."""
+    body, timestamp = json.dumps({"events": events}).encode(), str(int(time.time()))
+    headers = {
+        "Content-Type": "application/json",
+        "X-SDK-Version": "telemetry-kit-rust/0.3.0",
+        "X-Timestamp": timestamp,
+        "X-Signature": sign(demo.SECRET, signed_message(timestamp.encode(), None, body)).decode(),
+        "Authorization": f"Bearer {demo.TOKEN}",
+    }
+    response = session.post(url + INGEST.format(org_id=demo.ORG_ID, app_id=demo.APP_ID), data=body, headers=headers)
+    assert (response.status_code, type(response.json()["error"])) == (400, str)
+    SCHEMA[INGEST]["post"].validate_response(schemathesis.Response.from_requests(response, verify=False))
+
+
 VALID_EVENT = DOCUMENT["paths"][INGEST]["post"]["requestBody"]["content"]["application/json"]["examples"][
     "required keys only"
 ]["value"]["events"][0]
