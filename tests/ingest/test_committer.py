@@ -17,9 +17,10 @@ from twisted.python.failure import Failure
 from tests.support.events import make_event
 from tkserver.ingest import committer as committer_module
 from tkserver.ingest.committer import Committer, QueueLimits
-from tkserver.ingest.ledger import REFUSED, Ledger
+from tkserver.ingest.ledger import GIVEN_UP, QUARANTINED, REFUSED, Ledger
 from tkserver.storage.errors import Collision, DataRefused, Inseparable, Unavailable
-from tkserver.storage.events import Outcome, Submission
+from tkserver.storage.events import Outcome, Source, Submission
+from tkserver.storage.quarantine import invalid_events
 from tkserver.wire.api_errors import Overloaded, StorageUnavailable
 from tkserver.wire.batch import read_batch, run_steps
 
@@ -42,11 +43,13 @@ class Commits:
 
     :ivar pending: the commits in progress, oldest first.
     :ivar sizes: the number of submissions in each commit.
+    :ivar mixed: the commits that have ended and contained invalid events.
     """
 
     def __init__(self) -> None:
         self.pending: list[tuple[Sequence[Submission], Deferred[list[Outcome]]]] = []
         self.sizes: list[int] = []
+        self.mixed: list[Sequence[Submission]] = []
 
     def begin(self, submissions: Sequence[Submission]) -> Deferred[list[Outcome]]:
         done: Deferred[list[Outcome]] = Deferred()
@@ -56,6 +59,8 @@ class Commits:
     def end(self, index: int = 0) -> None:
         """Let a commit succeed, by default the oldest. All events are duplicates, so that outcomes differ by size."""
         submissions, done = self.pending.pop(index)
+        if any(submission.invalid for submission in submissions):
+            self.mixed.append(submissions)
         done.callback([Outcome(duplicates=frozenset(submission.rows)) for submission in submissions])
 
     def end_all(self) -> None:
@@ -437,3 +442,101 @@ def test_time_for_next_submission_does_not_depend_on_number_of_applications() ->
     """Taking a submission out of the queue takes the same time for any number of waiting applications."""
     few, many = (min(_time_to_drain(number) for _ in range(3)) for number in (4_000, 40_000))
     assert many < 40 * few
+
+
+# --- invalid events
+
+
+def make_mixed_submission(valid: int = 1, invalid: int = 1, *, app: uuid.UUID = APP) -> Submission:
+    """Return a submission with valid and invalid events."""
+    body = json.dumps({"events": [*(make_event() for _ in range(valid)), *({"n": n} for n in range(invalid))]}).encode()
+    batch = run_steps(read_batch(body))
+    events = run_steps(invalid_events(batch.errors, batch.texts))
+    submission = Submission.from_events(ORG, app, None, batch.events)
+    return replace(submission, invalid=events, source=Source(texts=batch.texts))
+
+
+def test_invalid_events_have_lanes() -> None:
+    """Submissions with invalid events are committed one after another for each application, and delay no others."""
+    bench = Bench()
+    first, second = uuid.uuid4(), uuid.uuid4()
+    for app in (first, first, first, second, second):
+        bench.submit(make_mixed_submission(app=app))
+    assert bench.commits.sizes == [1, 1]
+    for _ in range(3):
+        bench.submit(make_submission(app=first))
+    assert bench.commits.sizes == [1, 1, 1, 1]
+    bench.commits.end_all()
+    assert bench.commits.sizes == [1, 1, 1, 1, 2, 1, 1]
+    assert all(len({item.app_id for item in commit}) == 1 for commit in bench.commits.mixed)
+    assert bench.ledger.settled[QUARANTINED, "invalid_schema"] == 5
+
+
+def test_submission_without_valid_events() -> None:
+    """A submission that has only invalid events counts towards the load of the queue until it is committed."""
+    bench = Bench(QueueLimits(events=4))
+    results = bench.submit(make_mixed_submission(0, 2))
+    assert (bench.committer.load.events, bench.committer.load.bytes > 0) == (2, True)
+    bench.commits.end()
+    assert (bench.committer.load.events, bench.committer.load.bytes) == (0, 0)
+    assert results == [Outcome()]
+
+
+def test_refused_events_are_quarantined_by_a_second_commit() -> None:
+    """The outcome is reported when the events that the database has refused are quarantined."""
+    bench = Bench()
+    submission = make_mixed_submission(3, 1)
+    results = bench.submit(submission)
+    conflict = Outcome(conflicts=frozenset([1]), duplicates=frozenset([0]))
+    bench.commits.pending.pop(0)[1].callback([conflict])
+    assert results == []
+    ((refused,), _) = bench.commits.pending[0]
+    assert (refused.rows, list(refused.invalid)) == ({}, [1])
+    assert refused.invalid[1].event_id == submission.rows[1].event_id
+    assert refused.invalid[1].text is not None
+    assert bench.committer.load.events == 1
+    bench.commits.end()
+    assert results == [conflict]
+    settled = {entry: count for entry, count in bench.ledger.settled.items() if count}
+    assert settled == {
+        ("stored", ""): 1,
+        ("duplicate", ""): 1,
+        ("quarantined", "invalid_schema"): 1,
+        ("quarantined", "event_id_conflict"): 1,
+    }
+
+
+def test_second_commit_fails() -> None:
+    """If refused events cannot be quarantined, the submission fails, so that the client sends it again."""
+    bench = Bench()
+    results = bench.submit(make_submission(2))
+    bench.commits.pending.pop(0)[1].callback([Outcome(conflicts=frozenset([1]))])
+    error = Unavailable("away")
+    bench.commits.fail(error)
+    assert results == [error]
+    assert bench.ledger.settled["stored", ""] == 1
+    assert bench.ledger.settled[REFUSED, StorageUnavailable.code] == 1
+    assert bench.committer.load.events == 0
+
+
+def test_refused_events_of_a_request_that_ended() -> None:
+    """If nothing waits for the outcome anymore, the second commit is not made: the client sends the events again."""
+    bench = Bench()
+    bench.submit(make_submission(2))
+    bench.advance(11)
+    bench.commits.pending.pop(0)[1].callback([Outcome(conflicts=frozenset([1]))])
+    assert bench.commits.pending == []
+    assert bench.ledger.settled[REFUSED, GIVEN_UP] == 1
+
+
+@pytest.mark.parametrize("stored", [0, 1])
+def test_nonce_of_refused_events(stored: int) -> None:
+    """The second commit uses the nonce, unless the first one has stored a part of the submission."""
+    bench = Bench()
+    results = bench.submit(make_submission(2, nonce="a"))
+    conflicts = Outcome(conflicts=frozenset(range(stored, 2)))
+    bench.commits.pending.pop(0)[1].callback([conflicts])
+    (((refused,), done),) = bench.commits.pending
+    assert refused.nonce == (None if stored else "a")
+    done.callback([Outcome(nonce_reused=True)])
+    assert results == [replace(conflicts, nonce_reused=True)]

@@ -13,12 +13,18 @@ from twisted.internet import reactor
 from tests.support.client import App
 from tests.support.database import Database
 from tests.support.logs import logged_failures, logged_lines
+from tests.support.quarantined import put, quarantined
 from tests.support.queries import blocked_backends
 from tests.support.server import running_server, start_server
 from tests.support.stored import ages, store
 from tests.support.waiting import until
 from tkserver.server import sweeper as sweeper_module
-from tkserver.server.sweeper import Sweeper, delete_old_events, delete_old_nonces
+from tkserver.server.sweeper import (
+    Sweeper,
+    delete_old_events,
+    delete_old_nonces,
+    delete_old_quarantined_events,
+)
 from tkserver.storage.blocking import BlockingConnections, rows, transaction
 from tkserver.storage.errors import Unavailable
 
@@ -55,6 +61,27 @@ async def test_server_deletes_old_nonces(database: Database) -> None:
     insert_nonce(database, "recent", "900 seconds")
     async with running_server(database, TK__INGEST__TIMESTAMP_TOLERANCE=1000):
         await until(lambda: nonces(database) == ["recent"])
+
+
+@pytest_twisted.ensureDeferred
+async def test_server_deletes_old_quarantined_events(database: Database) -> None:
+    """A server deletes old events from the quarantine when it starts, according to its setting."""
+    app = App().install(database)
+    put(database, app, "1", days=3)
+    put(database, app, "2", days=1)
+    async with running_server(database, TK__QUARANTINE__DAYS=2):
+        await until(lambda: [row["event"] for row in quarantined(database, app)] == ["2"])
+    async with running_server(database, TK__QUARANTINE__DAYS=0):
+        await until(lambda: [row["event"] for row in quarantined(database, app)] == [None])
+
+
+def test_one_server_at_a_time_deletes_quarantined_events(database: Database) -> None:
+    """While a server holds the lock, others delete nothing."""
+    put(database, App().install(database), "1", days=8)
+    with closing(BlockingConnections().connect(database.dsn)) as other:
+        rows(other, "SELECT pg_advisory_lock(%s)", sweeper_module._LOCK_KEY)
+        assert delete_old_quarantined_events(database.dsn, BlockingConnections(), 7, None) == 0
+    assert delete_old_quarantined_events(database.dsn, BlockingConnections(), 7, None) == 1
 
 
 def test_events_are_not_deleted_without_retention(database: Database) -> None:

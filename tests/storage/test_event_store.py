@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from twisted.internet.defer import ensureDeferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
@@ -18,6 +19,7 @@ from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, Inse
 from tkserver.storage.event_store import CommitRecord, CommitResult, EventStore
 from tkserver.storage.events import Outcome, Submission
 from tkserver.storage.pool import READ_COMMITTED, Execute
+from tkserver.storage.quarantine import InvalidEvent
 from tkserver.storage.store_statement import STORE
 from tkserver.wire.batch import read_batch, run_steps
 
@@ -65,6 +67,7 @@ class FakeErasureStore:
 
     def __init__(self) -> None:
         self.deleted: list[list[uuid.UUID]] = []
+        self.deleted_from_quarantine: list[list[InvalidEvent]] = []
         self.error: Exception | None = None
 
     async def delete(self, org_id: uuid.UUID, app_id: uuid.UUID, event_ids: list[uuid.UUID]) -> None:
@@ -72,6 +75,12 @@ class FakeErasureStore:
         if self.error is not None:
             raise self.error
         self.deleted.append(event_ids)
+
+    async def delete_quarantined(self, org_id: uuid.UUID, app_id: uuid.UUID, events: list[InvalidEvent]) -> None:
+        assert (org_id, app_id) == (ORG, APP)
+        if self.error is not None:
+            raise self.error
+        self.deleted_from_quarantine.append(events)
 
 
 class FakePool:
@@ -82,6 +91,7 @@ class FakePool:
     :ivar statements: the statements that were executed.
     :ivar isolations: the isolation level of each transaction; ``None`` for a single statement.
     :ivar stored: the requests that were stored.
+    :ivar dropped: the number of events that are deleted to make room whenever events are quarantined.
     """
 
     def __init__(self, clock: Clock, errors: Iterable[Exception | None]) -> None:
@@ -91,9 +101,12 @@ class FakePool:
         self.statements: list[str] = []
         self.isolations: list[str | None] = []
         self.stored: list[Any] = []
+        self.dropped = 0
 
     async def _execute(self, sql: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         self.statements.append(sql)
+        if "tkserver_trim_quarantine" in sql:
+            return [(self.dropped,)]
         if sql != STORE:
             return []  # of the query for a quota: the application has none
         self._clock.advance(1)
@@ -282,3 +295,56 @@ def test_kind_of_transaction(has_quota: bool, skip_unstorable: bool, isolation: 
     assert bench.submit(submission, skip_unstorable=skip_unstorable) == [Outcome()]
     assert bench.pool.isolations == [isolation]
     assert (len(bench.pool.statements) == 1) == (isolation is None)
+
+
+# --- invalid events
+
+
+def make_mixed_submission(*users: str) -> Submission:
+    """Return a submission with a valid event, and an invalid one of each user."""
+    invalid = {
+        index: InvalidEvent(str(uuid.uuid4()), None, "invalid_schema", "$: no", user, "{}")
+        for index, user in enumerate(users, start=1)
+    }
+    return replace(make_submission("client_valid"), invalid=invalid)
+
+
+def test_invalid_events_are_quarantined_in_the_same_transaction() -> None:
+    """Valid and invalid events are committed together, and dropped events are counted only after the commit."""
+    bench = Bench()
+    bench.pool.dropped = 3
+    bench.pool.commit_error = Unavailable("away")
+    with pytest.raises(Unavailable):
+        bench.submit(make_mixed_submission("client_a"))
+    assert bench.store.dropped == 0
+    assert bench.commits == [(CommitResult.FAILED, 2)]
+    bench = Bench()
+    bench.pool.dropped = 3
+    assert bench.submit(make_mixed_submission("client_a"), make_mixed_submission()) == [Outcome(), Outcome()]
+    assert bench.pool.isolations == [READ_COMMITTED]
+    assert bench.store.dropped == 3
+    assert bench.commits == [(CommitResult.COMMITTED, 3)]
+
+
+def test_invalid_events_of_erased_users_are_not_quarantined() -> None:
+    """An invalid event of an erased user is not quarantined; it is deleted in case an earlier request has done so."""
+    bench = Bench(erased("client_a"))
+    submission = make_mixed_submission("client_a", "client_b")
+    assert bench.submit(submission) == [Outcome(erased=frozenset({1}))]
+    assert bench.commits == [(CommitResult.COMMITTED, 2)]
+    assert bench.erasures.deleted_from_quarantine == [[submission.invalid[1]]]
+    assert bench.erasures.deleted == []
+    bench = Bench(erased("client_a"))
+    assert bench.submit(replace(submission, rows={}).without([2])) == [Outcome(erased=frozenset({1}))]
+    assert bench.commits == []
+
+
+def test_user_is_erased_while_invalid_events_are_quarantined() -> None:
+    """Events that were quarantined after the erasure are deleted. If that fails, the outcome has a problem."""
+    submission = make_mixed_submission("client_a")
+    bench = Bench(erased(), erased("client_a"))
+    assert bench.submit(submission) == [Outcome(erased=frozenset({1}))]
+    assert bench.erasures.deleted_from_quarantine == [[submission.invalid[1]]]
+    bench = Bench(erased(), erased("client_a"))
+    bench.erasures.error = error = Unavailable("away")
+    assert bench.submit(submission) == [Outcome(problem=error)]

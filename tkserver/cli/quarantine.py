@@ -154,5 +154,5 @@ def _print_events(events: Sequence[QuarantinedEvent]) -> None:
         if number:
             print_line("")
         # Line breaks are allowed between the values of JSON, but must not look like lines of this output.
-        text = event.event and re.sub(r"\s", " ", event.event)
+        text = event.event and re.sub(r"[\t\r\n]", " ", event.event)
         print_record({**event._asdict(), "id": str(event.id), "event": text}, as_json=False)
