@@ -253,7 +253,8 @@ async def _use_nonce(execute: Execute, submission: Submission) -> bool:
     """
     if submission.nonce is None or not submission.invalid:
         return True
-    return await use_nonce(execute, submission.org_id, submission.app_id, submission.nonce)
+    org_id, app_id = submission.org_id, submission.app_id
+    return await use_nonce(execute, org_id, app_id, submission.nonce, submission.sent_at)
 
 
 def _without_invalid(submission: Submission) -> Submission:

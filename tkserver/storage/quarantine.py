@@ -14,7 +14,6 @@ import msgspec
 from msgspec import Raw
 
 from tkserver.storage.pool import Execute
-from tkserver.storage.store_statement import NONCE_LIFETIME
 from tkserver.wire.api_errors import EventError
 from tkserver.wire.batch import Steps
 from tkserver.wire.event import NIL_UUID
@@ -116,10 +115,12 @@ ON CONFLICT (app_id, org_id) DO UPDATE SET dropped = u.dropped
 """
 """Wait until no other transaction changes the quarantine of an application, and prevent it until this one ends."""
 
-_USE_NONCE = f"""
-INSERT INTO nonces AS n (app_id, org_id, nonce) VALUES (%s, %s, %s)
-ON CONFLICT (app_id, org_id, nonce) DO UPDATE SET used_at = excluded.used_at
-WHERE n.used_at <= now() - interval '{NONCE_LIFETIME}'
+_USE_NONCE = """
+INSERT INTO nonces (app_id, org_id, nonce, sent_at)
+SELECT r.app_id, r.org_id, r.nonce, to_timestamp(r.sent_at)
+FROM (VALUES (%s::uuid, %s::uuid, %s, %s)) AS r (app_id, org_id, nonce, sent_at)
+WHERE (to_timestamp(r.sent_at) <= (SELECT deleted_until FROM nonce_window WHERE id)) IS NOT TRUE
+ON CONFLICT (app_id, org_id, nonce) DO NOTHING
 RETURNING true
 """
 
@@ -147,9 +148,12 @@ DELETE FROM quarantine WHERE app_id = %s AND org_id = %s AND key = ANY (%s::uuid
 """
 
 
-async def use_nonce(execute: Execute, org_id: UUID, app_id: UUID, nonce: str) -> bool:
-    """Mark the nonce of a request as used, and return false if another request has used it."""
-    return bool(await execute(_USE_NONCE, (str(app_id), str(org_id), nonce)))
+async def use_nonce(execute: Execute, org_id: UUID, app_id: UUID, nonce: str, sent_at: int) -> bool:
+    """Mark the nonce of a request as used, and return false if another request has used it, or may have.
+
+    :param sent_at: the timestamp of the request, in seconds of Unix time.
+    """
+    return bool(await execute(_USE_NONCE, (str(app_id), str(org_id), nonce, sent_at)))
 
 
 async def forget_nonce(execute: Execute, org_id: UUID, app_id: UUID, nonce: str) -> None:
