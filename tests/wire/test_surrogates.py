@@ -59,7 +59,9 @@ def replace(text: str) -> tuple[bytes, bytes] | None:
 
 
 def restore(first: bytes, second: bytes) -> bytes:
-    return run_steps(surrogates.restore(first, second))
+    restored = surrogates.restore(first, second)
+    assert run_steps(surrogates.restore_in_steps(first, second)) == restored
+    return restored
 
 
 def check(text: str) -> None:
@@ -93,6 +95,13 @@ def test_other_text_is_unchanged(content: str) -> None:
     """Pairs, escaped backslashes, and other characters are not replaced."""
     assert replace(f'["{content}"]') is None
     assert restore(content.encode(), content.encode()) == content.encode()
+
+
+def test_long_text_is_restored_in_steps() -> None:
+    """A lone surrogate at the boundary of steps is restored."""
+    for distance in range(8):
+        text = '["' + "x" * ((1 << 20) - distance) + r"\ud800\udfff" + '"]'
+        assert restore(*(replace(text) or (b"", b""))) == text.encode()
 
 
 _PIECES = st.sampled_from(

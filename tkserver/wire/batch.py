@@ -31,7 +31,7 @@ from tkserver.wire.api_errors import (
 )
 from tkserver.wire.event import Event
 from tkserver.wire.event_validation import Violation, read_event
-from tkserver.wire.surrogates import replace_lone_surrogates, restore
+from tkserver.wire.surrogates import replace_lone_surrogates, restore_in_steps
 
 MAX_EVENTS = 1000
 """Maximum number of events in a batch."""
@@ -245,7 +245,7 @@ def _restore(texts: Texts, variants: Texts) -> Steps[Texts]:
     for end, text in enumerate(texts, 1):
         size += len(text)
         if size >= _STEP_OUTPUT or end == len(texts):  # many texts at once, because one by one is slow
-            restored = yield from restore(b"\0".join(texts[start:end]), b"\0".join(variants[start:end]))
+            restored = yield from restore_in_steps(b"\0".join(texts[start:end]), b"\0".join(variants[start:end]))
             originals += restored.split(b"\0")
             start, size = end, 0
     return originals

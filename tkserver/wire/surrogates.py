@@ -53,17 +53,18 @@ def _ends_with_odd_backslashes(text: bytes) -> bool:
     return (len(text) - len(text.rstrip(b"\\"))) % 2 == 1
 
 
-def restore(first: bytes, second: bytes) -> Generator[None, None, bytes]:
-    """Return the original text of two variants, or of the same part of two variants, in steps."""
+def restore_in_steps(first: bytes, second: bytes) -> Generator[None, None, bytes]:
+    """Do the same as :func:`restore` for a long text."""
     originals = []
     for start in range(0, len(first), _STEP_RESTORED):
         end = start + _STEP_RESTORED
-        originals.append(_restore_part(first[start:end], second[start:end]))
+        originals.append(restore(first[start:end], second[start:end]))
         yield
     return b"".join(originals)
 
 
-def _restore_part(first: bytes, second: bytes) -> bytes:
+def restore(first: bytes, second: bytes) -> bytes:
+    """Return the original text of two variants, or of the same part of two variants."""
     if first == second:
         return first
     # The codes of the letters d, e and f differ only in their last two bits: 00, 01 and 10. Arithmetic on long integers
