@@ -100,7 +100,15 @@ class Server(_Group):
     header_timeout: Annotated[
         float, Field(gt=0, description="Seconds in which the headers of a request must arrive.")
     ] = 10
-    body_timeout: Annotated[float, Field(gt=0, description="Seconds in which the body of a request must arrive.")] = 60
+    body_timeout: Annotated[float, Field(gt=0, description="Seconds in which the body of a request must arrive.")] = 600
+    min_body_rate: Annotated[
+        float,
+        Field(
+            ge=0,
+            description="The minimum rate at which a body must arrive, in bytes per second, measured over 20 seconds."
+            " 0 allows any rate.",
+        ),
+    ] = 500
     idle_timeout: Annotated[
         float, Field(gt=0, description="Seconds that a connection may stay open between two requests.")
     ] = 75
@@ -237,15 +245,15 @@ class Ingest(_Group):
     max_body_bytes: Annotated[
         int,
         Field(ge=1, description="The maximum size of a request body in bytes, both before and after decompression."),
-    ] = 5_242_880
+    ] = 12_582_912
     max_body_memory: Annotated[
         int,
         Field(
             ge=1,
-            description="The maximum size in bytes of all bodies that are being received or processed. Further requests"
-            " wait for up to 10 s and then get a 503.",
+            description="The maximum size in bytes of all bodies that are being received or processed. A client address"
+            " may use a quarter of it. Further bodies are not read for up to 10 s, and then get a 503.",
         ),
-    ] = 67_108_864
+    ] = 134_217_728
     max_queue_events: Annotated[
         int,
         Field(

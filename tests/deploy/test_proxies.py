@@ -17,7 +17,7 @@ from tests.support.events import make_event
 from tests.support.process import Twistd
 from tests.support.waiting import wait_for
 
-MAX_BODY_BYTES = 5_242_880
+MAX_BODY_BYTES = 12_582_912
 HTTP_1 = "--http1.1"
 HTTP_2 = "--http2"
 UPLOADS = pytest.mark.parametrize(

@@ -32,11 +32,13 @@ USED: Mapping[str, Mapping[type, set[str]]] = {
     "tkserver.web.http.connections": {
         LineReceiver: {"_buffer"},
         HTTPChannel: {
+            "_command",
             "_path",
             "_receivedHeaderCount",
             "_receivedHeaderSize",
             "_respondToBadRequestAndDisconnect",
             "_send100Continue",
+            "_version",
         },
     },
     "tkserver.web.listen.sockets": {

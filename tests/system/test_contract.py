@@ -26,6 +26,9 @@ NIL = "00000000-0000-0000-0000-000000000000"
 INGEST_PATH = f"/v1/ingest/{NIL}/{NIL}"
 """The path of an application without credentials."""
 
+MAX_BODY_BYTES = 12_582_912
+LARGEST_EVENT = 102_400
+
 REJECT_ODD = """
 CREATE FUNCTION reject_odd() RETURNS trigger LANGUAGE plpgsql AS
 $$ BEGIN RAISE check_violation; END $$;
@@ -194,20 +197,13 @@ class TestOrderOfChecks:
 
     @pytest_twisted.ensureDeferred
     async def test_route_before_size(self, client: Client) -> None:
-        """1 before 2: the path does not exist, and the body is too large."""
-        assert_error(await client.request("POST", "/nothing", body=bytes(6_000_000)), 404, "not_found")
-
-    @pytest_twisted.ensureDeferred
-    async def test_size(self, client: Client, app: App) -> None:
-        """2: the largest body is accepted, and a body with one more byte is not; this precedes the check of the ids."""
-        assert_error(await client.request("POST", app.path, body=bytes(5_242_880)), 401, "missing_signature")
-        assert_error(await client.request("POST", app.path, body=bytes(5_242_881)), 413, "payload_too_large")
-        assert_error(await client.request("POST", "/v1/ingest/%20/y", body=bytes(5_242_881)), 413, "payload_too_large")
+        """1 before 6: the path does not exist, and the body is too large."""
+        assert_error(await client.request("POST", "/nothing", body=bytes(MAX_BODY_BYTES + 1)), 404, "not_found")
 
     @pytest.mark.parametrize("bad", ["x" * 101, "%20x", "%ff", "{550e8400-e29b-41d4-a716-446655440000}"])
     @pytest_twisted.ensureDeferred
     async def test_ids(self, client: Client, app: App, bad: str) -> None:
-        """3: an id is neither a UUID nor a possible name; this precedes the check of the headers."""
+        """2: an id is neither a UUID nor a possible name; this precedes the check of the headers."""
         assert_error(await client.request("POST", f"/v1/ingest/{bad}/{app.app_id}"), 400, "invalid_id")
         assert_error(await client.request("POST", f"/v1/ingest/{app.org_id}/{bad}"), 400, "invalid_id")
 
@@ -221,9 +217,9 @@ class TestOrderOfChecks:
     )
     @pytest_twisted.ensureDeferred
     async def test_missing_headers(self, client: Client, app: App, missing: list[str], code: str) -> None:
-        """4: a required header is missing."""
-        reply = await client.send(app, [make_event()], changes=dict.fromkeys(missing))
-        assert_error(reply, 401, code)
+        """3: a required header is missing; this precedes the check of the timestamp."""
+        changes = {"X-Timestamp": "yesterday", **dict.fromkeys(missing)}
+        assert_error(reply := await client.send(app, [make_event()], changes=changes), 401, code)
         assert reply.headers["www-authenticate"] == "Bearer"
 
     @pytest_twisted.ensureDeferred
@@ -241,8 +237,8 @@ class TestOrderOfChecks:
     @pytest.mark.parametrize("signature", ["", "00", "zz" * 32, "ab" * 32, "é"])
     @pytest_twisted.ensureDeferred
     async def test_signature(self, client: Client, app: App, signature: str) -> None:
-        """6: the signature is invalid; this precedes the check of the timestamp."""
-        changes = {"X-Signature": signature, "X-Timestamp": "yesterday"}
+        """8: the signature is invalid; this precedes Do Not Track."""
+        changes = {"X-Signature": signature, "DNT": "1"}
         assert_error(await client.send(app, [make_event()], changes=changes), 401, "invalid_signature")
 
     @pytest.mark.parametrize(
@@ -263,7 +259,7 @@ class TestOrderOfChecks:
     )
     @pytest_twisted.ensureDeferred
     async def test_timestamp_syntax(self, client: Client, app: App, timestamp: str) -> None:
-        """7: the timestamp is not a number."""
+        """4: the timestamp is not a number; this precedes the check of the credential."""
         body = batch([make_event()])
         raw = timestamp.encode()
         headers: dict[str, Any] = app.headers(body)
@@ -276,7 +272,7 @@ class TestOrderOfChecks:
     @pytest.mark.parametrize("off", [-(10**15), -605, 605, 10**15])
     @pytest_twisted.ensureDeferred
     async def test_timestamp_window(self, client: Client, app: App, off: int) -> None:
-        """7: the timestamp is too old or too far in the future; this precedes the check of the scope."""
+        """4: the timestamp is too old or too far in the future; this precedes the check of the scope."""
         reply = await client.send(app, [make_event()], timestamp=int(time.time()) + off, path=App().path)
         assert_error(reply, 403, "timestamp_out_of_window")
 
@@ -288,11 +284,31 @@ class TestOrderOfChecks:
 
     @pytest_twisted.ensureDeferred
     async def test_scope(self, client: Client, app: App, shared_database: Database) -> None:
-        """8: the token belongs to another organization or application; this precedes Do Not Track."""
+        """5: the token belongs to another organization or application; this precedes the check of the signature."""
         other = App().install(shared_database)
         for path in (other.path, f"/v1/ingest/{app.org_id}/{other.app_id}", f"/v1/ingest/{other.org_id}/{app.app_id}"):
-            reply = await client.send(app, [make_event()], path=path, changes={"DNT": "1"})
+            reply = await client.send(app, [make_event()], path=path, changes={"X-Signature": "00"})
             assert_error(reply, 403, "token_mismatch")
+
+    @pytest_twisted.ensureDeferred
+    async def test_size(self, client: Client, app: App) -> None:
+        """6: a body may have the maximum length; the check is between those of the credential and the signature."""
+        largest, too_large = bytes(MAX_BODY_BYTES), bytes(MAX_BODY_BYTES + 1)
+        forged = {"X-Signature": "00"}
+        assert_error(await client.send(app, largest, changes=forged), 401, "invalid_signature")
+        assert_error(await client.send(app, too_large, changes=forged), 413, "payload_too_large")
+        assert_error(await client.send(App(), too_large, SDK), 401, "invalid_token")
+
+    @pytest_twisted.ensureDeferred
+    async def test_largest_batch_of_the_sdk(self, client: Client, app: App, shared_database: Database) -> None:
+        """6: the largest batch that the published SDK sends by default is accepted: 100 events of almost 100 KiB."""
+        events = [make_event() for _ in range(100)]
+        for event in events:
+            event["event"]["data"] = {"text": "x" * (LARGEST_EVENT - len(json.dumps(event)) - 100)}
+        body = batch(events)
+        assert 10_000_000 < len(body) <= MAX_BODY_BYTES
+        assert (await client.send(app, body, SDK)).status == 200
+        assert len(stored_ids(shared_database, app)) == 100
 
     @pytest.mark.parametrize("header", ["DNT", "Sec-GPC"])
     @pytest_twisted.ensureDeferred

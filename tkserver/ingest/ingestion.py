@@ -7,11 +7,12 @@ from typing import TypeVar
 
 from msgspec import Struct
 from msgspec.structs import replace
+from twisted.internet.defer import Deferred
 
 from tkserver.ingest.committer import Committer
 from tkserver.ingest.ledger import Ledger
 from tkserver.ingest.scheduler import FairScheduler
-from tkserver.ingest.verification import IngestRequest, VerifiedRequest, Verifier
+from tkserver.ingest.verification import IngestRequest, VerificationState, VerifiedRequest, Verifier
 from tkserver.storage.caches import LastUsedTimes
 from tkserver.storage.events import Outcome, Row, Source, Submission, encode_rows
 from tkserver.storage.quarantine import InvalidEvent, invalid_events
@@ -81,17 +82,28 @@ class Ingestion:
         self._max_body_bytes = max_body_bytes
         self._keeps_texts = keeps_texts
 
-    async def ingest(self, request: IngestRequest) -> IngestResult:
+    def identify(self, request: IngestRequest) -> Deferred[VerificationState]:
+        """Check the headers of a request.
+
+        :raise ApiError: if its body need not be read.
+        :raise StorageError: if the credential cannot be looked up.
+        """
+        return self._verifier.identify(request)
+
+    async def ingest(self, identified: VerificationState, body: bytes) -> IngestResult:
         """Verify a request, store its valid events, and quarantine the others.
 
+        :param identified: the result of :meth:`identify`.
+        :param body: as received, still compressed if it was sent so.
         :raise ApiError: if the whole request is rejected, or all its events are.
         :raise DoNotTrack: if the client sent a do-not-track header. The events are counted, and not stored.
         :raise StorageError: if the events were not stored. A later attempt may succeed.
         """
+        request = identified.request
         try:
-            verified = await self._verifier.verify(request)
+            verified = await self._verifier.verify(identified, body)
         except DoNotTrack:
-            self._ledger.skip(await self._run(request, self._count(request)))
+            self._ledger.skip(await self._run(request, self._count(request, body)))
             raise
         credential = verified.credential
         self._last_used.record(credential)
@@ -127,7 +139,7 @@ class Ingestion:
     def _read(self, verified: VerifiedRequest) -> Steps[tuple[Batch, Submission]]:
         """Return the batch, and its events as a submission."""
         request, headers = verified.request, verified.request.headers
-        body = yield from self._decode(request)
+        body = yield from self._decode(request, verified.body)
         batch = yield from read_batch(body, declared_size=headers.get("x-batch-size"))
         rows = yield from encode_rows(batch.events)
         texts = batch.texts if self._keeps_texts else None
@@ -143,21 +155,21 @@ class Ingestion:
             Source(request.record.request_id, headers.get("x-sdk-version"), texts),
         )
 
-    def _decode(self, request: IngestRequest) -> Steps[bytes]:
+    def _decode(self, request: IngestRequest, body: bytes) -> Steps[bytes]:
         return decode_body(
-            request.body,
+            body,
             content_type=request.headers.get("content-type"),
             content_encoding=request.headers.get("content-encoding"),
             max_bytes=self._max_body_bytes,
         )
 
-    def _count(self, request: IngestRequest) -> Steps[int]:
+    def _count(self, request: IngestRequest, body: bytes) -> Steps[int]:
         """Return the number of events in the body, or 0 if the body cannot be decoded."""
         try:
-            body = yield from self._decode(request)
+            decoded = yield from self._decode(request, body)
         except ApiError:
             return 0
-        return (yield from count_events(body))
+        return (yield from count_events(decoded))
 
 
 _NONE: dict[int, InvalidEvent] = {}

@@ -1,14 +1,14 @@
 """Verification of a request: the chain of checks between its headers and its events.
 
 Each check is a small function that takes a :class:`VerificationState` and returns it, possibly with more information,
-or raises an :class:`~tkserver.wire.api_errors.ApiError`. :class:`Verifier` chains them on a Deferred in the order of
-the contract. Consecutive checks that do not wait for anything share a callback.
+or raises an :class:`~tkserver.wire.api_errors.ApiError`. :class:`Verifier` chains them on two Deferreds in the order of
+the contract: the first ends before the body is read. Consecutive checks that do not wait for anything share a callback.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -46,8 +46,8 @@ from tkserver.wire.api_errors import (
 from tkserver.wire.batch import Steps
 from tkserver.wire.ids import PATH_ID, UUID_LENGTHS, PathId
 
-_NO_SECRET = "0" * 64
-"""The secret for requests without a matching credential, so that they take as long as requests with one."""
+CREDENTIALS_VALID = 1.0
+"""Seconds for which the result of a lookup is used. A body can take longer, and its credential may be revoked then."""
 
 _LONG_BODY = 65_536
 """Bytes. The signatures of longer bodies are computed in steps."""
@@ -58,20 +58,20 @@ _MAX_TOKEN_LENGTH = 255
 
 
 class IngestRequest(Struct, frozen=True):
-    """A request as received.
+    """A request whose headers have been received.
 
     :ivar headers: by lower-case name. Values are decoded from ISO 8859-1.
-    :ivar body: as received, still compressed if it was sent so.
     :ivar record: the record for logs and metrics; checks add the application.
     :ivar response_headers: checks add headers for the response, including error responses.
+    :ivar before_query: called before a query for a credential; raises an ``ApiError`` if the client must not cause one.
     """
 
     org_id: str
     app_id: str
     headers: Mapping[str, str]
-    body: bytes
     record: RequestRecord
     response_headers: dict[str, str]
+    before_query: Callable[[], None] = lambda: None
 
 
 @dataclass(slots=True)
@@ -80,6 +80,8 @@ class VerificationState:
 
     :ivar org: the organization in the path. The same for ``app``.
     :ivar candidates: the active credentials with which the request may have been signed.
+    :ivar found_at: when they were looked up, as Unix time.
+    :ivar body: as received, still compressed if it was sent so.
     :ivar credential: the credential with which it was signed.
     """
 
@@ -87,6 +89,8 @@ class VerificationState:
     org: PathId = ""
     app: PathId = ""
     candidates: tuple[Credential, ...] = ()
+    found_at: float = 0.0
+    body: bytes = b""
     credential: Credential | None = None
 
     def header(self, name: str) -> str | None:
@@ -101,6 +105,7 @@ class VerifiedRequest(Struct, frozen=True):
     app_id: UUID
     credential: Credential
     nonce: str | None
+    body: bytes
 
 
 T = TypeVar("T")
@@ -121,7 +126,7 @@ def run_checks(*checks: Check) -> Check:
 
 
 class Verifier:
-    """Runs a request through all checks.
+    """Runs a request through all checks: first those of the headers, then those that need the body.
 
     :param now: returns Unix time.
     :param tolerance: the maximum difference between the clocks of client and server, in seconds.
@@ -141,43 +146,47 @@ class Verifier:
         self._now = now
         self._tolerance = tolerance
         self._scheduler = scheduler
-        identify = run_checks(identify_application, require_headers)
-        authenticate = run_checks(self.check_timestamp, check_nonce, check_scope)
-        self.steps: tuple[Step, ...] = (
-            (identify, self.find_candidates, self.find_credential, run_checks(authenticate, check_do_not_track))
+        identify = run_checks(identify_application, require_headers, self.check_timestamp)
+        check_candidates = run_checks(require_candidates, check_scope, check_nonce)
+        self.header_steps: tuple[Step, ...] = (identify, self.find_candidates, check_candidates)
+        self.body_steps: tuple[Step, ...] = (
+            (self.renew_candidates, self.find_credential, check_do_not_track)
             if limit is None
-            else (
-                identify,
-                self.find_candidates,
-                self.find_credential,
-                authenticate,
-                partial(check_rate, limit),
-                check_do_not_track,
-            )
+            else (self.renew_candidates, self.find_credential, partial(check_rate, limit), check_do_not_track)
         )
 
-    def verify(self, request: IngestRequest) -> Deferred[VerifiedRequest]:
-        """Run all checks.
+    def identify(self, request: IngestRequest) -> Deferred[VerificationState]:
+        """Run the checks that need only the headers, so that the bodies of strangers are not read.
 
+        :raise ApiError: if a check fails. Later checks are not run.
+        """
+        return _run_steps(self.header_steps, VerificationState(request)).addErrback(_failed)
+
+    def verify(self, state: VerificationState, body: bytes) -> Deferred[VerifiedRequest]:
+        """Run the checks that need the body.
+
+        :param state: the result of :meth:`identify`.
         :raise ApiError: if a check fails. Later checks are not run.
         :raise DoNotTrack: if all checks pass, and the client sent a do-not-track header.
         """
-        state: Deferred[VerificationState] = succeed(VerificationState(request))
-        for step in self.steps:
-            state.addCallback(step)
-        return state.addCallbacks(_verified, _failed)
+        state.body = body
+        return _run_steps(self.body_steps, state).addCallbacks(_verified, _failed)
+
+    def renew_candidates(self, state: VerificationState) -> VerificationState | Deferred[VerificationState]:
+        """Look up the credentials again, unless the body arrived immediately."""
+        return state if self._now() - state.found_at < CREDENTIALS_VALID else self.find_candidates(state)
 
     def find_candidates(self, state: VerificationState) -> VerificationState | Deferred[VerificationState]:
         """Look up credentials by the bearer token if there is one, otherwise by the application."""
-        authorization = state.header("authorization")
+        authorization, before_query = state.header("authorization"), state.request.before_query
         if authorization is None:
-            found = self._credentials.by_app(state.org, state.app)
+            found = self._credentials.by_app(state.org, state.app, before_query)
         else:
             token = _bearer_token(authorization)
-            found = () if token is None else self._credentials.by_token(token)
+            found = () if token is None else self._credentials.by_token(token, before_query)
 
         def add_candidates(candidates: tuple[Credential, ...]) -> VerificationState:
-            now = self._now()
+            now = state.found_at = self._now()
             state.candidates = tuple([candidate for candidate in candidates if candidate.expires_at > now])
             return state
 
@@ -185,12 +194,11 @@ class Verifier:
 
     def find_credential(self, state: VerificationState) -> VerificationState | Deferred[VerificationState]:
         """Find the credential with which the request was signed. A long body takes turns with those of others."""
-        if len(state.request.body) <= _LONG_BODY:
-            return check_signature(require_candidates(state))
-        owner: Hashable = (state.org, state.app)
-        if state.candidates:  # one application has one share, however its path is written
-            owner = (str(state.candidates[0].org_id), str(state.candidates[0].app_id))
-        return self._scheduler.run(owner, check_signature_in_steps(state))
+        require_candidates(state)
+        if len(state.body) <= _LONG_BODY:
+            return check_signature(state)
+        first = state.candidates[0]  # one application has one share, however its path is written
+        return self._scheduler.run((str(first.org_id), str(first.app_id)), check_signature_in_steps(state))
 
     def check_timestamp(self, state: VerificationState) -> VerificationState:
         text = state.header("x-timestamp") or ""
@@ -227,8 +235,7 @@ def require_headers(state: VerificationState) -> VerificationState:
 
 def require_candidates(state: VerificationState) -> VerificationState:
     if not state.candidates:
-        _is_signed_with(state, _NO_SECRET)
-        raise _no_candidates()
+        raise InvalidToken("no active credential matches this request")
     return state
 
 
@@ -241,19 +248,12 @@ def check_signature(state: VerificationState) -> VerificationState:
 
 
 def check_signature_in_steps(state: VerificationState) -> Steps[VerificationState]:
-    """Do the same as :func:`require_candidates` and :func:`check_signature` in steps."""
+    """Do the same as :func:`check_signature` in steps."""
     for candidate in state.candidates:
         if (yield from _is_signed_in_steps(state, candidate.secret)):
             state.credential = candidate
             return state
-    if not state.candidates:
-        yield from _is_signed_in_steps(state, _NO_SECRET)
-        raise _no_candidates()
     raise _wrong_signature()
-
-
-def _no_candidates() -> InvalidToken:
-    return InvalidToken("no active credential matches this request")
 
 
 def _wrong_signature() -> InvalidSignature:
@@ -268,7 +268,7 @@ def check_nonce(state: VerificationState) -> VerificationState:
 
 
 def check_scope(state: VerificationState) -> VerificationState:
-    credential, record = _known(state.credential), state.request.record
+    credential, record = state.candidates[0], state.request.record  # the others belong to the same application
     org = credential.org_id if isinstance(state.org, UUID) else credential.org_slug
     app = credential.app_id if isinstance(state.app, UUID) else credential.app_slug
     if (org, app) != (state.org, state.app):
@@ -308,9 +308,16 @@ def check_do_not_track(state: VerificationState) -> VerificationState:
     return state
 
 
+def _run_steps(steps: tuple[Step, ...], state: VerificationState) -> Deferred[VerificationState]:
+    result: Deferred[VerificationState] = succeed(state)
+    for step in steps:
+        result.addCallback(step)
+    return result
+
+
 def _verified(state: VerificationState) -> VerifiedRequest:
-    credential = _known(state.credential)
-    return VerifiedRequest(state.request, credential.org_id, credential.app_id, credential, state.header("x-nonce"))
+    credential, nonce = _known(state.credential), state.header("x-nonce")
+    return VerifiedRequest(state.request, credential.org_id, credential.app_id, credential, nonce, state.body)
 
 
 def _failed(failure: Failure) -> Failure:
@@ -343,12 +350,12 @@ def _bearer_token(authorization: str) -> str | None:
 
 def _is_signed_with(state: VerificationState, secret: str) -> bool:
     timestamp, nonce, sent = _signature_headers(state)
-    return signature.matches(secret, signature.signed_message(timestamp, nonce, state.request.body), sent)
+    return signature.matches(secret, signature.signed_message(timestamp, nonce, state.body), sent)
 
 
 def _is_signed_in_steps(state: VerificationState, secret: str) -> Steps[bool]:
     timestamp, nonce, sent = _signature_headers(state)
-    return signature.matches_in_steps(secret, timestamp, nonce, state.request.body, sent)
+    return signature.matches_in_steps(secret, timestamp, nonce, state.body, sent)
 
 
 def _signature_headers(state: VerificationState) -> tuple[bytes, bytes | None, bytes]:

@@ -186,7 +186,7 @@ class Metrics:
             "Maximum number of connections of clients.",
             lambda: site.limits.max_connections,
         )
-        self._gauge("tkserver_body_memory_bytes", "Memory reserved for request bodies.", lambda: bodies.reserved)
+        self._gauge("tkserver_body_memory_bytes", "Memory used by request bodies.", lambda: bodies.used)
         self._gauge("tkserver_body_memory_max_bytes", "Maximum memory for request bodies.", lambda: bodies.total)
         self._gauge(
             "tkserver_body_memory_waiting_requests",

@@ -81,7 +81,6 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
         _http_limits(settings),
         CorsPolicy(settings.server.cors_origins),
         reactor,
-        admission=admission,
         observers=[metrics.observe_request, access_log],
         client_of=clients_of_connections(proxies),
     )
@@ -129,6 +128,7 @@ def _http_limits(settings: Settings) -> HttpLimits:
         max_connections_per_client=settings.server.max_connections_per_address,
         header_timeout=settings.server.header_timeout,
         body_timeout=settings.server.body_timeout,
+        min_body_rate=settings.server.min_body_rate,
         idle_timeout=settings.server.idle_timeout,
     )
 

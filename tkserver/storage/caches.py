@@ -30,7 +30,8 @@ from tkserver.wire.ids import PathId
 _log = log.logger(__name__)
 
 MAX_LOOKUPS = 10_000
-"""The maximum number of cached credential lookups, including those without a result."""
+"""The maximum number of cached credential lookups with a result, and also of those without. They are separate, so that
+invented tokens do not displace those of users."""
 
 LIFETIME = 60.0
 """Seconds for which an entry is valid. Changes invalidate entries immediately; this is only a safeguard."""
@@ -47,6 +48,10 @@ Lookup = Credentials | Deferred[Credentials]
 """A cached result, or a Deferred that fires with the result of a query."""
 
 
+def _do_nothing() -> None:
+    """Allow a query."""
+
+
 class CredentialCache:
     """Looks up credentials, and caches the results.
 
@@ -61,6 +66,7 @@ class CredentialCache:
         self._changes = changes
         self._generation = 0
         self._cached: TTLCache[Hashable, Credentials] = TTLCache(MAX_LOOKUPS, LIFETIME, clock)
+        self._unknown: TTLCache[Hashable, Credentials] = TTLCache(MAX_LOOKUPS, LIFETIME, clock)
         self._pending: dict[Hashable, SharedDeferred[Credentials]] = {}
         changes.subscribe(credentials.CHANNEL, self.invalidate)
 
@@ -68,20 +74,32 @@ class CredentialCache:
         """Clear the cache. Lookups in progress are not cached, and later requests do not wait for them."""
         self._generation += 1
         self._cached.clear()
+        self._unknown.clear()
         self._pending.clear()
 
-    def by_token(self, token: str) -> Lookup:
-        """Return the active credential with this bearer token, if there is one."""
-        return self._look_up(token, lambda: self._store.by_token(token))
+    def by_token(self, token: str, before_query: Callable[[], None] = _do_nothing) -> Lookup:
+        """Return the active credential with this bearer token, if there is one.
 
-    def by_app(self, org: PathId, app: PathId) -> Lookup:
-        """Return all active credentials of an application."""
-        return self._look_up((_key(org), _key(app)), lambda: self._store.by_app(org, app))
+        :param before_query: called if the result is not cached; an exception prevents the query.
+        """
+        return self._look_up(token, lambda: self._store.by_token(token), before_query)
 
-    def _look_up(self, key: Hashable, query: Callable[[], Awaitable[Credentials]]) -> Lookup:
+    def by_app(self, org: PathId, app: PathId, before_query: Callable[[], None] = _do_nothing) -> Lookup:
+        """Return all active credentials of an application.
+
+        :param before_query: see :meth:`by_token`.
+        """
+        return self._look_up((_key(org), _key(app)), lambda: self._store.by_app(org, app), before_query)
+
+    def _look_up(
+        self, key: Hashable, query: Callable[[], Awaitable[Credentials]], before_query: Callable[[], None]
+    ) -> Lookup:
         if self._changes.listening:
             with suppress(KeyError):
                 return self._cached[key]
+            with suppress(KeyError):
+                return self._unknown[key]
+        before_query()
         pending = self._pending.get(key)
         if pending is None:
             # Several requests may wait for this query, so it does not run in the context of the first one.
@@ -98,7 +116,7 @@ class CredentialCache:
             if generation == self._generation:
                 self._pending.pop(key, None)
         if generation == self._generation:
-            self._cached[key] = result
+            (self._cached if result else self._unknown)[key] = result
         return result
 
 

@@ -1,4 +1,4 @@
-"""Admission control: rejects requests before their bodies are read."""
+"""Admission control: decides from the headers of an authorized request whether its body is read."""
 
 from __future__ import annotations
 
@@ -40,10 +40,11 @@ class IngestAdmission:
         self._just_recorded: TTLCache[int, None] = TTLCache(MAX_JUST_RECORDED, RECORD_INTERVAL, clock)
 
     def check(self, request: ApiRequest) -> None:
-        """Check a request whose headers have been received.
+        """Check a request whose headers have been received, and whose credential is known.
 
         :raise ApiError: if its body must not be read.
         """
+        request.check_length()
         self.check_address(request)
         self._check_load()
 
@@ -68,6 +69,11 @@ class IngestAdmission:
             if sender not in self._just_recorded:
                 self._just_recorded[sender] = None
                 self._auth_failures.record_success(self._client_address(request), _claimed_credential(request))
+
+    def client_of(self, request: ApiRequest) -> bytes | None:
+        """Return what identifies the client of a request among others, or ``None`` if its address is not known."""
+        address = self._client_address(request)
+        return None if address is None else bucket_key(address)
 
     def _client_address(self, request: ApiRequest) -> Address | None:
         """Return the address of the client if it is known. It must never be logged or stored."""

@@ -76,19 +76,26 @@ class Api:
     async def ingest(self, request: ApiRequest, org_id: str, app_id: str) -> Response:
         """Store the events of a batch."""
         request.allows_web_pages = self._allows_web_pages(org_id, app_id)
-        if request.body_error is not None:
-            raise request.body_error
-        self._admission.check_address(request)  # again: other requests may have failed while the body arrived
+        admission = self._admission
         received = IngestRequest(
-            org_id, app_id, request.headers_by_name(), request.body(), request.record, request.response_headers
+            org_id,
+            app_id,
+            request.headers_by_name(),
+            request.record,
+            request.response_headers,
+            before_query=lambda: admission.check_address(request),
         )
         try:
-            response = ingest_response(await self._ingestion.ingest(received))
-            self._admission.record_auth_success(request)
+            identified = await self._ingestion.identify(received)
+            admission.check(request)
+            body = await request.read_body(lambda: admission.client_of(request))
+            admission.check_address(request)  # again: other requests may have failed while the body arrived
+            response = ingest_response(await self._ingestion.ingest(identified, body))
+            admission.record_auth_success(request)
             return response
         except ApiError as error:
             if error.status in (401, 403):
-                self._admission.record_auth_failure(request)
+                admission.record_auth_failure(request)
             raise
 
     @_route("/health", methods=["OPTIONS"])

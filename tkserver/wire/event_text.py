@@ -11,7 +11,6 @@ from typing import NamedTuple
 import msgspec
 from msgspec import UNSET, Raw, UnsetType
 
-from tkserver.wire.batch import run_steps
 from tkserver.wire.event import MAX_EVENT_BYTES, Event, is_user_id
 from tkserver.wire.surrogates import restore
 
@@ -93,7 +92,7 @@ def _with_lone_surrogates(text: bytes) -> KeptText | None:
         return None
     # The lengths differ if a key contains a lone surrogate, and another key contains its replacement.
     is_restorable = len(first.text) == len(second.text)
-    return KeptText(run_steps(restore(first.text, second.text)) if is_restorable else first.text, first.user_id)
+    return KeptText(restore(first.text, second.text) if is_restorable else first.text, first.user_id)
 
 
 def _without_surrogates(text: bytes, digit: bytes) -> bytes:

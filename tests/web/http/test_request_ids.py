@@ -10,6 +10,7 @@ import pytest_twisted
 from tests.support.client import App, Client
 from tests.support.events import make_event
 from tests.support.peer import connect
+from tests.support.raw_requests import forged_head
 from tkserver.server.supervisor import Supervisor
 
 GENERATED_ID = re.compile(r"[0-9a-f]{32}")
@@ -75,7 +76,7 @@ async def test_malformed_request_gets_an_id(shared_server: Supervisor) -> None:
 async def test_id_before_malformed_part_is_used(shared_server: Supervisor, app: App, rest: bytes) -> None:
     """If a request is malformed after its id, the error response contains the id."""
     peer = await connect(shared_server.port)
-    peer.write(b"POST %s HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: mine\r\n%s" % (app.path.encode(), rest))
+    peer.write(forged_head(app, "X-Request-ID: mine").removesuffix(b"\r\n") + rest)
     response = (await peer.read_all()).decode()
     assert response.startswith("HTTP/1.1 400 ")
     assert "\r\nX-Request-ID: mine\r\n" in response

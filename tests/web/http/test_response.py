@@ -17,7 +17,7 @@ from tests.support.events import make_event
 from tkserver.ingest.ingestion import Ingestion, IngestResult
 from tkserver.ingest.ledger import Ledger
 from tkserver.ingest.scheduler import FairScheduler
-from tkserver.ingest.verification import IngestRequest, VerifiedRequest
+from tkserver.ingest.verification import IngestRequest, VerificationState, VerifiedRequest
 from tkserver.log.access import RequestRecord
 from tkserver.storage.events import Outcome, Submission
 from tkserver.web.api import ingest_response
@@ -78,8 +78,8 @@ async def ingest(events: list[dict[str, Any]], outcome: Outcome) -> IngestResult
     :param outcome: the outcome in the database.
     """
 
-    async def verify(request: IngestRequest) -> VerifiedRequest:
-        return VerifiedRequest(request, FIRST, SECOND, credential, None)
+    async def verify(state: VerificationState, body: bytes) -> VerifiedRequest:
+        return VerifiedRequest(state.request, FIRST, SECOND, credential, None, body)
 
     async def submit(_: Submission) -> Outcome:
         return outcome
@@ -89,10 +89,10 @@ async def ingest(events: list[dict[str, Any]], outcome: Outcome) -> IngestResult
     committer: Any = SimpleNamespace(submit=submit)
     last_used: Any = SimpleNamespace(record=lambda _: None)
     headers = {"content-type": "application/json", "x-timestamp": "1735732800"}
-    request = IngestRequest(str(FIRST), str(SECOND), headers, batch(events), RequestRecord(), {})
+    request = IngestRequest(str(FIRST), str(SECOND), headers, RequestRecord(), {})
     scheduler = FairScheduler(Clock(), time.monotonic)
     ingestion = Ingestion(verifier, scheduler, time.monotonic, committer, last_used, Ledger(), 10_000_000)
-    return await ingestion.ingest(request)
+    return await ingestion.ingest(VerificationState(request), batch(events))
 
 
 # --- accepted batches

@@ -6,15 +6,17 @@ from typing import Any, cast
 
 import pytest
 from twisted.internet.address import IPv4Address
+from twisted.internet.defer import ensureDeferred
 from twisted.internet.protocol import connectionDone
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
-from tkserver.web.http.connections import LINGER, ApiChannel, ApiSite, HttpLimits, Phase
+from tkserver.web.http.connections import LINGER, MAX_LINGER, MAX_LINGER_BYTES, ApiChannel, ApiSite, HttpLimits, Phase
 from tkserver.web.http.request import ApiRequest
-from tkserver.web.http.response import CorsPolicy, no_content
+from tkserver.web.http.response import CorsPolicy, error_response, no_content
+from tkserver.wire.api_errors import ApiError
 
 START_OF_REQUEST = b"POST / HTTP/1.1\r\n"
 HEADERS = b"Host: x\r\nContent-Length: 2\r\n\r\n"
@@ -46,7 +48,7 @@ class Transport(StringTransport):
 
 
 class Requests(Resource):
-    """Accepts requests without responding to them."""
+    """Accepts requests, reads their bodies, and does not respond to them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +56,14 @@ class Requests(Resource):
 
     def render(self, request: ApiRequest) -> int:
         self.received.append(request)
+        request.handling = ensureDeferred(self._read(request))
         return NOT_DONE_YET
+
+    async def _read(self, request: ApiRequest) -> None:
+        try:
+            await request.read_body(lambda: None)
+        except ApiError as error:
+            request.respond(error_response(error, request.record.request_id))
 
 
 class Connection:
@@ -172,3 +181,82 @@ def test_later_time_limits_do_not_move_the_timer_in_the_queue() -> None:
         connection.respond()
     assert connection.clock.getDelayedCalls() == [timer]
     assert cast(Any, timer).time == 10
+
+
+def test_slow_body_gets_408() -> None:
+    """A body that arrives more slowly than the minimum rate gets a 408."""
+    connection = Connection(min_body_rate=10)
+    connection.receive(START_OF_REQUEST + b"Host: x\r\nContent-Length: 1000000\r\n\r\n")
+    for _ in range(100):
+        connection.receive(b"x" * 9)
+        connection.wait(1)
+    assert connection.transport.value().startswith(b"HTTP/1.1 408 ")
+    assert connection.site.bodies.used == 0
+
+
+def test_body_of_the_minimum_rate_is_received() -> None:
+    """A body that arrives at the minimum rate is received, however long that takes."""
+    connection = Connection(min_body_rate=10)
+    connection.receive(START_OF_REQUEST + b"Host: x\r\nContent-Length: 11000\r\n\r\n")
+    for _ in range(1000):
+        connection.wait(1)
+        connection.receive(b"x" * 11)
+    assert connection.phase() is Phase.HANDLING
+    assert connection.transport.value() == b""
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_body_without_memory_gets_503(chunked: bool) -> None:
+    """A body that waits for memory is not read, and gets a 503 after the time limit."""
+    connection = Connection(memory_timeout=10)
+    connection.site.bodies.begin("oldest", 1, cast(Any, None))
+    connection.site.bodies.hold(connection.site.bodies.total)
+    length = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: 2"
+    connection.receive(START_OF_REQUEST + b"Host: x\r\n" + length + b"\r\n\r\n")
+    assert connection.phase() is Phase.WAITING
+    assert connection.transport.producerState == "paused"
+    connection.wait(10)
+    assert connection.transport.value().startswith(b"HTTP/1.1 503 ")
+    assert b"Retry-After" in connection.transport.value()
+
+
+def test_body_continues_when_there_is_memory() -> None:
+    """A body that waits for memory is read when there is some."""
+    connection = Connection()
+    bodies = connection.site.bodies
+    bodies.begin("oldest", 1, cast(Any, None))
+    bodies.hold(bodies.total)
+    connection.receive(START_OF_REQUEST + HEADERS + BODY[:1])
+    assert connection.phase() is Phase.WAITING
+    bodies.return_held(bodies.total)
+    connection.wait(1)
+    assert connection.phase() is Phase.BODY
+    assert connection.transport.producerState == "producing"
+    connection.receive(BODY[1:])
+    assert connection.phase() is Phase.HANDLING
+
+
+class TestLinger:
+    """Input after a response to an incomplete request is discarded, so that the client can read the response."""
+
+    def rejected(self) -> Connection:
+        """Return a connection whose request was rejected before its body."""
+        connection = Connection(max_body_bytes=10)
+        connection.receive(START_OF_REQUEST + b"Host: x\r\nContent-Length: 100000000\r\n\r\n")
+        assert connection.transport.value().startswith(b"HTTP/1.1 413 ")
+        return connection
+
+    def test_client_that_continues_to_send(self) -> None:
+        """While a client sends, the connection stays open for some time."""
+        connection = self.rejected()
+        for _ in range(int(MAX_LINGER) * 2):
+            connection.receive(b"x")
+            connection.wait(1)
+        assert MAX_LINGER - LINGER <= connection.transport.closed[-1][0] <= MAX_LINGER
+
+    def test_client_that_sends_a_lot(self) -> None:
+        """Only a limited amount of input is discarded."""
+        connection = self.rejected()
+        for _ in range(MAX_LINGER_BYTES // 1_000_000 + 1):
+            connection.receive(bytes(1_000_000))
+        assert connection.transport.closed[-1] == (0, "abort")

@@ -11,22 +11,32 @@ from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.defer import Deferred, succeed
-from twisted.internet.interfaces import IAddress, IDelayedCall
+from twisted.internet.interfaces import IAddress, IDelayedCall, IHalfCloseableProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from twisted.web.http import HTTPChannel, Request
 from twisted.web.resource import IResource
 from twisted.web.server import Site
+from zope.interface import implementer
 
 from tkserver.log.access import OTHER_METHOD, RequestObserver, RequestRecord
 from tkserver.web.http.body_budget import BodyBudget
-from tkserver.web.http.request import Admission, ApiRequest
+from tkserver.web.http.chunks import ChunkDecoder, MalformedChunks
+from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import NO_CORS, CorsPolicy, Response, error_response, serialize_head
+from tkserver.web.http.transfer_rate import CHECK_INTERVAL, TransferRate
 from tkserver.wire.api_errors import ApiError, BadRequest, Overloaded, PayloadTooLarge, RequestTimeout
 
 LINGER = 5.0
-"""Seconds for which input is discarded after a response to an incomplete request, so that the client can read it."""
+"""Seconds without input after which a connection is closed after a response to an incomplete request. Until then, input
+is discarded, because many clients read the response only after they have sent all of the request."""
+
+MAX_LINGER = 30.0
+"""Seconds after which such a connection is closed in any case."""
+
+MAX_LINGER_BYTES = 33_554_432
+"""Bytes that are discarded at most."""
 
 MAX_CLOSING = 128
 """The maximum number of idle connections that are being closed to make room for others: they may need a moment."""
@@ -35,10 +45,13 @@ LAST_REQUEST = 0.5
 """Seconds that an idle connection stays open when the server stops, because a request may be on its way."""
 
 READ_SIZE = 16_384
-"""Bytes to read at once. A body that waits for memory takes at most this much."""
+"""Bytes to read at once. A body can exceed its memory by this much."""
 
-BODY_READ_SIZE = 65_536
-"""Bytes to read at once from a body that has memory."""
+BULK_READ_SIZE = 262_144
+"""Bytes to read at once from a body of which as much has been received, and of input that is discarded."""
+
+
+_LATE = "the request did not arrive in time"
 
 
 class Phase(Enum):
@@ -46,6 +59,7 @@ class Phase(Enum):
 
     IDLE = "idle"
     HEADERS = "receiving headers"
+    CHECKING = "checking the headers"
     WAITING = "waiting for memory for the body"
     BODY = "receiving the body"
     HANDLING = "handling a request"
@@ -61,33 +75,39 @@ class HttpLimits:
     :ivar memory_timeout: for a body to wait for memory.
     :ivar header_timeout: from the first byte of a request, or from the start of the connection, to the last header.
     :ivar body_timeout: from the end of the headers to the end of the body.
+    :ivar min_body_rate: bytes per second at which a body must arrive; 0 allows any rate.
     :ivar idle_timeout: from the end of a request to the first byte of the next one.
     """
 
-    max_body_bytes: int = 5_242_880
+    max_body_bytes: int = 12_582_912
     max_connections: int = 4096
     max_connections_per_client: int = 0
-    max_body_memory: int = 67_108_864
+    max_body_memory: int = 134_217_728
     header_timeout: float = 10.0
-    body_timeout: float = 60.0
+    body_timeout: float = 600.0
+    min_body_rate: float = 500.0
     idle_timeout: float = 75.0
     memory_timeout: float = 10.0
 
     def by_phase(self) -> dict[Phase, float]:
-        """Return the time limit of each phase. While a request is handled, there is none."""
+        """Return the time limit of each phase. While the server handles a request, there is none."""
         return {
             Phase.IDLE: self.idle_timeout,
             Phase.HEADERS: self.header_timeout,
             Phase.WAITING: self.memory_timeout,
-            Phase.BODY: self.body_timeout,
+            Phase.BODY: min(self.body_timeout, CHECK_INTERVAL),
             Phase.CLOSING: LINGER,
         }
 
 
+@implementer(IHalfCloseableProtocol)
 class ApiChannel(HTTPChannel):
     """A connection, with an absolute time limit for each phase.
 
     The timeout of twisted.web restarts with every byte, so that a slow client could keep a connection open forever.
+
+    A request is handled when its headers have been received. Its body is read when the handler asks for it. If the
+    handler responds without it, the connection is closed.
     """
 
     maxHeaders = 100
@@ -104,6 +124,11 @@ class ApiChannel(HTTPChannel):
         self._ignores_input = False
         self._has_received = False
         self._write_paused = False
+        self._expects_continue = False
+        self._chunks: ChunkDecoder | None = None
+        self._rate: TransferRate
+        self._discarded = 0
+        self._linger_until = 0.0
         self._timer: IDelayedCall | None = None
         self._socket: Any
         self._host: IAddress | None = None
@@ -140,7 +165,9 @@ class ApiChannel(HTTPChannel):
             self._count_client()
         if self.phase is Phase.IDLE and (data or self._buffer):
             self._enter(Phase.HEADERS)
-        if self.phase is not Phase.CLOSING:
+        if self.phase is Phase.CLOSING:
+            self._discard(len(data))
+        else:
             super().dataReceived(data)
 
     def _count_client(self) -> None:
@@ -158,32 +185,84 @@ class ApiChannel(HTTPChannel):
             return False
 
     def allHeadersReceived(self) -> None:
-        self._enter(Phase.BODY)
-        self.requests[-1].path = self._path.partition(b"?")[0]  # the admission policy needs it
-        super().allHeadersReceived()  # may call pause_reading
+        self._expects_continue = False
+        super().allHeadersReceived()
+        if self.length is None or self.length > min(len(self._buffer), self.site.max_body_bytes):
+            self._chunks = ChunkDecoder() if self.length is None else None
+            self._rate = TransferRate(
+                self.site.limits.min_body_rate, self.site.limits.body_timeout, self.site.reactor.seconds()
+            )
+            self._enter(Phase.CHECKING)
+            self.requests[-1].begin(self._command, self._path, self._version)
+            if self.phase is Phase.CHECKING:
+                self._stop_reading(Phase.CHECKING)
+
+    def _send100Continue(self) -> None:
+        """Ask the client for the body later. Called by twisted.web after the headers."""
+        self._expects_continue = True
+
+    def ask_for_body(self) -> None:
+        """Ask the client to send the body, if it waits for that."""
+        if self._expects_continue:
+            self._expects_continue = False
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def read_body(self) -> None:
+        """Read the body of the current request."""
+        if self.phase in (Phase.CHECKING, Phase.WAITING):
+            self._rate.resume(self.site.reactor.seconds(), self.requests[-1].received)
+            self._enter(Phase.BODY)
+            if not self._write_paused:
+                self.paused = False
+                self.transport.resumeProducing()
+                self.dataReceived(b"")
+
+    def wait_for_memory(self) -> None:
+        """Do not read more of the body of the current request."""
+        if self.phase in (Phase.CHECKING, Phase.BODY):
+            self._stop_reading(Phase.WAITING)
 
     def rawDataReceived(self, data: bytes) -> None:
-        if self.phase is Phase.CLOSING:
-            return
-        try:
+        if self.phase is Phase.BODY:
+            self._receive_body(self.requests[-1], data)
+        elif self.phase is not Phase.CLOSING:
             super().rawDataReceived(data)
-        except PayloadTooLarge as error:
-            self.requests[-1].skip_body(error)
-            self.allContentReceived()
 
-    def pause_reading(self) -> None:
-        """Stop reading until there is memory for the body."""
-        self._enter(Phase.WAITING)
+    def _receive_body(self, request: ApiRequest, data: bytes) -> None:
+        try:
+            if self._chunks is None:
+                super().rawDataReceived(data)
+            else:
+                self._receive_chunks(self._chunks, request, data)
+        except MalformedChunks as error:
+            request.fail_body(BadRequest(f"the chunked body is not well-formed: {error}"))
+        except PayloadTooLarge as error:
+            request.fail_body(error)
+        if self.phase is Phase.BODY:  # otherwise, the body is complete or has failed
+            if request.received >= BULK_READ_SIZE:
+                self._socket.bufferSize = BULK_READ_SIZE
+            request.charge_body()
+
+    def _receive_chunks(self, chunks: ChunkDecoder, request: ApiRequest, data: bytes) -> None:
+        content = chunks.decode(data)
+        if content:
+            request.handleContentChunk(content)
+        if chunks.rest is not None:
+            self.allContentReceived()
+            self.dataReceived(chunks.rest)  # the next request; it is read after this method
+
+    def _stop_reading(self, phase: Phase) -> None:
+        self._enter(phase)
         self.paused = True
         self.transport.pauseProducing()
 
-    def resume_reading(self) -> None:
-        """Continue to read, because there is memory for the body now."""
-        if self.phase is Phase.WAITING:
-            self._enter(Phase.BODY)
-            self.paused = False
-            self.transport.resumeProducing()
-            self.dataReceived(b"")
+    def _discard(self, length: int) -> None:
+        """Discard input after the last response."""
+        self._discarded += length
+        if self._discarded > MAX_LINGER_BYTES:
+            self.abort()
+        elif self.site.reactor.seconds() + LINGER < self._linger_until:
+            self._set_timer(LINGER)
 
     def pauseProducing(self) -> None:
         """Stop reading. Called by the transport when the client does not read its responses."""
@@ -192,10 +271,10 @@ class ApiChannel(HTTPChannel):
         self.transport.pauseProducing()  # twisted.web would continue to read while a request is handled
 
     def resumeProducing(self) -> None:
-        """Continue to read, unless the body waits for memory. Called by the transport when it can write again."""
+        """Continue to read, unless the body must wait. Called by the transport when it can write again."""
         self._write_paused = False
         super().resumeProducing()
-        if self.phase is Phase.WAITING:
+        if self.phase in (Phase.CHECKING, Phase.WAITING):
             self.transport.pauseProducing()
         elif self.paused:
             self.paused = False
@@ -238,10 +317,6 @@ class ApiChannel(HTTPChannel):
         head = self.site.serialize_head(response, request_id, origin, closes=not self.persistent, with_cors=with_cors)
         self._write(head + response.body if response.body and with_body else head)
 
-    def _send100Continue(self) -> None:
-        """Ask the client to send the body. Called by twisted.web."""
-        self._write(b"HTTP/1.1 100 Continue\r\n\r\n")  # in order with responses that are written directly
-
     def _write(self, data: bytes) -> None:
         """Write immediately if possible, which saves two system calls and an iteration of the reactor."""
         if self._writes_directly:
@@ -275,6 +350,7 @@ class ApiChannel(HTTPChannel):
 
     def loseConnection(self) -> None:
         self._enter(Phase.CLOSING)
+        self._linger_until = self.site.reactor.seconds() + MAX_LINGER
         if self._ignores_input:
             # Closing a socket that has unread input resets the connection, and the client may never see the response.
             self.transport.unregisterProducer()
@@ -284,6 +360,19 @@ class ApiChannel(HTTPChannel):
         else:
             super().loseConnection()
             self._socket.loseConnection()  # TLS would wait for the client
+
+    def readConnectionLost(self) -> None:
+        """Respond to the current request if it is complete, and otherwise close the connection.
+
+        Called by the transport when the client sends no more; again, when the server continues to read afterwards.
+        """
+        if self.phase is Phase.CLOSING:
+            self.transport.loseConnection()
+        elif self.phase is not Phase.HANDLING:
+            self.loseConnection()
+
+    def writeConnectionLost(self) -> None:
+        """Called by the transport when the server has ended its output. The client may still send."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self._timer is not None:
@@ -309,8 +398,6 @@ class ApiChannel(HTTPChannel):
         """Respond with an error to an incomplete request, and close the connection."""
         self.ignore_input()
         self.clearLineBuffer()
-        for request in self.requests:
-            request.release_body()
         record = self.site.begin_request(self.requests[-1].sent_request_id() if self.requests else None)
         sdk = self.requests[-1].header("x-sdk-version") if self.requests else None
         response = error_response(error, record.request_id, sdk)
@@ -326,9 +413,10 @@ class ApiChannel(HTTPChannel):
             if (phase is Phase.IDLE) != (self.phase is Phase.IDLE):
                 self.site.idle_connections.update(self, idle=phase is Phase.IDLE)
             self.phase = phase
-            self._socket.bufferSize = BODY_READ_SIZE if phase is Phase.BODY else READ_SIZE
-            if phase is not Phase.HANDLING:
-                self._set_timer(self.site.timeouts[phase])
+            self._socket.bufferSize = BULK_READ_SIZE if phase is Phase.CLOSING else READ_SIZE
+            seconds = self.site.timeouts.get(phase)
+            if seconds is not None:
+                self._set_timer(seconds)
 
     def _set_timer(self, seconds: float) -> None:
         """Restart the timer.
@@ -346,9 +434,22 @@ class ApiChannel(HTTPChannel):
             self.abort()
         elif self.phase is Phase.IDLE or not self._has_received:
             self.loseConnection()
-        elif self.phase is not Phase.HANDLING:  # otherwise, the timer is left from an earlier phase
-            message = f"the request did not arrive in time: timeout while {self.phase.value}"
-            self._reject(Overloaded(message) if self.phase is Phase.WAITING else RequestTimeout(message))
+        elif self.phase is Phase.HEADERS:
+            self._reject(RequestTimeout(f"{_LATE}: timeout while receiving headers"))
+        elif self.phase is Phase.WAITING:
+            self.requests[-1].fail_body(Overloaded("the server has no memory for this body: try again later"))
+        elif self.phase is Phase.BODY:
+            self._check_rate(self.requests[-1])
+
+    def _check_rate(self, request: ApiRequest) -> None:
+        """Reject the body if it is too slow."""
+        now = self.site.reactor.seconds()
+        delays_others = request.memory is not None and request.memory.delays_others
+        problem = self._rate.problem(now, request.received, delays_others=delays_others)
+        if problem is None:
+            self._set_timer(self._rate.seconds_to_next_check(now))
+        else:
+            request.fail_body(RequestTimeout(f"{_LATE}: {problem}"))
 
 
 class ClientConnections:
@@ -434,7 +535,6 @@ class IdleConnections:
 class ApiSite(Site):
     """Serves a resource over HTTP/1.1.
 
-    :param admission: decides from the headers of a request whether its body is read; ``None`` reads all.
     :param observers: called after each request.
     :param client_of: returns the client with an address; ``None`` if its connections are not limited.
     :param new_request_id: returns an id for a request that was sent without one.
@@ -455,14 +555,12 @@ class ApiSite(Site):
         cors: CorsPolicy,
         reactor: Any,
         *,
-        admission: Admission | None = None,
         observers: Sequence[RequestObserver] = (),
         client_of: Callable[[IAddress], bytes | None] = lambda _: None,
         new_request_id: Callable[[], str] = lambda: f"{getrandbits(128):032x}",  # like a W3C trace id
     ) -> None:
         super().__init__(resource, reactor=reactor, timeout=None)
-        self.admission: Admission | None = admission
-        self.bodies = BodyBudget(limits.max_body_memory, reactor)
+        self.bodies = BodyBudget(limits.max_body_memory, limits.max_body_bytes, reactor)
         self.limits = limits
         self.timeouts = limits.by_phase()
         self.draining = False

@@ -1,9 +1,10 @@
-"""One HTTP request, with a limit on its body and a single way to respond."""
+"""One HTTP request: its headers, its body if the handler asks for it, and its response."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from io import BytesIO
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IAddress
@@ -13,28 +14,21 @@ from twisted.web.resource import IResource
 
 from tkserver import log
 from tkserver.log.access import CLIENT_CLOSED_REQUEST, RequestRecord, known_method, valid_request_id
-from tkserver.web.http.body_budget import BodyBudget, Reservation
+from tkserver.web.http.body_budget import BodyBudget, BodyMemory
 from tkserver.web.http.response import Response
-from tkserver.wire.api_errors import ApiError, InternalError, PayloadTooLarge
+from tkserver.wire.api_errors import ApiError, InternalError, Overloaded, PayloadTooLarge
+
+T = TypeVar("T")
 
 _log = log.logger(__name__)
-
-
-class Admission(Protocol):
-    """Decides from the headers of a request whether the server reads its body."""
-
-    def check(self, request: ApiRequest) -> None:
-        """
-        :raise ApiError: if the body must not be read.
-        """
 
 
 class RequestSite(Protocol):
     """The part of :class:`tkserver.web.http.connections.ApiSite` that a request uses."""
 
     resource: IResource
+    reactor: Any
     bodies: BodyBudget
-    admission: Admission | None
 
     @property
     def max_body_bytes(self) -> int: ...
@@ -48,11 +42,12 @@ class RequestChannel(Protocol):
     """The part of :class:`tkserver.web.http.connections.ApiChannel` that a request uses."""
 
     site: RequestSite
-    length: int
 
-    def pause_reading(self) -> None: ...
+    def ask_for_body(self) -> None: ...
 
-    def resume_reading(self) -> None: ...
+    def read_body(self) -> None: ...
+
+    def wait_for_memory(self) -> None: ...
 
     def ignore_input(self) -> None: ...
 
@@ -68,11 +63,12 @@ class RequestChannel(Protocol):
 
 
 class ApiRequest(http.Request):
-    """A request whose body is read only if there is memory for it, and only up to the limit.
+    """A request that is handled as soon as its headers have been received. Its body is read only if its handler asks.
 
-    :ivar body_error: the reason why the body was not read. The request is routed nevertheless, because errors of its
-        path and method have priority.
-    :ivar record: for logs and metrics; exists as soon as the request has been received.
+    :ivar length: the length of the body; ``None`` if it is chunked.
+    :ivar received: bytes of the body that have been received.
+    :ivar memory: the memory of a body that did not arrive together with the headers.
+    :ivar record: for logs and metrics; exists as soon as the headers have been received.
     :ivar response_headers: headers that are added to the response.
     :ivar allows_web_pages: false if the response must not have CORS headers.
     :ivar handling: fires when the response has been sent; cancelled if the client disconnects before.
@@ -83,15 +79,21 @@ class ApiRequest(http.Request):
     content: Any
 
     def __init__(self, channel: RequestChannel, queued: object) -> None:
-        super().__init__(channel, queued, parsePOSTFormSubmission=False)  # type: ignore[arg-type]
+        super().__init__(channel, queued)  # type: ignore[arg-type]
         self.site = channel.site
-        self.body_error: ApiError | None = None
+        self.length: int | None = 0
+        self.received = 0
+        self.memory: BodyMemory | None = None
         self.record: RequestRecord
         self.response_headers: dict[str, str] = {}
         self.allows_web_pages = True
         self.handling: Deferred[Any] | None = None
         self._max_body_bytes = channel.site.max_body_bytes
-        self._memory: Reservation | None = None
+        self._begun = False
+        self._complete = False
+        self._held = 0
+        self._charged = 0
+        self._body: Deferred[None] | None = None
         self._connected = True
 
     # --- receiving
@@ -100,46 +102,101 @@ class ApiRequest(http.Request):
         """Ignore cookies: the API does not use them."""
 
     def gotLength(self, length: int | None) -> None:
-        """Decide whether to read the body. Called by twisted.web after the headers.
-
-        :param length: ``None`` if the body is chunked.
-        """
+        """Receive the length of the body. Called by twisted.web after the headers."""
+        self.length = length
         self.content = BytesIO()
-        if length == 0:
-            return
-        try:
-            if length is not None and length > self._max_body_bytes:
-                raise self._too_large()
-            if self.site.admission is not None:
-                self.site.admission.check(self)
-        except ApiError as error:
-            self.requestHeaders.removeHeader(b"Expect")  # otherwise the channel would ask the client for the body
-            self.skip_body(error)
-            self.channel.length = 0  # the channel considers the request complete
-            return
-        self._memory = self.site.bodies.reserve(length or self._max_body_bytes, self.channel.resume_reading)
-        if not self._memory.granted:
-            self.channel.pause_reading()
 
-    def handleContentChunk(self, data: bytes) -> None:
-        """Append a part of the body."""
-        if self.content.tell() + len(data) > self._max_body_bytes:
-            raise self._too_large()
-        self.content.write(data)
-
-    def skip_body(self, error: ApiError) -> None:
-        """Do not read the body, and close the connection after the response."""
-        self.body_error = error
-        self.content = BytesIO()
-        self.release_body()
-        self.channel.ignore_input()
-
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
-        """Handle the complete request. The query string is not part of any route."""
+    def begin(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Handle the request. The query string is not part of any route."""
+        self._begun = True
         self.method, self.uri, self.clientproto = command, path, version
         self.path = path.partition(b"?")[0]
         self.record = self.site.begin_request(self.sent_request_id(), known_method(command))
         self.site.resource.render(self)
+
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
+        """Receive the end of the request. Called by twisted.web."""
+        self._complete = True
+        if not self._begun:  # the body arrived together with the headers
+            if self.received:
+                self._held = self.received
+                self.site.bodies.hold(self._held)
+            self.begin(command, path, version)
+        elif self._body is not None and self.memory is not None:
+            self.memory.finish(self.received - self._charged)
+            body, self._body = self._body, None
+            body.callback(None)
+
+    def check_length(self) -> None:
+        """Check the length of the body, if the headers contain it.
+
+        :raise PayloadTooLarge: if the body is too long.
+        """
+        if self.length is not None and self.length > self._max_body_bytes:
+            raise self._too_large()
+
+    async def read_body(self, client: Callable[[], Hashable]) -> bytes:
+        """Receive the body.
+
+        :param client: returns the client, whose bodies have a limited share of the memory; ``None`` if it is not known.
+        :raise ApiError: if the body is too long, invalid or too slow, or if there is no memory for it.
+        """
+        self.check_length()
+        self.channel.ask_for_body()
+        if not self._complete:
+            await self._receive_body(client())
+        return bytes(self.content.getvalue())
+
+    def _receive_body(self, client: Hashable) -> Deferred[None]:
+        began = self.site.reactor.seconds()
+        body: Deferred[None] = Deferred()
+
+        def received(result: T) -> T:
+            self.record.began += self.site.reactor.seconds() - began
+            return result
+
+        self._body = body
+        self.memory = self.site.bodies.begin(client, self.length, self)
+        if not self.memory.waits:
+            self.channel.read_body()
+        return body.addBoth(received)
+
+    def handleContentChunk(self, data: bytes) -> None:
+        """Append a part of the body.
+
+        :raise PayloadTooLarge: if the body is too long.
+        """
+        self.received += len(data)
+        if self.received > self._max_body_bytes:
+            raise self._too_large()
+        self.content.write(data)
+
+    def charge_body(self) -> None:
+        """Charge what has been received of a body that is not complete. It may have to wait afterwards."""
+        if self.memory is not None:
+            charged, self._charged = self._charged, self.received
+            self.memory.charge(self.received - charged)
+
+    def fail_body(self, error: ApiError) -> None:
+        """Stop to receive the body. Its handler gets the error."""
+        self.content = BytesIO()
+        self.release_body()
+        body, self._body = self._body, None
+        if body is not None:
+            body.errback(error)
+
+    def stop_reading(self) -> None:
+        """See :class:`~tkserver.web.http.body_budget.BodyReceiver`."""
+        self.channel.wait_for_memory()
+
+    def continue_reading(self) -> None:
+        """See :class:`~tkserver.web.http.body_budget.BodyReceiver`."""
+        if self._connected:
+            self.channel.read_body()
+
+    def lose_memory(self) -> None:
+        """See :class:`~tkserver.web.http.body_budget.BodyReceiver`."""
+        self.fail_body(Overloaded("the server has no memory for this body at the moment: try again later"))
 
     def sent_request_id(self) -> str | None:
         """Return the request id from the headers received so far, if it is valid."""
@@ -157,15 +214,14 @@ class ApiRequest(http.Request):
             for name, values in self.requestHeaders.getAllRawHeaders()
         }
 
-    def body(self) -> bytes:
-        return bytes(self.content.getvalue())
-
     # --- responding
 
     def respond(self, response: Response) -> None:
         """Send the response, unless the client has disconnected."""
         record = self.record
         if self._connected:
+            if not self._complete:
+                self.channel.ignore_input()  # before the headers are sent, which say that the connection is closed
             record.status, record.code = response.status, response.code
             self.startedWriting = 1
             if self.response_headers:
@@ -203,10 +259,13 @@ class ApiRequest(http.Request):
             self.handling.cancel()
 
     def release_body(self) -> None:
-        """Return the memory of the body to the budget."""
-        if self._memory is not None:
-            self._memory.release()
-            self._memory = None
+        """Return the memory of the body."""
+        if self._held:
+            self.site.bodies.return_held(self._held)
+            self._held = 0
+        if self.memory is not None:
+            self.memory.release()
+            self.memory = None
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(f"the body is longer than {self._max_body_bytes} bytes: send fewer events at once")
