@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 import pytest_twisted
@@ -17,7 +18,7 @@ from tests.support.events import make_event
 from tests.support.queries import terminate_listeners, until_listening
 from tests.support.server import client_of, start_server
 from tests.support.waiting import until
-from tkserver.storage.caches import LIFETIME, CredentialCache, ErasedUserCache
+from tkserver.storage.caches import LIFETIME, MAX_LOOKUPS, CredentialCache, ErasedUserCache
 from tkserver.storage.changes import ChangeListener
 from tkserver.storage.credentials import Credential, CredentialStore
 from tkserver.storage.erasures import ErasedUsers
@@ -140,6 +141,43 @@ async def test_failed_lookup_is_repeated(database: Database) -> None:
     await until(lambda: pool.connected)
     found = await by_token(cache, app.token)
     assert [credential.secret for credential in found] == [app.secret]
+    await pool.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_unknown_tokens(database: Database) -> None:
+    """Unknown tokens are cached, and however many there are, they do not displace those of users."""
+    pool = Pool(reactor, database.dsn, 1)
+    pool.start()
+    await until(lambda: pool.connected)
+    cache = CredentialCache(CredentialStore(pool), FakeListener(), reactor.seconds)
+    app = App().install(database)
+    assert len(await by_token(cache, app.token)) == 1
+    for number in range(MAX_LOOKUPS):
+        cache._unknown[f"unknown {number}"] = ()
+    assert not await by_token(cache, "another")
+    await pool.stop()
+    assert len(await by_token(cache, app.token)) == 1
+    assert not await by_token(cache, "another")
+    assert len(cache._unknown) == MAX_LOOKUPS
+
+
+@pytest_twisted.ensureDeferred
+async def test_query_can_be_prevented(database: Database) -> None:
+    """An exception that is raised before a query prevents it; results that are cached need no query."""
+
+    def prevent() -> None:
+        raise PermissionError
+
+    pool = Pool(reactor, database.dsn, 1)
+    pool.start()
+    await until(lambda: pool.connected)
+    cache = CredentialCache(CredentialStore(pool), FakeListener(), reactor.seconds)
+    app = App().install(database)
+    with pytest.raises(PermissionError):
+        cache.by_token(app.token, prevent)
+    assert len(await by_token(cache, app.token)) == 1
+    assert len(cast("tuple[Credential, ...]", cache.by_token(app.token, prevent))) == 1
     await pool.stop()
 
 
