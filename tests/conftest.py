@@ -7,10 +7,12 @@ or a fixed path.
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -24,6 +26,7 @@ from tests.support.client import App, Client
 from tests.support.database import Database, DatabaseServer
 from tests.support.server import client_of, running_server, start_server
 from tkserver.server.supervisor import Supervisor
+from tkserver.storage.embedded.os_user import UNPRIVILEGED_USER
 from tkserver.storage.embedded.postgres import EmbeddedPostgres
 
 hypothesis_settings.register_profile("tests", deadline=None, derandomize=True)
@@ -93,14 +96,18 @@ sys.addaudithook(_check_process)
 def scratch() -> Iterator[Path]:
     """A directory with a short path, because the path of a Unix socket is limited to about 100 bytes."""
     directory = Path(tempfile.mkdtemp(prefix="tk"))
+    directory.chmod(0o711)
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture
 def directory(scratch: Path) -> Iterator[Path]:
-    """An empty directory for one test."""
+    """An empty directory for one test, of the user that a server becomes if the tests run as root."""
     directory = Path(tempfile.mkdtemp(dir=scratch))
+    with suppress(KeyError, PermissionError):
+        account = pwd.getpwnam(UNPRIVILEGED_USER)
+        os.chown(directory, account.pw_uid, account.pw_gid)
     yield directory
     shutil.rmtree(directory, ignore_errors=True)
 

@@ -49,6 +49,14 @@ class Server(_Group):
         str | None,
         Field(description="A Twisted endpoint to listen on, such as ssl:… or unix:…. It replaces host and port."),
     ] = None
+    user: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="The user that the server becomes after it has opened its ports, if it is started as root. It"
+            " also runs the embedded database.",
+        ),
+    ] = "tkserver"
     log_level: Annotated[
         Literal["debug", "info", "warn", "error", "critical"],
         Field(description="The lowest level that is logged: debug, info, warn, error or critical."),

@@ -18,7 +18,7 @@ from twisted.python import usage
 
 from tkserver import log
 from tkserver.config import InvalidSettings, Settings, load, variable, variables
-from tkserver.log.twistd import Logged, running_twistd
+from tkserver.log.twistd import Logged, log_and_pid_file, running_twistd
 
 _log = log.logger(__name__)
 
@@ -63,18 +63,20 @@ def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd
     """
     from twisted.internet import reactor
 
+    from tkserver.server.privileges import Privileges
     from tkserver.server.supervisor import Supervisor
     from tkserver.storage.embedded.exceptions import EmbeddedError
 
     overrides = {name: options[option] for option, name in _OPTIONS.items() if options.get(option) is not None}
     try:
         settings = _limit_connections(load(overrides))
-        supervisor = Supervisor(settings, reactor, _fail_with(reactor))
+        twistd = getattr(options, "parent", None)
+        privileges = Privileges(settings.server.user, *log_and_pid_file(twistd or {}))
+        supervisor = Supervisor(settings, reactor, _fail_with(reactor), privileges)
     except (InvalidSettings, EmbeddedError) as error:
         _exit(str(error))
     _stop_on_sigterm(reactor)
     reactor.callWhenRunning(_stop_on_sigterm, reactor)  # again, because the reactor installs its own handler
-    twistd = getattr(options, "parent", None)
     if twistd is None:
         return supervisor
     server, access_log = settings.server, supervisor.worker.components.access_log

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
 from twisted.application.internet import ClientService
@@ -105,6 +106,14 @@ class NoReconnections:
 
     def __call__(self, event: LogEvent) -> Any:
         return PredicateResult.no if isinstance(event.get("log_source"), ClientService) else PredicateResult.maybe
+
+
+def log_and_pid_file(twistd: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
+    """Return the log file and the file with the process id that the options of ``twistd`` name."""
+    name, pid_file = twistd.get("logfile"), twistd.get("pidfile")
+    is_file = name != "-" if name else not twistd.get("nodaemon")
+    log_file = Path(name or DEFAULT_FILE).absolute() if is_file and not twistd.get("syslog") else None
+    return log_file, Path(pid_file).absolute() if pid_file else None
 
 
 def open_sink(twistd: Mapping[str, Any]) -> Sink:

@@ -31,7 +31,7 @@ class ConfiguredDatabase:
         """
         if settings.database.url is not None:
             return cls(settings.database.url.get_secret_value(), None)
-        embedded = EmbeddedPostgres(settings.database.data_dir or default_data_dir())
+        embedded = EmbeddedPostgres(settings.database.data_dir or default_data_dir(), settings.server.user)
         return cls(embedded.dsn, embedded)
 
 

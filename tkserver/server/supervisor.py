@@ -23,6 +23,7 @@ import tkserver
 from tkserver import __version__, log
 from tkserver.config import Settings, variable
 from tkserver.operations.database import ConfiguredDatabase
+from tkserver.server.privileges import CannotDrop, Privileges
 from tkserver.server.sweeper import Sweeper
 from tkserver.server.wiring import create_admin_listener, create_worker
 from tkserver.server.worker import stop_all
@@ -56,12 +57,16 @@ class Supervisor(Service):
     """The server as a Twisted service.
 
     :param fail: called with a message if the server cannot continue. Ends the process.
+    :param privileges: the root privileges of the process, which it gives up; ``None`` to keep them.
     :ivar worker: serves requests.
     """
 
     name = "tkserver"
 
-    def __init__(self, settings: Settings, reactor: Any, fail: Callable[[str], None]) -> None:
+    def __init__(
+        self, settings: Settings, reactor: Any, fail: Callable[[str], None], privileges: Privileges | None = None
+    ) -> None:
+        self._privileges = privileges
         self._settings = settings
         self._reactor = reactor
         self._fail = fail
@@ -115,12 +120,26 @@ class Supervisor(Service):
     def startService(self) -> None:
         super().startService()
         _tune_garbage_collector()
-        if self._bound:
+        if self._bound and self._drop_privileges():
             url = self.worker.url
             _log.info("tkserver {version} listens on {url}", version=__version__, url=url, event="listening")
             self._log_admin_address()
             self.worker.start()
             self._startup = ensureDeferred(self._start())
+
+    def _drop_privileges(self) -> bool:
+        """Prepare everything that needs root privileges, and give them up. Return whether the server can continue."""
+        if self._privileges is None:
+            return True
+        try:
+            if self._embedded is not None:
+                self._embedded.prepare()
+            self._privileges.drop()
+        except (CannotDrop, EmbeddedError) as error:
+            self._fail(str(error))
+            return False
+        self.worker.check_certificate()
+        return True
 
     def _log_admin_address(self) -> None:
         if self._admin is None:

@@ -80,6 +80,10 @@ class Worker:
         """
         self.components.listener.open()
 
+    def check_certificate(self) -> None:
+        """Log if the certificate cannot be read again, because the process has become another user."""
+        self.components.listener.check_certificate()
+
     def start(self) -> None:
         """Let new connections wait until :meth:`connect`, but not longer than :data:`MAX_START_PAUSE`."""
         self.components.lag_meter.start()

@@ -17,7 +17,7 @@ from tkserver.storage.embedded.exceptions import EmbeddedError
 _log = log.logger(__name__)
 
 UNPRIVILEGED_USER = "tkserver"
-"""The user for a server that runs as root: PostgreSQL refuses to run as root."""
+"""The user for a server that is started as root. PostgreSQL refuses to run as root."""
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,19 @@ class DatabaseUser:
     account: pwd.struct_passwd | None
 
     @classmethod
-    def for_this_process(cls) -> DatabaseUser:
-        """Return the user of this process, or ``UNPRIVILEGED_USER`` if this process runs as root.
+    def for_this_process(cls, name: str = UNPRIVILEGED_USER) -> DatabaseUser:
+        """Return the user of this process, or the one with this name if this process runs as root.
 
-        :raise EmbeddedError: if the unprivileged user does not exist and cannot be created.
+        :raise EmbeddedError: if there is no such user. Only ``UNPRIVILEGED_USER`` is created.
         """
         if os.geteuid() != 0:
             return cls(None)
         try:
-            return cls(pwd.getpwnam(UNPRIVILEGED_USER))
+            return cls(pwd.getpwnam(name))
         except KeyError:
-            return cls._create()
+            if name == UNPRIVILEGED_USER:
+                return cls._create()
+            raise EmbeddedError(f"there is no user {name!r}") from None
 
     @classmethod
     def _create(cls) -> DatabaseUser:
@@ -49,10 +51,12 @@ class DatabaseUser:
             subprocess.run(command, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
             raise EmbeddedError(
-                f"PostgreSQL does not run as root, and the user {UNPRIVILEGED_USER!r} cannot be created:"
+                f"the server does not continue as root, and the user {UNPRIVILEGED_USER!r} cannot be created:"
                 " create it, or start the server as another user"
             ) from None
-        _log.info("created the user {user} to run the embedded database", user=UNPRIVILEGED_USER, event="user_made")
+        _log.info(
+            "created the user {user} to run the server instead of root", user=UNPRIVILEGED_USER, event="user_made"
+        )
         return cls(pwd.getpwnam(UNPRIVILEGED_USER))
 
     @property
@@ -93,6 +97,6 @@ class DatabaseUser:
             posix_acl.allow_traversal(self.account, path)
         except OSError as error:
             raise EmbeddedError(
-                f"the user {self.account.pw_name!r}, who runs the database for root, cannot reach {path}"
+                f"the user {self.account.pw_name!r}, who runs the server for root, cannot reach {path}"
                 f" ({error.strerror}): move it to another directory, or start the server as another user"
             ) from None

@@ -27,7 +27,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from tkserver.storage.embedded.exceptions import EmbeddedError
-from tkserver.storage.embedded.os_user import DatabaseUser
+from tkserver.storage.embedded.os_user import UNPRIVILEGED_USER, DatabaseUser
 
 MAJOR_VERSION = 18
 
@@ -83,9 +83,13 @@ def default_data_dir() -> Path:
 
 
 class EmbeddedPostgres:
-    """A PostgreSQL server and its data directory, which several processes can use at the same time."""
+    """A PostgreSQL server and its data directory, which several processes can use at the same time.
 
-    def __init__(self, data_dir: Path) -> None:
+    :param user: the name of the user who runs it and owns the data, if this process runs as root.
+    """
+
+    def __init__(self, data_dir: Path, user: str = UNPRIVILEGED_USER) -> None:
+        self._user_name = user
         self._data = data_dir.absolute()
         self._socket_dir = _socket_dir(self._data)
         self._user: DatabaseUser | None = None
@@ -101,45 +105,64 @@ class EmbeddedPostgres:
         """The connection string, for a Unix socket that only the owner of the data can access."""
         return f"postgresql://postgres@/postgres?host={quote(str(self._socket_dir), safe='')}"
 
+    def prepare(self) -> None:
+        """Create the data directory if it does not exist, and let its user reach everything that it needs.
+
+        Afterwards, this process does not need root privileges to call :meth:`start` and :meth:`stop`.
+
+        :raise EmbeddedError: if that is not possible.
+        """
+        with self._locked():
+            self._prepare()
+
     def start(self) -> None:
         """Start the server unless it is running. Create the data directory if it does not exist.
 
         :raise EmbeddedError: if the server cannot be started.
         """
-        if not self._data.name:
-            raise EmbeddedError(f"{self._data} cannot be a data directory: choose another one")
-        try:
-            self._data.parent.mkdir(parents=True, exist_ok=True)
-            with self._lock("start"):
-                self._start_using()
-        except OSError as error:
-            raise EmbeddedError(f"{error.filename or self._data}: {error.strerror}") from None
+        with self._locked():
+            self._prepare()
+            self._remove_stale_pid_file()
+            if self._run("pg_ctl", "status", "-D", self._data, check=False).returncode != 0:
+                self._start()
 
     def stop(self) -> None:
         """Stop the server unless another process is using it."""
         if self._usage_lock is None:
             return
+        self._user = DatabaseUser.for_this_process(self._user_name)
         with self._lock("start"), suppress(BlockingIOError):
             fcntl.flock(self._usage_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._run("pg_ctl", "stop", "-D", self._data, "-m", "fast", "-w", "-t", _STOP_TIMEOUT, check=False)
         os.close(self._usage_lock)
         self._usage_lock = None
 
-    def _start_using(self) -> None:
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the start, and turn errors of the operating system into ours."""
+        if not self._data.name:
+            raise EmbeddedError(f"{self._data} cannot be a data directory: choose another one")
+        self._user = DatabaseUser.for_this_process(self._user_name)
+        try:
+            self._data.parent.mkdir(parents=True, exist_ok=True)
+            with self._lock("start"):
+                yield
+        except OSError as error:
+            raise EmbeddedError(f"{error.filename or self._data}: {error.strerror}") from None
+
+    def _prepare(self) -> None:
+        assert self._user is not None
         self._programs = wheel_programs()
-        self._user = DatabaseUser.for_this_process()
         self._user.allow_traversal(self._programs)
         self._user.allow_traversal(self._data)
         if self._usage_lock is None:
             self._usage_lock = os.open(self._lock_file("users"), os.O_RDWR | os.O_CREAT, 0o600)
+            self._user.own(self._lock_file("users"))
             fcntl.flock(self._usage_lock, fcntl.LOCK_SH)
         if not (self._data / "PG_VERSION").exists():
             self._initialize(self._user)
         self._check_version()
         self._user.create_private_directory(self._socket_dir)
-        self._remove_stale_pid_file()
-        if self._run("pg_ctl", "status", "-D", self._data, check=False).returncode != 0:
-            self._start()
 
     def _initialize(self, user: DatabaseUser) -> None:
         """Create the data directory under a temporary name, and rename it when it is complete."""
@@ -207,6 +230,8 @@ class EmbeddedPostgres:
     @contextmanager
     def _lock(self, name: str) -> Iterator[None]:
         with open(self._lock_file(name), "a") as file:
+            if self._user is not None:
+                self._user.own(self._lock_file(name))
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

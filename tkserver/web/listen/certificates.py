@@ -39,10 +39,11 @@ class ReloadingCertificate:
         """Return an object that encrypts a new connection."""
         if self._clock() >= self._reload_at:
             self._reload_at = self._clock() + RELOAD_INTERVAL
-            self._reload()
+            self.reload()
         return Connection(self._context, None)
 
-    def _reload(self) -> None:
+    def reload(self) -> None:
+        """Read the files again. If that fails, log it once, and keep the previous certificate."""
         try:
             self._context = self._load()
         except Exception as error:  # from files or from OpenSSL, which have no common base class

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any
 
 from OpenSSL import SSL, crypto
@@ -21,7 +22,7 @@ from zope.interface import implementer
 
 from tkserver import log
 from tkserver.web.listen.proxy_protocol import ProxyProtocol
-from tkserver.web.listen.sockets import ListeningReactor, set_log_observer
+from tkserver.web.listen.sockets import ListeningReactor, keep_socket_file, set_log_observer
 
 _log = log.logger(__name__)
 
@@ -71,7 +72,8 @@ class Listener:
         while endpoint.startswith(_PROXY):
             self._factory = ProxyProtocol(self._factory, reactor.seconds)
             endpoint = endpoint.removeprefix(_PROXY)
-        self._endpoint = _parse_endpoint(ListeningReactor(reactor, endpoint), endpoint)
+        self._listening = ListeningReactor(reactor, endpoint)
+        self._endpoint = _parse_endpoint(self._listening, endpoint)
         self._port: tcp.Port | None = None
         self._pause: IDelayedCall | None = None
 
@@ -126,6 +128,11 @@ class Listener:
         address = ip_address(host.partition("%")[0])
         return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
+    def check_certificate(self) -> None:
+        """Read the certificate again, if there is one, and log if that is not possible."""
+        if self._listening.certificate is not None:
+            self._listening.certificate.reload()
+
     def pause_accepting(self, seconds: float) -> None:
         """Let new connections wait in the kernel for some time, or until :meth:`resume_accepting`."""
         assert self._port is not None
@@ -141,7 +148,22 @@ class Listener:
         """Stop accepting connections. An inherited socket stays open for the other processes that use it."""
         self._end_pause()
         if self._port is not None:
+            self._remove_socket(self._port)
             await maybeDeferred(self._port.stopListening)
+
+    def _remove_socket(self, port: tcp.Port) -> None:
+        """Remove the file of a Unix socket, if this process has created it."""
+        path = keep_socket_file(port)
+        try:
+            if path is not None:
+                Path(os.fsdecode(path)).unlink()
+        except OSError as error:
+            _log.warn(
+                "the socket cannot be removed: {path}: {error}; the next server removes it",
+                path=os.fsdecode(path or b""),
+                error=error.strerror,
+                event="socket_not_removed",
+            )
 
     def _accepts_peer(self, address: IAddress) -> bool:
         return self._accepts(None if self._endpoint_string.startswith(_PROXY) else address)

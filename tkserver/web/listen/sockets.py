@@ -27,11 +27,13 @@ class ListeningReactor:
     """A wrapper of the reactor for endpoints, which creates listening sockets with other options than Twisted's.
 
     :param endpoint: the endpoint string, from which a certificate is loaded again.
+    :ivar certificate: the certificate, if the endpoint listens and has one.
     """
 
     def __init__(self, reactor: Any, endpoint: str) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
+        self.certificate: ReloadingCertificate | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
@@ -41,7 +43,8 @@ class ListeningReactor:
 
     def listenSSL(self, *arguments: Any, **options: Any) -> IListeningPort:
         context = options["contextFactory"].getContext()
-        options["contextFactory"] = ReloadingCertificate(context, self._load_certificate, self._reactor.seconds)
+        self.certificate = ReloadingCertificate(context, self._load_certificate, self._reactor.seconds)
+        options["contextFactory"] = self.certificate
         return self._reactor.listenSSL(*arguments, **_with_backlog(options))  # type: ignore[no-any-return]
 
     def listenUNIX(self, path: str, factory: IProtocolFactory, **options: Any) -> IListeningPort:
@@ -94,6 +97,17 @@ class _InheritedUnixPort(unix.Port):
         self.backlog = BACKLOG
         super().startListening()
         self._shouldShutdown = False
+
+
+def keep_socket_file(port: tcp.Port) -> bytes | None:
+    """Return the path of the file that Twisted would remove when the port is closed, and make Twisted keep it.
+
+    If Twisted could not remove the file, it would not close the socket.
+    """
+    if not isinstance(port, unix.Port) or port._bindPath.startswith(b"\0"):
+        return None
+    path, port._bindPath = port._bindPath, b"\0"
+    return bytes(path)
 
 
 def set_log_observer(port: tcp.Port, observer: ILogObserver) -> None:
