@@ -100,7 +100,7 @@ def test_other_text_is_unchanged(content: str) -> None:
 def test_long_text_is_restored_in_steps() -> None:
     """A lone surrogate at the boundary of steps is restored."""
     for distance in range(8):
-        text = '["' + "x" * ((1 << 20) - distance) + r"\ud800\udfff" + '"]'
+        text = '["' + "x" * ((1 << 20) - distance) + r"\udfff\ud800" + '"]'
         assert restore(*(replace(text) or (b"", b""))) == text.encode()
 
 
