@@ -20,6 +20,7 @@ from tkserver.demo.catalog import (
     ERRORS,
     FEATURES,
     SYSTEMS,
+    WITHOUT_OUTCOME,
     Command,
     command_names,
     make_command,
@@ -152,6 +153,7 @@ class Population:
     :param until: all events are received before this time.
     :param rng: see :func:`seeded`. Ids do not depend on ``until``.
     :ivar start: the time of the first release; events happen later.
+    :ivar until: see above.
     :ivar versions: from the first to the last.
     :ivar retired: the command that nobody uses in the second half of the time; ``None`` if there are few commands.
     """
@@ -160,7 +162,7 @@ class Population:
         self._parameters = parameters
         self._ids = Random(rng.getrandbits(64))
         self._rng = rng
-        self.start = start_of(until, parameters.days)
+        self.start, self.until = start_of(until, parameters.days), until
         self._start, self._end = microseconds(self.start), microseconds(until)
         self.versions = version_numbers(parameters.versions)
         self._releases = self._release_times()
@@ -325,6 +327,8 @@ class Population:
         commands = []
         for number, name in enumerate(command_names(self._parameters.commands)):
             rate, log_ms = min(0.2, rng.lognormvariate(math.log(0.02), 0.8)), math.log(rng.uniform(20, 3000))
+            if name == WITHOUT_OUTCOME:
+                rate = 0.0
             rates, means = [0.02 if number == 0 else rate] * versions, [log_ms] * versions
             if number == 0 and self._worse is not None:
                 rates[self._worse] = 0.09

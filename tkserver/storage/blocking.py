@@ -11,7 +11,7 @@ import socket
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import psycopg2
 import psycopg2.extensions
@@ -55,6 +55,15 @@ def value(connection: Connection, sql: str, *parameters: object) -> Any:
     """Execute a statement and return the first column of its first row; ``None`` if it returns no rows."""
     result = rows(connection, sql, *parameters)
     return result[0][0] if result else None
+
+
+def copy_in(connection: Connection, sql: str, data: BinaryIO) -> None:
+    """Execute ``COPY … FROM STDIN``.
+
+    :param data: in the format that the statement selects.
+    """
+    with translated(), connection.cursor() as cursor:
+        cursor.copy_expert(sql, data)
 
 
 def chunks(

@@ -14,9 +14,11 @@ from tkserver.storage.quarantine import InvalidEvent, delete_quarantined
 CHANNEL = "tkserver_erasures"
 """The NOTIFY channel for changes of the table ``erasures`` (``schema/0008_erasures.sql``)."""
 
-_LOAD = """
+LOAD_ERASED_USERS = """
 SELECT k.key, e.user_hash, e.org_id::text, e.app_id::text FROM erasure_key AS k LEFT JOIN erasures AS e ON true
 """
+"""Select the rows for :meth:`ErasedUsers.from_rows`."""
+
 _DELETE = "DELETE FROM events WHERE app_id = %s AND org_id = %s AND event_id = ANY (%s::uuid[])"
 
 
@@ -73,7 +75,7 @@ class ErasureStore:
 
     async def load(self) -> ErasedUsers:
         """Return all erased users."""
-        return ErasedUsers.from_rows(await self._pool.run(_LOAD))
+        return ErasedUsers.from_rows(await self._pool.run(LOAD_ERASED_USERS))
 
     async def delete(self, org_id: UUID, app_id: UUID, event_ids: list[UUID]) -> None:
         """Delete these events of an application; ids that are not stored are ignored."""
