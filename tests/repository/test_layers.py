@@ -20,16 +20,17 @@ LAYERS: dict[str, set[str]] = {
     "deferreds": {"log"},
     "config": set(),
     "wire": set(),
+    "demo": set(),
     "storage": {"log", "deferreds", "wire"},
     "limits": {"log", "wire"},
     "ingest": {"log", "deferreds", "wire", "storage", "limits"},
-    "operations": {"config", "wire", "storage"},
+    "operations": {"config", "wire", "demo", "storage"},
     "client": {"wire"},
     "web/listen": {"log"},
     "web/http": {"log", "deferreds", "wire"},
     "web": {"log", "wire", "storage", "limits", "ingest", "web/listen", "web/http"},
     "server": {"log", "config", "wire", "storage", "limits", "ingest", "operations", "web", "web/listen", "web/http"},
-    "cli": {"config", "wire", "storage", "operations", "client"},
+    "cli": {"config", "wire", "demo", "storage", "operations", "client"},
     "tap": {"log", "config", "storage", "server"},
 }
 """The layers from low to high, each with the layers that it may import."""
@@ -120,6 +121,13 @@ def test_there_are_no_import_cycles() -> None:
 def test_wire_is_pure(path: Path) -> None:
     """The wire contract uses no reactor, no database, no clock and no randomness."""
     assert not distributions(path) & {*IMPURE}
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "demo").glob("*.py")), ids=lambda path: path.name)
+def test_population_is_pure(path: Path) -> None:
+    """The simulated population uses no reactor, no database and no clock; a source of randomness is an argument."""
+    assert not distributions(path) & {*IMPURE} - {"random"}
+    assert {name for name in imported_names(path) if name.startswith("random.")} <= {"random.Random"}
 
 
 @each_module

@@ -1,19 +1,22 @@
-"""``tkserver apps``: applications, their quotas and their retention."""
+"""``tkserver apps``: applications, their quotas, their retention, and their deletion."""
 
 from __future__ import annotations
 
+import sys
 import time
 from uuid import UUID
 
 import click
 
-from tkserver.cli.output import Record, json_option, print_line, print_record, print_records
+from tkserver.cli.output import Record, json_option, print_line, print_record, print_records, printable, progress_bar
 from tkserver.cli.parameters import NAME, SLUG
 from tkserver.config import load
 from tkserver.operations import quota, retention
+from tkserver.operations.app_deletion import count_events, delete_app
 from tkserver.operations.apps import create_app, find_app, list_apps, rename_app, set_app_slug
 from tkserver.operations.database import open_database
 from tkserver.operations.models import TIERS, App, Token
+from tkserver.storage.blocking import Connection
 
 
 @click.group()
@@ -124,6 +127,35 @@ def set_retention(app: str, days: int | None, default: bool) -> None:
         retention.set_retention(connection, found, days)
     period = "as long as TK__RETENTION__DAYS says" if days is None else f"for {days} days"
     print_line(f"events of {found.name} are stored {period}")
+
+
+@apps.command()
+@click.argument("app")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@json_option
+def delete(app: str, yes: bool, as_json: bool) -> None:
+    """Delete an application with its tokens, its events, and all other data about it.
+
+    APP is its name or id. This cannot be undone. Every server stops accepting events of the application before its
+    data is deleted, in short transactions, so that the servers do not become slow.
+    """
+    with open_database(load({})) as connection:
+        found = find_app(connection, app)
+        if not yes:
+            _confirm(connection, found)
+        with progress_bar("deleting", lambda: count_events(connection, found)) as advance:
+            deleted = delete_app(connection, found, time.monotonic, time.sleep, advance)
+    ids = {"name": found.name, "org_id": found.org_id, "app_id": found.app_id}
+    as_lines = {f"deleted_from_{table}": number for table, number in deleted.items()}
+    print_record({**ids, **({"deleted": deleted} if as_json else as_lines)}, as_json=as_json)
+
+
+def _confirm(connection: Connection, app: App) -> None:
+    """Ask whether an application may be deleted. End the command if not."""
+    if not sys.stdin.isatty():
+        raise click.UsageError("there is no terminal to ask for confirmation: specify --yes")
+    question = f"Delete {app.label}, its tokens and its {count_events(connection, app):,} events?"
+    click.confirm(printable(question), abort=True, err=True)
 
 
 def credentials(token: Token) -> Record:

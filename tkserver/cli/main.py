@@ -6,6 +6,7 @@ import click
 
 from tkserver import __version__
 from tkserver.cli.apps import apps
+from tkserver.cli.demo import demo
 from tkserver.cli.erase import erase
 from tkserver.cli.exit_codes import CommandGroup
 from tkserver.cli.export import export
@@ -31,5 +32,5 @@ def main() -> None:
     """Manage a tkserver: its applications, their tokens and their events."""
 
 
-for command in (apps, orgs, tokens, send, export, quarantine, erase, prune, migrate, check):
+for command in (apps, orgs, tokens, send, demo, export, quarantine, erase, prune, migrate, check):
     main.add_command(command)

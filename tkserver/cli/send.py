@@ -36,14 +36,14 @@ def send(events: int, app: str | None, endpoint: str | None, as_json: bool) -> N
     sample, and their service is tkserver-send.
     """
     settings = load({})
-    url = endpoint or _endpoint(settings)
+    url = endpoint or endpoint_of(settings)
     with open_database(settings) as connection:
         found = default_app(connection) if app is None else find_app(connection, app)
         token = newest_active_token(connection, found)
     try:
         result = run(partial(_send, url, token, events))
     except SendError as error:
-        raise _command_error(error, url) from None
+        raise command_error(error, url) from None
     counts = {"accepted": result.accepted, "rejected": result.rejected, "duplicates": result.duplicates}
     print_record({"endpoint": url, "app": found.label, **counts}, as_json=as_json)
     if result.rejected:
@@ -62,7 +62,7 @@ def _sample_events(count: int) -> Iterator[Event]:
     return (build.event("sample", {"number": number}, category="sample") for number in range(1, count + 1))
 
 
-def _endpoint(settings: Settings) -> str:
+def endpoint_of(settings: Settings) -> str:
     """Return the URL of a server that runs on this machine with these settings."""
     host, port = settings.server.host, settings.server.port
     if settings.server.endpoint is not None:
@@ -73,7 +73,8 @@ def _endpoint(settings: Settings) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _command_error(error: SendError, url: str) -> click.ClickException:
+def command_error(error: SendError, url: str) -> click.ClickException:
+    """Return the error that a command reports, which says how many events were accepted before."""
     before = f" ({error.so_far.accepted} events were accepted before)" if error.so_far.events else ""
     if error.code == "storage_unavailable":
         return DatabaseUnavailable(f"{url}: {error}{before}")

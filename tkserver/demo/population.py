@@ -28,8 +28,12 @@ from tkserver.demo.catalog import (
 )
 from tkserver.demo.schedule import DAY, HOUR, SECOND, SURVIVAL, Slot, microseconds, schedule, start_of
 
-COMMAND, FEATURE, ERROR = ("command_execution", "usage"), ("feature_used", "library"), ("error_occurred", None)
-"""Type and category of events, as the published SDK sends them."""
+_Kind = tuple[str, str | None]
+
+COMMAND: _Kind = ("command_execution", "usage")
+FEATURE: _Kind = ("feature_used", "library")
+ERROR: _Kind = ("error_occurred", None)
+"""Types and categories of events, as the published SDK sends them."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
@@ -144,7 +148,7 @@ class _User(Struct, gc=False):
 
 def seeded(parameters: Parameters, seed: int) -> Random:
     """Return the source of randomness for a population. Populations of different parameters have no ids in common."""
-    return Random(f"{parameters} {seed}")
+    return Random(f"{parameters} {seed}")  # noqa: S311 -- not for secrets
 
 
 class Population:
@@ -152,15 +156,15 @@ class Population:
 
     :param until: all events are received before this time.
     :param rng: see :func:`seeded`. Ids do not depend on ``until``.
+    :ivar parameters: see above. The same for ``until``.
     :ivar start: the time of the first release; events happen later.
-    :ivar until: see above.
     :ivar versions: from the first to the last.
     :ivar retired: the command that nobody uses in the second half of the time; ``None`` if there are few commands.
     """
 
     def __init__(self, parameters: Parameters, until: datetime, rng: Random) -> None:
-        self._parameters = parameters
-        self._ids = Random(rng.getrandbits(64))
+        self.parameters = parameters
+        self._event_ids, self._other_ids = (Random(rng.getrandbits(64)) for _ in range(2))  # noqa: S311
         self._rng = rng
         self.start, self.until = start_of(until, parameters.days), until
         self._start, self._end = microseconds(self.start), microseconds(until)
@@ -191,7 +195,7 @@ class Population:
 
     def events(self) -> Iterator[SampleEvent]:
         """Yield all events in the order in which they are received. Can be called once."""
-        parameters = self._parameters
+        parameters = self.parameters
         hours = schedule(self._start, self._end, parameters.users, parameters.events, self._rng)
         active: list[_User] = []
         newcomers: list[_User] = []
@@ -232,7 +236,7 @@ class Population:
         """Return a new user."""
         rng, number = self._rng, self._created
         self._created += 1
-        user_id = f"client_{self._ids.getrandbits(128):032x}"
+        user_id = f"client_{self._other_ids.getrandbits(128):032x}"
         newest = bisect_right(self._releases, slot.start) - 1
         if number % _CI_EVERY == _CI_EVERY - 1:
             # Most jobs install the newest version, and some a certain one.
@@ -254,11 +258,8 @@ class Population:
 
     def _lifetime(self) -> float:
         """Return for how long a new person uses the program."""
-        choice = self._rng.random()
-        for share, mean_days in SURVIVAL:
-            choice -= share
-            if choice < 0:
-                break
+        shares, means = zip(*SURVIVAL, strict=True)
+        (mean_days,) = self._rng.choices(means, shares)
         return self._rng.expovariate(1 / mean_days) * DAY if mean_days else 0.0
 
     def _use(self, user: _User, slot: Slot, limit: int) -> int:
@@ -293,7 +294,7 @@ class Population:
         command = commands[int(rng.random() * len(commands))]
         fails = rng.random() < command.failure_rates[version]
         received = self._received(time, sync_period)
-        session = f"{self._ids.getrandbits(128):032x}"
+        session = f"{self._other_ids.getrandbits(128):032x}"
         events = [(COMMAND, command.data(version, fails, rng))]
         if limit > 1 and fails and rng.random() < _ERROR:
             events.append((ERROR, rng.choice(ERRORS)))
@@ -313,26 +314,26 @@ class Population:
         self._by_hour[(event.received_at - self._start) // HOUR].append(event)
 
     def _new_id(self) -> int:
-        return self._ids.getrandbits(128) & _UUID_MASK | _UUID_VERSION_4
+        return self._event_ids.getrandbits(128) & _UUID_MASK | _UUID_VERSION_4
 
     def _release_times(self) -> list[int]:
         """Return when the versions are released, at regular intervals except for a random difference."""
-        interval = (self._end - self._start) / self._parameters.versions
-        later = (int((n + self._rng.uniform(-0.2, 0.2)) * interval) for n in range(1, self._parameters.versions))
+        interval = (self._end - self._start) / self.parameters.versions
+        later = (int((n + self._rng.uniform(-0.2, 0.2)) * interval) for n in range(1, self.parameters.versions))
         return [self._start, *(self._start + time for time in later)]
 
     def _make_commands(self) -> list[Command]:
         """Return the commands from the most to the least frequent, one worse and one slower in one version."""
-        rng, versions = self._rng, self._parameters.versions
+        rng, versions = self._rng, self.parameters.versions
         commands = []
-        for number, name in enumerate(command_names(self._parameters.commands)):
+        for number, name in enumerate(command_names(self.parameters.commands)):
             rate, log_ms = min(0.2, rng.lognormvariate(math.log(0.02), 0.8)), math.log(rng.uniform(20, 3000))
             if name == WITHOUT_OUTCOME:
                 rate = 0.0
             rates, means = [0.02 if number == 0 else rate] * versions, [log_ms] * versions
             if number == 0 and self._worse is not None:
                 rates[self._worse] = 0.09
-            if number == min(1, self._parameters.commands - 1) and self._worse is not None:
+            if number == min(1, self.parameters.commands - 1) and self._worse is not None:
                 means[self._worse] += math.log(2.5)
             commands.append(make_command(name, rates, means))
         return commands

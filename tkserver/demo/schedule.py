@@ -69,13 +69,10 @@ def schedule(start: int, end: int, users: int, events: int, rng: Random) -> list
     usual = [_activity(begin) * (finish - begin) / HOUR for begin, finish in hours]
     joining = _joining([begin - start for begin, _ in hours], usual, users, rng)
     alive = _alive(joining)
-    weights = [
-        activity * alive[hour // 24] * math.exp(rng.gauss(0, _NOISE)) for hour, activity in enumerate(usual)
-    ]
+    weights = [activity * alive[hour // 24] * math.exp(rng.gauss(0, _NOISE)) for hour, activity in enumerate(usual)]
     further = _rounded(weights, events - users)
     return [
-        Slot(begin, finish, new, new + more)
-        for (begin, finish), new, more in zip(hours, joining, further, strict=True)
+        Slot(begin, finish, new, new + more) for (begin, finish), new, more in zip(hours, joining, further, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""Sample data: the application that receives it, the events as clients send them, and their storage without a server."""
+"""Sample data: its application, the events as clients send them, and their storage without a server."""
 
 from __future__ import annotations
 
@@ -171,9 +171,7 @@ def _store_chunk(connection: Connection, app: App, chunk: list[SampleEvent], enc
     """Store events in one transaction, and return how many were stored. Repeat it after a deadlock."""
     erased = _erased_users(connection, app, chunk)
     if erased:
-        encoded = [
-            row for row, event in zip(encoded, chunk, strict=True) if event.origin.user_id not in erased
-        ]
+        encoded = [row for row, event in zip(encoded, chunk, strict=True) if event.origin.user_id not in erased]
     data = b"".join((_HEADER, *encoded, _END))
     while True:
         with suppress(Collision), transaction(connection):

@@ -32,6 +32,11 @@ class RetentionLimit:
     days: int
     before: datetime
 
+    @property
+    def key(self) -> tuple[str, str]:
+        """``app_id`` and ``org_id`` as text, the parameters of SQL statements."""
+        return str(self.app_id), str(self.org_id)
+
 
 _LIMITS = f"""
 WITH {APPS_WITH_EVENTS}, retention AS (
@@ -89,9 +94,32 @@ def prune(
     :return: the number of deleted events, for each application that has a limit and events.
     """
     return {
-        limit: _delete_old_events(connection, limit, PacedTransactions(clock, sleep), progress)
+        limit: delete_events(connection, limit.key, limit.before, PacedTransactions(clock, sleep), progress)
         for limit in _limits(connection, default_days)
     }
+
+
+def delete_events(
+    connection: Connection,
+    app_key: tuple[str, str],
+    before: datetime,
+    paced: PacedTransactions,
+    progress: Callable[[int], object] = lambda _: None,
+) -> int:
+    """Delete the events of an application that were received before a time, oldest first, in short transactions.
+
+    :param app_key: ``app_id`` and ``org_id``.
+    :param progress: called after each transaction with the number of events that it deleted.
+    :return: the number of deleted events.
+    """
+    total, since = 0, None
+    while True:
+        batch = paced.run(partial(_delete_batch, connection, app_key, before, since))
+        total += batch.deleted
+        progress(batch.deleted)
+        if batch.is_last:
+            return total
+        since = batch.newest
 
 
 def _limits(connection: Connection, default_days: int | None) -> list[RetentionLimit]:
@@ -102,20 +130,7 @@ def _limits(connection: Connection, default_days: int | None) -> list[RetentionL
 
 
 def _count(connection: Connection, limit: RetentionLimit) -> int:
-    return int(value(connection, _COUNT, str(limit.app_id), str(limit.org_id), limit.before))
-
-
-def _delete_old_events(
-    connection: Connection, limit: RetentionLimit, paced: PacedTransactions, progress: Callable[[int], object]
-) -> int:
-    total, since = 0, None
-    while True:
-        batch = paced.run(partial(_delete_batch, connection, limit, since))
-        total += batch.deleted
-        progress(batch.deleted)
-        if batch.is_last:
-            return total
-        since = batch.newest
+    return int(value(connection, _COUNT, *limit.key, limit.before))
 
 
 @dataclass(frozen=True)
@@ -132,8 +147,9 @@ class _Batch:
     is_last: bool
 
 
-def _delete_batch(connection: Connection, limit: RetentionLimit, since: datetime | None, max_rows: int) -> _Batch:
+def _delete_batch(
+    connection: Connection, app_key: tuple[str, str], before: datetime, since: datetime | None, max_rows: int
+) -> _Batch:
     start: Any = "-infinity" if since is None else since
-    parameters = (str(limit.app_id), str(limit.org_id), start, limit.before, max_rows)
-    ((found, newest, deleted),) = rows(connection, _DELETE, *parameters)
+    ((found, newest, deleted),) = rows(connection, _DELETE, *app_key, start, before, max_rows)
     return _Batch(deleted, newest, is_last=found < max_rows)
