@@ -68,7 +68,7 @@ def demo(seed: int, until: datetime | None, direct: bool, endpoint: str | None, 
 def _store(population: Population, advance: Callable[[int], None]) -> Record:
     with open_database(load({})) as connection:
         app = operations.find_or_create_app(connection)
-        stored = operations.store_events(connection, app, population.events(), advance)
+        stored = operations.DirectStorage(connection, app).store(population.events(), advance)
     number = population.parameters.events
     return _counts(None, Result(accepted=number, duplicates=number - stored))
 

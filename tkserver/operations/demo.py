@@ -20,7 +20,7 @@ from tkserver.operations.exceptions import InvalidArgument, UnknownObject
 from tkserver.operations.models import App
 from tkserver.storage.blocking import Connection, copy_in, rows, transaction, value
 from tkserver.storage.erasures import LOAD_ERASED_USERS, ErasedUsers
-from tkserver.storage.errors import Collision
+from tkserver.storage.errors import Collision, DuplicateKey
 
 APP_NAME = "sample-cli"
 """Name of the application, and ``service.name`` of its events."""
@@ -36,37 +36,32 @@ _TRANSMISSION_TIME = timedelta(hours=1)
 CHUNK = 20_000
 """Events that are stored in one transaction."""
 
-_CREATE_TABLE = """
-CREATE TEMPORARY TABLE IF NOT EXISTS demo_events (
-    event_id UUID, timestamp TIMESTAMPTZ, received_at TIMESTAMPTZ,
-    service_version TEXT, user_id TEXT, os TEXT, arch TEXT, ci BOOLEAN, shell TEXT,
-    session_id TEXT, event_type TEXT, event_category TEXT, event_data JSONB
-) ON COMMIT DELETE ROWS
-"""
+_COLUMNS = (
+    *("event_id", "timestamp", "received_at", "transmission_timestamp"),
+    *("org_id", "app_id", "schema_version", "service_name", "service_language", "service_language_version"),
+    *("sdk_version", "batch_size", "retry_count"),
+    *("service_version", "user_id", "os", "arch", "ci", "shell"),
+    *("session_id", "event_type", "event_category", "event_data"),
+)
+"""Columns of ``events`` in the order in which they are written."""
 
-_COPY = "COPY pg_temp.demo_events FROM STDIN (FORMAT binary)"
+_LIST = ", ".join(_COLUMNS)
 
-_INSERT = """
+_COPY = f"COPY events ({_LIST}) FROM STDIN (FORMAT binary)"
+
+_CREATE_TABLE = f"CREATE TEMPORARY TABLE demo_events ON COMMIT DROP AS SELECT {_LIST} FROM events WITH NO DATA"
+_COPY_TO_TABLE = "COPY pg_temp.demo_events FROM STDIN (FORMAT binary)"
+_INSERT_NEW = f"""
 WITH stored AS (
-    INSERT INTO events (
-        org_id, app_id, schema_version, service_name, service_language, service_language_version, sdk_version,
-        batch_size, retry_count, event_id, timestamp, received_at, transmission_timestamp,
-        service_version, user_id, os, arch, ci, shell, session_id, event_type, event_category, event_data
-    )
-    SELECT
-        %s, %s, %s, %s, %s, %s, %s, 1, 0, event_id, timestamp, received_at, received_at,
-        service_version, user_id, os, arch, ci, shell, session_id, event_type, event_category, event_data
-    FROM pg_temp.demo_events
-    ON CONFLICT (event_id) DO NOTHING
-    RETURNING true
+    INSERT INTO events ({_LIST}) SELECT {_LIST} FROM pg_temp.demo_events
+    ON CONFLICT (event_id) DO NOTHING RETURNING true
 )
 SELECT count(*) FROM stored
 """
 
 # The binary format of COPY: https://www.postgresql.org/docs/current/sql-copy.html
 _HEADER, _END = b"PGCOPY\n\xff\r\n\0" + bytes(8), b"\xff\xff"
-_FIRST_COLUMNS = struct.Struct(">hi16siqiq")
-_COLUMNS = 13
+_FIRST_COLUMNS = struct.Struct(">hi16siqiqiq")
 _NULL = b"\xff\xff\xff\xff"
 _POSTGRES_EPOCH = 946_684_800_000_000
 """2000-01-01 in microseconds since 1970."""
@@ -134,31 +129,63 @@ def as_json(event: SampleEvent) -> dict[str, Any]:
     }
 
 
-def store_events(
-    connection: Connection,
-    app: App,
-    events: Iterable[SampleEvent],
-    progress: Callable[[int], object] = lambda _: None,
-) -> int:
-    """Store events with COPY, as if a server had received them when ``received_at`` says.
+class DirectStorage:
+    """Stores events with COPY, as if a server had received them when ``received_at`` says.
 
-    Events that are stored already, and events of erased users, are not stored. The events need not fit into memory.
-    While one part of them is stored, the next one is generated.
+    Events that are stored already, and events of erased users, are not stored.
 
     :param connection: used in another thread.
-    :param progress: called with the number of events of each part.
-    :return: the number of events that were stored.
     """
-    rows(connection, _CREATE_TABLE)
-    stored = 0
-    with ThreadPoolExecutor(1) as executor:
-        pending = executor.submit(int)
-        for chunk in _chunks(events):
-            encoded = _encode(chunk)
-            stored += pending.result()
-            pending = executor.submit(_store_chunk, connection, app, chunk, encoded)
-            progress(len(chunk))
-        return stored + pending.result()
+
+    def __init__(self, connection: Connection, app: App) -> None:
+        self._connection = connection
+        self._app = app
+        self._constants = _encode_constants(app)
+        self._none_stored_before = True
+
+    def store(self, events: Iterable[SampleEvent], progress: Callable[[int], object] = lambda _: None) -> int:
+        """Store events, which need not fit into memory. One part is stored while the next one is generated.
+
+        :param progress: called with the number of events of each part.
+        :return: the number of events that were stored.
+        """
+        stored = 0
+        with ThreadPoolExecutor(1) as executor:
+            pending = executor.submit(int)
+            for chunk in _chunks(events):
+                encoded = _encode(chunk, self._constants)
+                stored += pending.result()
+                pending = executor.submit(self._store_chunk, chunk, encoded)
+                progress(len(chunk))
+            return stored + pending.result()
+
+    def _store_chunk(self, chunk: list[SampleEvent], encoded: list[bytes]) -> int:
+        """Store events in one transaction, and return how many were stored."""
+        erased = self._erased_users(chunk)
+        if erased:
+            rows_of_users = zip(encoded, (event.origin.user_id for event in chunk), strict=True)
+            encoded = [row for row, user_id in rows_of_users if user_id not in erased]
+        data = b"".join((_HEADER, *encoded, _END))
+        # COPY cannot skip events that are stored already. A temporary table makes that possible, at twice the cost.
+        if self._none_stored_before:
+            with suppress(DuplicateKey):
+                copy_in(self._connection, _COPY, io.BytesIO(data))
+                return len(encoded)
+            self._none_stored_before = False
+        return self._store_new(data)
+
+    def _store_new(self, data: bytes) -> int:
+        """Store those events that are not stored yet, and return their number. Repeat this after a deadlock."""
+        while True:
+            with suppress(Collision), transaction(self._connection):
+                rows(self._connection, _CREATE_TABLE)
+                copy_in(self._connection, _COPY_TO_TABLE, io.BytesIO(data))
+                return int(value(self._connection, _INSERT_NEW))
+
+    def _erased_users(self, chunk: list[SampleEvent]) -> set[str]:
+        erased = ErasedUsers.from_rows(rows(self._connection, LOAD_ERASED_USERS))
+        application = self._app.org_id.int, self._app.app_id.int
+        return erased.intersection(application, {event.origin.user_id for event in chunk})
 
 
 def _chunks(events: Iterable[SampleEvent]) -> Iterator[list[SampleEvent]]:
@@ -167,38 +194,16 @@ def _chunks(events: Iterable[SampleEvent]) -> Iterator[list[SampleEvent]]:
         yield chunk
 
 
-def _store_chunk(connection: Connection, app: App, chunk: list[SampleEvent], encoded: list[bytes]) -> int:
-    """Store events in one transaction, and return how many were stored. Repeat it after a deadlock."""
-    erased = _erased_users(connection, app, chunk)
-    if erased:
-        encoded = [row for row, event in zip(encoded, chunk, strict=True) if event.origin.user_id not in erased]
-    data = b"".join((_HEADER, *encoded, _END))
-    while True:
-        with suppress(Collision), transaction(connection):
-            copy_in(connection, _COPY, io.BytesIO(data))
-            return int(value(connection, _INSERT, *_constants(app)))
-
-
-def _constants(app: App) -> tuple[str, ...]:
-    app_id, org_id = app.key
-    return org_id, app_id, SCHEMA_VERSION, APP_NAME, LANGUAGE, LANGUAGE_VERSION, SDK_VERSION
-
-
-def _erased_users(connection: Connection, app: App, chunk: list[SampleEvent]) -> set[str]:
-    erased = ErasedUsers.from_rows(rows(connection, LOAD_ERASED_USERS))
-    return erased.intersection((app.org_id.int, app.app_id.int), {event.origin.user_id for event in chunk})
-
-
-def _encode(chunk: list[SampleEvent]) -> list[bytes]:
+def _encode(chunk: list[SampleEvent], constants: bytes) -> list[bytes]:
     """Return the events as rows of the binary format of COPY."""
     origins: dict[int, bytes] = {}
     kinds: dict[tuple[str, str | None], bytes] = {}
     encoded = []
     for event in chunk:
         origin = event.origin
-        # Origins are not compared: that would take longer than encoding them.
+        # Origins are found by identity: comparing them would take longer than encoding them again.
         if (of_origin := origins.get(id(origin))) is None:
-            of_origin = origins[id(origin)] = _encode_origin(origin)
+            of_origin = origins[id(origin)] = constants + _encode_origin(origin)
         kind = event.type, event.category
         if (of_kind := kinds.get(kind)) is None:
             of_kind = kinds[kind] = _text(event.type) + _text(event.category)
@@ -207,32 +212,28 @@ def _encode(chunk: list[SampleEvent]) -> list[bytes]:
 
 
 def _encode_event(event: SampleEvent, origin: bytes, kind: bytes) -> bytes:
-    session, data = event.session_id.encode(), event.data.encode()
-    times = event.timestamp - _POSTGRES_EPOCH, event.received_at - _POSTGRES_EPOCH
-    first = _FIRST_COLUMNS.pack(_COLUMNS, 16, event.event_id.to_bytes(16, "big"), 8, times[0], 8, times[1])
-    return b"".join(
-        (
-            first,
-            origin,
-            len(session).to_bytes(4, "big"),
-            session,
-            kind,
-            (len(data) + 1).to_bytes(4, "big"),
-            _JSONB_VERSION,
-            data,
-        )
-    )
+    happened, received = event.timestamp - _POSTGRES_EPOCH, event.received_at - _POSTGRES_EPOCH
+    event_id = event.event_id.to_bytes(16, "big")
+    first = _FIRST_COLUMNS.pack(len(_COLUMNS), 16, event_id, 8, happened, 8, received, 8, received)
+    data = _JSONB_VERSION + event.data.encode()
+    return b"".join((first, origin, _text(event.session_id), kind, len(data).to_bytes(4, "big"), data))
+
+
+def _encode_constants(app: App) -> bytes:
+    """Return the columns that have the same values for all events."""
+    ids = (_column(app.org_id.bytes), _column(app.app_id.bytes))
+    texts = map(_text, (SCHEMA_VERSION, APP_NAME, LANGUAGE, LANGUAGE_VERSION, SDK_VERSION))
+    return b"".join((*ids, *texts, _column(bytes((0, 0, 0, 1))), _column(bytes(4))))
 
 
 def _encode_origin(origin: Origin) -> bytes:
-    ci = b"\0\0\0\1" + (b"\1" if origin.ci else b"\0")
     texts = map(_text, (origin.version, origin.user_id, origin.os, origin.arch))
-    return b"".join((*texts, ci, _text(origin.shell)))
+    return b"".join((*texts, _column(bytes([origin.ci])), _text(origin.shell)))
 
 
 def _text(text: str | None) -> bytes:
-    """Return a text or NULL as a column."""
-    if text is None:
-        return _NULL
-    encoded = text.encode()
-    return len(encoded).to_bytes(4, "big") + encoded
+    return _NULL if text is None else _column(text.encode())
+
+
+def _column(content: bytes) -> bytes:
+    return len(content).to_bytes(4, "big") + content
