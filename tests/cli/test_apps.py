@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import pytest
 
 from tests.support.blocking_client import post_batch
 from tests.support.client import App, batch
-from tests.support.command import InProcessCommand
+from tests.support.command import Command, InProcessCommand
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.process import Twistd
 from tests.support.waiting import wait_for
+from tests.support.stored import store
+from tests.support.terminal import run_on_terminal
 
 
 def test_printed_credentials_are_sufficient(tkserver: InProcessCommand, twistd: Twistd) -> None:
@@ -131,3 +134,52 @@ def test_organizations(tkserver: InProcessCommand) -> None:
     assert "slug" in tkserver("orgs", "set-slug", "acme", "not a slug", code=2).errors
     assert "slug" in tkserver("apps", "create", "x", "--slug", "not a slug", code=2).errors
     assert "orgs list" in tkserver("orgs", "rename", "nobody", "x", code=3).errors
+
+
+def test_delete(tkserver: InProcessCommand, twistd: Twistd, database: Database) -> None:
+    """An application and its events are deleted, and the server rejects its tokens; another application remains."""
+    created, other = (tkserver("apps", "create", name, "--json") for name in ("mine", "other"))
+    for app in (created.app, other.app):
+        assert post_batch(twistd.url, app, batch([make_event(), make_event()])) == 200
+    deleted = tkserver("apps", "delete", "mine", "--yes", "--json").json
+    assert deleted == {
+        **{key: created.json[key] for key in ("name", "org_id", "app_id")},
+        "deleted": {"events": 2, "api_tokens": 1, "apps": 1},
+    }
+    assert post_batch(twistd.url, created.app, batch([make_event()])) == 401
+    assert post_batch(twistd.url, other.app, batch([make_event()])) == 200
+    assert database.query("SELECT app_id::text, count(*) FROM events GROUP BY 1") == [(other.app.app_id, 3)]
+    assert "apps list" in tkserver("apps", "delete", "mine", "--yes", code=3).errors
+
+
+def test_delete_prints_what_was_deleted(tkserver: InProcessCommand, database: Database) -> None:
+    """An application without a name is deleted by its id; the output has a line for each table that had rows."""
+    app = App().install(database)
+    store(database, app, 1234)
+    lines = tkserver("apps", "delete", app.app_id, "--yes").out.splitlines()
+    assert [re.split("  +", line) for line in lines if line.startswith("deleted")] == [
+        ["deleted from events", "1,234"],
+        ["deleted from api tokens", "1"],
+    ]
+
+
+def test_delete_needs_confirmation(tkserver: InProcessCommand, database: Database) -> None:
+    """Without a terminal and without --yes, nothing is deleted and no token is revoked."""
+    app = tkserver("apps", "create", "mine", "--json").app
+    store(database, app, 5)
+    assert "--yes" in tkserver("apps", "delete", "mine", code=2).errors
+    assert database.value("SELECT count(*) FROM events") == 5
+    assert tkserver("apps", "show", "mine", "--json").json["active_tokens"] == 1
+
+
+def test_delete_asks_for_confirmation(database: Database, directory: Path) -> None:
+    """On a terminal, the command asks, and says how many events there are; only a yes deletes them, with a bar."""
+    command = Command.on(database, directory)
+    app = command("apps", "create", "mine", "--json", code=0).app
+    store(database, app, 2000)
+    code, _, shown = run_on_terminal(command, "apps", "delete", "mine", typed="no")
+    assert (code, "Delete mine, its tokens and its 2,000 events?" in shown) == (1, True)
+    assert database.value("SELECT count(*) FROM events") == 2000
+    code, _, shown = run_on_terminal(command, "apps", "delete", "mine", typed="yes")
+    assert (code, "2000/2000" in shown) == (0, True)
+    assert database.value("SELECT count(*) FROM events") == 0

@@ -144,7 +144,9 @@ def failure_rate(runs: list[dict[str, Any]]) -> tuple[float, int]:
 
 def others_of(runs: Outcomes, command: str, version: str) -> list[dict[str, Any]]:
     """Return the runs of a command with the other versions."""
-    return [run for (name, other), found in runs.items() if (name, other != version) == (command, True) for run in found]
+    return [
+        run for (name, other), found in runs.items() if (name, other != version) == (command, True) for run in found
+    ]
 
 
 def compared(
@@ -172,9 +174,7 @@ def test_one_command_fails_more_often_in_one_version(
     assert found == {(worse.version, worse.failing)}
 
 
-def test_one_command_is_slower_in_one_version(
-    population: tuple[Population, list[SampleEvent]], runs: Outcomes
-) -> None:
+def test_one_command_is_slower_in_one_version(population: tuple[Population, list[SampleEvent]], runs: Outcomes) -> None:
     """In one version, exactly one command takes much longer than in the other versions."""
     worse = population[0].regression
     assert worse is not None

@@ -330,6 +330,7 @@ VARIANTS = {
 
 def test_examples_print_the_documented_json_keys(installation: Installation, database: Database) -> None:
     """Each example runs, in the order of the page, and prints the documented keys with ``--json``."""
+    installation.command("apps", "create", "old-cli", code=0)
     for name, section in sections().items():
         if name == "tkserver quarantine list":
             record = installation.command("apps", "show", "my-tool", "--json", code=0).json
@@ -340,6 +341,7 @@ def test_examples_print_the_documented_json_keys(installation: Installation, dat
         if "JSON keys: " in section:
             keys = set(re.findall(r"`(\w+)`", section.split("JSON keys: ")[1].split(".\n")[0]))
             example = example.replace("apps create my-cli", "apps create another")
+            example = example.replace("apps delete old-cli", "apps delete another")
             assert printed_keys(installation, example) == keys, name
             if name in VARIANTS:
                 option, removed, added = VARIANTS[name]
@@ -351,7 +353,7 @@ def test_examples_print_the_documented_json_keys(installation: Installation, dat
 def printed_keys(installation: Installation, command: str) -> set[str]:
     """Return the keys that a command prints with ``--json``. It runs in this process, unless it needs a reactor."""
     _, *arguments = shlex.split(command)
-    if arguments[0] == "send":
+    if arguments[0] in ("send", "demo"):
         output = installation.command(*arguments, "--json", code=0).out
     else:
         output = (

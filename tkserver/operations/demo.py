@@ -30,9 +30,6 @@ LANGUAGE, LANGUAGE_VERSION, SCHEMA_VERSION, SDK_VERSION = "rust", "1.85.0", "1.0
 MAX_AGE = timedelta(days=90)
 """Statistics ignore the timestamps of events that are older when the server receives them."""
 
-_TRANSMISSION_TIME = timedelta(hours=1)
-"""Time within which the events of a population should be sent."""
-
 CHUNK = 20_000
 """Events that are stored in one transaction."""
 
@@ -79,15 +76,14 @@ def check_parameters(parameters: Parameters) -> None:
 
 
 def check_age(population: Population, now: datetime) -> None:
-    """Check that the timestamps of a population are recent enough to be sent to a server.
+    """Check that the timestamps of a population are recent enough to be sent to a server, in the next twelve hours.
 
     :raise InvalidArgument: if they are too old, or in the future.
     """
-    days = MAX_AGE.days
-    if population.start < now - MAX_AGE + _TRANSMISSION_TIME:
+    if population.until - timedelta(days=population.parameters.days) < now - MAX_AGE:
         raise InvalidArgument(
-            f"a server treats the timestamps of events that are more than {days} days old as wrong:"
-            f" choose a period within the last {days} days, or store the events with --direct"
+            f"a server treats the timestamps of events that are more than {MAX_AGE.days} days old as wrong:"
+            f" choose a period within the last {MAX_AGE.days} days, or store the events with --direct"
         )
     if population.until > now:
         raise InvalidArgument("the period ends in the future: --until must not be later than now")
