@@ -84,7 +84,8 @@ def test_tokens_are_revoked_before_events_are_deleted(connection: Connection, da
     """All servers know that the tokens are revoked before the first event is deleted; progress adds up."""
     app = ClientApp().install(database)
     store(database, app, 1500)
-    slept, progress = [], []
+    slept: list[float] = []
+    progress: list[int] = []
 
     def sleep(seconds: float) -> None:
         if not slept:
