@@ -15,9 +15,9 @@ from tests.support.command import Command, InProcessCommand
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.process import Twistd
-from tests.support.waiting import wait_for
 from tests.support.stored import store
 from tests.support.terminal import run_on_terminal
+from tests.support.waiting import wait_for
 
 
 def test_printed_credentials_are_sufficient(tkserver: InProcessCommand, twistd: Twistd) -> None:
