@@ -97,7 +97,7 @@ def invalid_events(errors: Sequence[EventError], texts: Sequence[bytes | Raw] | 
 
 def _invalid_event(error: EventError, text: bytes | None) -> InvalidEvent:
     kept = None if text is None else kept_text(text)
-    event_id = None if error.event_id == NIL_UUID else error.event_id
+    event_id = None if error.event_id is NIL_UUID or error.event_id == NIL_UUID else error.event_id
     if event_id is not None:
         key = str(event_id)
     else:  # without a text, nothing distinguishes events that have the same error
