@@ -171,8 +171,10 @@ class TestDestinations:
         (directory / "custom.py").write_text(CUSTOM_OBSERVER)
         python_path = os.pathsep.join([str(directory), os.environ.get("PYTHONPATH", "")])
         settings = {**UNREACHABLE, **JSON, "PYTHONPATH": python_path}
-        server = Twistd(directory, settings, ("-n", "--logger=custom.observer", "tkserver")).launch()
         log = directory / "custom.log"
+        log.touch()
+        log.chmod(0o666)  # the observer also writes after the server has given up root privileges
+        server = Twistd(directory, settings, ("-n", "--logger=custom.observer", "tkserver")).launch()
         try:
             wait_for(lambda: log.exists() and "listening http" in log.read_text())
             url = log.read_text().split("listening ")[1].split()[0]
