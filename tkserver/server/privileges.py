@@ -8,6 +8,8 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+import tkserver
+import twisted
 from tkserver import log
 from tkserver.config import variable
 from tkserver.storage.embedded.exceptions import EmbeddedError
@@ -15,7 +17,8 @@ from tkserver.storage.embedded.os_user import DatabaseUser
 
 _log = log.logger(__name__)
 
-_PACKAGE = Path(log.__file__).parents[1]
+_LIBRARIES = [Path(module.__file__ or "").parent for module in (os, twisted, tkserver)]
+"""Directories from which modules are imported, some of them only when they are needed."""
 
 
 class CannotDrop(Exception):
@@ -51,8 +54,9 @@ class Privileges:
             os.setresuid(account.pw_uid, account.pw_uid, account.pw_uid)
         except OSError as error:
             raise CannotDrop(self._problem(error.strerror)) from None
-        if not os.access(_PACKAGE, os.R_OK | os.X_OK):
-            raise CannotDrop(self._problem(f"this user cannot read {_PACKAGE}"))
+        for library in _LIBRARIES:
+            if not os.access(library, os.R_OK | os.X_OK):
+                raise CannotDrop(self._problem(f"this user cannot read {library}"))
         _log.info("continuing as the user {user} instead of root", user=account.pw_name, event="privileges_dropped")
         self._check_directories(account.pw_name)
 
@@ -70,7 +74,8 @@ class Privileges:
     def _account(self) -> pwd.struct_passwd:
         try:
             user = DatabaseUser.for_this_process(self._user)
-            user.allow_traversal(_PACKAGE)
+            for library in _LIBRARIES:
+                user.allow_traversal(library)
         except EmbeddedError as error:
             raise CannotDrop(self._problem(str(error))) from None
         assert user.account is not None
