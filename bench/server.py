@@ -111,6 +111,7 @@ def running_server(*, checkout: Path = CHECKOUT, instrumented: bool = False, **s
     :param settings: environment variables, by name.
     """
     directory = Path(tempfile.mkdtemp(prefix="tkbench"))
+    directory.chmod(0o777)  # a server that was started as root continues as another user
     log, data_dir, object_counts = directory / "log", directory / "data", directory / "objects"
     environment = {
         **_environment(checkout),

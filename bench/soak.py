@@ -147,6 +147,7 @@ def _count_objects(server: Server) -> Counter[str]:
     """Let an instrumented server count its objects."""
     file = server.object_counts
     file.touch()
+    file.chmod(0o666)  # the user of the server may be another one
     lines = file.read_text().count("\n")
     os.kill(server.pid, signal.SIGUSR2)
     while file.read_text().count("\n") == lines:

@@ -53,6 +53,12 @@ COMMANDS = (
     "prune --dry-run",
     "erase --user client_demo",
     "export",
+    "quarantine list",
+    "quarantine show my-tool",
+    "quarantine replay",
+    "quarantine delete my-tool",
+    "demo --events 300 --users 50 --days 20",
+    "apps delete sample-cli --yes",
 )
 """Every operator command, in an order in which each succeeds."""
 

@@ -107,7 +107,8 @@ def raise_uncaught(request):
 
 @Api._router.route("/faulty/<handler>", methods=["POST"])
 async def faulty(self, request, handler):
-    request.text = request.body().decode()  # the body itself is freed with the response
+    body = await request.read_body(lambda: None)
+    request.text = body.decode()  # the body itself is freed with the response
     globals()[handler](request)
     return no_content()
 

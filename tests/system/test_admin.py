@@ -16,7 +16,7 @@ from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.peer import connect
 from tests.support.process import Twistd
-from tests.support.raw_requests import signed_request
+from tests.support.raw_requests import forged_head, signed_request
 from tests.support.scrape import Scrape, scrape
 from tests.support.server import running_server
 from tests.support.waiting import until, wait_for
@@ -134,7 +134,7 @@ async def test_labels_are_bounded(shared_server: Supervisor, client: Client, app
 
 
 @pytest_twisted.ensureDeferred
-async def test_gauges_are_current(shared_server: Supervisor) -> None:
+async def test_gauges_are_current(shared_server: Supervisor, app: App) -> None:
     """Gauges show the values at the time of the scrape."""
     metrics = await scrape(shared_server.admin_port)
     states = [metrics.value("tkserver_database_connections", state=state) for state in ("idle", "busy", "down")]
@@ -143,7 +143,7 @@ async def test_gauges_are_current(shared_server: Supervisor) -> None:
     assert metrics.value("tkserver_queue_max_events") == 100_000
     connections = metrics.value("tkserver_http_connections")
     peer = await connect(shared_server.port)
-    peer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4000\r\n\r\n")
+    peer.write(forged_head(app, "Content-Length: 400000") + bytes(4000))
 
     async def body_is_counted() -> bool:
         nonlocal metrics

@@ -347,7 +347,7 @@ class TestAuthFailureLimit:
             async with client_of_server(database, **limits) as client:
                 app, unknown = App().install(database), App().install(database)
                 assert (await client.send(app, [make_event()], dialect)).status == 200
-                guesses = await statuses(lambda: client.request("POST", App().path), 101)
+                guesses = await statuses(lambda: client.send(App(), [make_event()], dialect), 101)
                 valid = await statuses(lambda: client.send(app, [make_event()], dialect), 60)
                 other_app = await client.send(unknown, [make_event()], dialect)
                 forged = await client.send(app, [make_event()], dialect, changes={"X-Signature": "0" * 64})

@@ -65,6 +65,7 @@ def test_json_format(directory: Path, database: Database) -> None:
         "accepted": 1,
         "duplicates": 0,
         "rejected": 1,
+        "quarantined": 1,
         "org_id": app.org_id,
         "app_id": app.app_id,
     }

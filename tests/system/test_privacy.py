@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import psycopg2
@@ -180,8 +181,8 @@ def exceed_limits(database: Database, client: MarkedClient, app: App) -> None:
     database.query("UPDATE api_tokens SET tier = 'pro' WHERE token = %s", app.token)
     limits = [client.send(app, [marked_event(user_id=OTHER_USER)]).json()["error"]["code"] for _ in range(2)]
     assert limits == ["quota_exceeded", "rate_limited"]
-    invalid = {"Authorization": f"Bearer {MARK}"}
-    wait_for(lambda: client.send(app, [marked_event()], changes=invalid).status_code == 429)
+    tokens = (f"Bearer {MARK}{number}" for number in count())
+    wait_for(lambda: client.send(app, [marked_event()], changes={"Authorization": next(tokens)}).status_code == 429)
 
 
 def cause_internal_error(database: Database, client: MarkedClient, app: App) -> None:

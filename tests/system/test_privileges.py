@@ -97,6 +97,7 @@ def test_directory_of_root(directory: Path, database: Database) -> None:
     assert "the socket cannot be removed" in server.log
     assert "Traceback" not in server.log
     with Twistd(closed, settings) as server:
+        server.wait_for_line("listens on")
         assert server.stop() == 0
 
 

@@ -11,7 +11,7 @@ import re
 import zlib
 from collections.abc import Generator, Sequence
 from operator import attrgetter
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -39,6 +39,7 @@ MAX_EVENTS = 1000
 T = TypeVar("T")
 
 Steps = Generator[None, None, T]
+Decompressor: TypeAlias = "zlib._Decompress"
 """A computation in steps. Its return value is the result."""
 
 _TINY_EVENT = 32
@@ -135,9 +136,7 @@ def _decompress(body: bytes, max_bytes: int) -> Steps[bytes]:
     return bytes(result)
 
 
-def _decompress_rest(
-    member: zlib._Decompress, body: bytes, position: int, result: bytearray, max_bytes: int
-) -> Steps[int]:
+def _decompress_rest(member: Decompressor, body: bytes, position: int, result: bytearray, max_bytes: int) -> Steps[int]:
     """Decompress the rest of a member, append it to the result, and return the position up to which data was read."""
     read_size = _FIRST_READ
     while not member.eof:
@@ -153,7 +152,7 @@ def _decompress_rest(
     return position
 
 
-def _decompress_part(member: zlib._Decompress, data: bytes, result: bytearray, max_bytes: int) -> None:
+def _decompress_part(member: Decompressor, data: bytes, result: bytearray, max_bytes: int) -> None:
     """Decompress some data of a member, and append it to the result."""
     try:
         part = member.decompress(data, min(_STEP_OUTPUT, max_bytes + 1 - len(result)))
