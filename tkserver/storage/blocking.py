@@ -6,15 +6,17 @@ exception of the driver itself means that the driver was used wrongly.
 
 from __future__ import annotations
 
+import io
 import os
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO, TypeVar
 
 import psycopg2
 import psycopg2.extensions
+from psycopg2.extras import execute_values
 
 from tkserver.storage.errors import StorageError, Unavailable, translate
 
@@ -64,6 +66,35 @@ def copy_in(connection: Connection, sql: str, data: BinaryIO) -> None:
     """
     with translated(), connection.cursor() as cursor:
         cursor.copy_expert(sql, data)
+
+
+def write_rows(
+    connection: Connection, sql: str, values: Collection[tuple[Any, ...]], template: str | None = None
+) -> None:
+    """Execute a statement that contains ``VALUES %s`` with many rows.
+
+    :param template: the placeholders of a row, if they need casts.
+    """
+    with translated(), connection.cursor() as cursor:
+        execute_values(cursor, sql, values, template, page_size=1000)
+
+
+def copy_rows(connection: Connection, table: str, columns: Sequence[str], values: Iterable[Sequence[object]]) -> None:
+    """Insert many rows with ``COPY``. Values are numbers, texts, bytes or ``None``."""
+    text = "".join("\t".join(map(_copied, row)) + "\n" for row in values)
+    copy_in(connection, f"COPY {table} ({', '.join(columns)}) FROM STDIN", io.BytesIO(text.encode()))
+
+
+def _copied(value: object) -> str:
+    """Return a value in the text format of ``COPY``."""
+    if value is None:
+        return r"\N"
+    if isinstance(value, bytes):
+        return rf"\\x{value.hex()}"
+    return str(value).translate(_COPY_ESCAPES)
+
+
+_COPY_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
 
 def chunks(

@@ -1,0 +1,478 @@
+"""Aggregation: adds events to the cells, or removes the events of a user from them.
+
+All functions block. Those that change aggregates must be called in a transaction that holds the lock of
+:func:`lock_progress`. Aggregates and watermark therefore always agree.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from typing import Any
+
+from pyroaring import BitMap
+
+from tkserver.insight.cells import DAY, ONE_ITEM, Cell, Delta, Deltas, Key, LastTimes, delta_of, superseded, with_totals
+from tkserver.insight.days import iso, number_of
+from tkserver.insight.dictionary import all_segments, item_numbers, load_variety, segment_numbers
+from tkserver.insight.facts import SELECT, Fact, ItemKey, Profile, Segment, Topic, from_row
+from tkserver.insight.histograms import decode, encode
+from tkserver.storage.blocking import Connection, copy_rows, rows, value, write_rows
+
+IsErased = Callable[[int, set[str]], set[str]]
+"""Returns those users of an application who are erased."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the aggregation has come.
+
+    :ivar watermark: events with ids up to this one are aggregated, except those of applications that are rebuilt.
+    :ivar definitions: the version of the definitions.
+    """
+
+    watermark: int
+    definitions: int
+    summed_until: datetime | None
+
+
+_LOCK = "SELECT watermark, definitions, summed_until FROM insight_progress FOR UPDATE"
+_ADVANCE = "UPDATE insight_progress SET watermark = %s, summed_until = %s"
+
+# Keys are looked up one after another in the index: the planner would otherwise read the whole table for a large batch.
+_PLAN = "SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off; SET LOCAL enable_seqscan = off"
+
+_ADD_APPS = """
+INSERT INTO insight_apps (app_id, org_id, timezone)
+SELECT app_id, org_id, coalesce(a.timezone, 'UTC')
+FROM (SELECT DISTINCT app_id, org_id FROM events WHERE id > %s AND id <= %s) AS e
+LEFT JOIN apps AS a USING (app_id, org_id)
+ON CONFLICT DO NOTHING
+"""
+
+_BATCH_END = "SELECT max(id) FROM (SELECT id FROM events WHERE id > %s AND id <= %s ORDER BY id LIMIT %s) AS batch"
+_RECEIVED = "SELECT received_at FROM events WHERE id = %s"
+_BATCH = f"{SELECT} WHERE e.id > %s AND e.id <= %s AND a.watermark IS NULL"
+
+_USERS = """
+SELECT user_id, number, first_day - date '1970-01-01', last_day - date '1970-01-01'
+FROM insight_users WHERE app = %s AND user_id = ANY (%s)
+"""
+_WRITE_USERS = """
+INSERT INTO insight_users (app, user_id, number, first_day, last_day)
+SELECT %s, user_id, number, date '1970-01-01' + first, date '1970-01-01' + last
+FROM unnest(%s::text[], %s::int[], %s::int[], %s::int[]) AS u (user_id, number, first, last)
+ON CONFLICT (app, user_id) DO UPDATE SET first_day = excluded.first_day, last_day = excluded.last_day
+"""
+_NEXT_USER = "SELECT next_user FROM insight_apps WHERE app = %s"
+_SET_NEXT_USER = "UPDATE insight_apps SET next_user = %s WHERE app = %s"
+
+_FIRST_DAYS = """
+SELECT day - date '1970-01-01', users FROM insight_first_days
+WHERE app = %s AND day = ANY (%s::date[]) AND users IS NOT NULL
+"""
+_WRITE_FIRST_DAYS = """
+INSERT INTO insight_first_days (app, day, user_count, users) VALUES %s
+ON CONFLICT (app, day) DO UPDATE SET user_count = excluded.user_count, users = excluded.users
+"""
+
+_CELLS = """
+SELECT c.topic, c.period, day, c.item, c.segment, events, outcomes, failures, user_count, users, durations
+FROM unnest(%s::smallint[], %s::smallint[], %s::int[], %s::int[], %s::int[]) AS k (topic, period, day, item, segment)
+JOIN insight_cells AS c ON c.app = %s AND c.topic = k.topic AND c.period = k.period AND c.item = k.item
+    AND c.segment = k.segment AND c.start = date '1970-01-01' + k.day
+"""
+_COLUMNS = (
+    "app", "topic", "period", "start", "item", "segment",
+    "events", "outcomes", "failures", "user_count", "users", "durations",
+)  # fmt: skip
+_CREATE_CHANGES = "CREATE TEMP TABLE IF NOT EXISTS insight_changes (LIKE insight_cells) ON COMMIT DELETE ROWS"
+_WRITE_CELLS = f"""
+INSERT INTO insight_cells ({", ".join(_COLUMNS)}) SELECT {", ".join(_COLUMNS)} FROM insight_changes
+ON CONFLICT (app, topic, period, segment, start, item) DO UPDATE SET events = excluded.events,
+    outcomes = excluded.outcomes, failures = excluded.failures, user_count = excluded.user_count,
+    users = excluded.users, durations = excluded.durations
+"""
+_DELETE_EMPTY = """
+DELETE FROM insight_cells
+WHERE app = %s AND events = 0 AND (topic, period, start - date '1970-01-01', item, segment) IN (
+    SELECT * FROM unnest(%s::smallint[], %s::smallint[], %s::int[], %s::int[], %s::int[])
+)
+"""
+_LAST_TIMES = """
+SELECT start - date '1970-01-01', segment, last_times FROM insight_cells
+WHERE app = %s AND topic = %s AND period = %s AND start = ANY (%s::date[]) AND item = %s AND segment = ANY (%s)
+"""
+_WRITE_LAST_TIMES = f"""
+UPDATE insight_cells AS c SET last_times = v.last_times, superseded = v.superseded
+FROM (VALUES %s) AS v (app, start, segment, last_times, superseded)
+WHERE c.app = v.app AND topic = {int(Topic.ALL)} AND period = {DAY} AND c.start = v.start AND item = {ONE_ITEM}
+    AND c.segment = v.segment
+"""
+
+
+def lock_progress(connection: Connection) -> Progress:
+    """Wait until nobody else changes the aggregates, and keep everybody else from it until the transaction ends."""
+    ((watermark, definitions, summed_until),) = rows(connection, _LOCK)
+    return Progress(watermark, definitions, summed_until)
+
+
+def add_batch(
+    connection: Connection,
+    final_id: int,
+    final_time: datetime,
+    limit: int,
+    load_erased: Callable[[Connection], IsErased],
+) -> int | None:
+    """Aggregate the next events, and advance the watermark.
+
+    :param final_id: all events with ids up to this one are visible.
+    :param final_time: all events that were received before this time have ids up to ``final_id``.
+    :param limit: the maximum number of events.
+    :param load_erased: reads which users are erased. It is called under the lock, so that it sees every erasure whose
+        user has been removed from the aggregates.
+    :return: the number of events; ``None`` if the watermark was at ``final_id`` already.
+    """
+    progress = lock_progress(connection)
+    end = value(connection, _BATCH_END, progress.watermark, final_id, limit)
+    if end is None:
+        rows(connection, _ADVANCE, max(final_id, progress.watermark), final_time)
+        return None
+    rows(connection, _ADD_APPS, progress.watermark, end)
+    facts = [from_row(row) for row in rows(connection, _BATCH, progress.watermark, end)]
+    add_facts(connection, facts, load_erased(connection))
+    rows(connection, _ADVANCE, end, value(connection, _RECEIVED, end))
+    return len(facts)
+
+
+def add_facts(connection: Connection, facts: Iterable[Fact], is_erased: IsErased) -> None:
+    """Add events to the aggregates of their applications, except those of erased users."""
+    rows(connection, _PLAN)
+    by_app: defaultdict[int, list[Fact]] = defaultdict(list)
+    for fact in facts:
+        by_app[fact.app].append(fact)
+    for app, own in by_app.items():
+        erased = is_erased(app, {fact.user_id for fact in own})
+        if kept := [fact for fact in own if fact.user_id not in erased]:
+            users = _number_users(connection, app, kept)
+            _change(connection, app, kept, users, 1)
+
+
+_APP = "SELECT app, coalesce(watermark, %s) FROM insight_apps WHERE app_id = %s AND org_id = %s"
+_USER = f"{SELECT} WHERE e.app_id = %s AND e.org_id = %s AND e.user_id = %s AND e.id <= %s"
+_DELETE_USER = """
+DELETE FROM insight_users WHERE app = %s AND user_id = %s RETURNING number, first_day - date '1970-01-01'
+"""
+
+
+def remove_user(connection: Connection, app_id: str, org_id: str, user_id: str) -> None:
+    """Remove the events of a user from the aggregates of an application. The events must still be stored.
+
+    The caller must ensure that no event of the user is aggregated later.
+    """
+    progress = lock_progress(connection)
+    for app, watermark in rows(connection, _APP, progress.watermark, app_id, org_id):
+        rows(connection, _PLAN)
+        for number, first_day in rows(connection, _DELETE_USER, app, user_id):
+            facts = [from_row(row) for row in rows(connection, _USER, app_id, org_id, user_id, watermark)]
+            _change(connection, app, facts, {user_id: number}, -1)
+            _move_first_days(connection, app, [(number, first_day, None)])
+
+
+# --- frozen days
+
+_FREEZABLE = """
+SELECT app, ((%s + interval '10 minutes') AT TIME ZONE timezone)::date + 1 - date '1970-01-01'
+FROM insight_apps WHERE app_id = %s AND org_id = %s
+"""
+_FREEZE = """
+UPDATE insight_cells SET users = NULL, last_times = NULL, superseded = NULL
+WHERE app = %s AND period = 1 AND start < %s AND users IS NOT NULL
+"""
+_DROP_WEEKS = "DELETE FROM insight_cells WHERE app = %s AND period = 7 AND start < %s"
+_FREEZE_FIRST_DAYS = "UPDATE insight_first_days SET users = NULL WHERE app = %s AND day < %s AND users IS NOT NULL"
+_DROP_USERS = "DELETE FROM insight_users WHERE app = %s AND last_day < %s"
+_WATERMARK = "SELECT watermark FROM insight_apps WHERE app_id = %s AND org_id = %s"
+_SET_FROZEN = "UPDATE insight_apps SET frozen_before = greatest(frozen_before, %s) WHERE app = %s"
+
+
+def freeze(connection: Connection, app_id: str, org_id: str, received_before: datetime) -> int:
+    """Delete the data of single users of all days of which events will be deleted, and keep the counts.
+
+    :param received_before: events that were received before this time will be deleted.
+    :return: the id up to which the events of the application are aggregated. Later ones must not be deleted.
+    """
+    progress = lock_progress(connection)
+    ((watermark,),) = rows(connection, _WATERMARK, app_id, org_id) or [(progress.watermark,)]
+    for app, end in rows(connection, _FREEZABLE, received_before, app_id, org_id):
+        for statement in (_FREEZE, _DROP_WEEKS, _FREEZE_FIRST_DAYS, _DROP_USERS):
+            rows(connection, statement, app, iso(end))
+        rows(connection, _SET_FROZEN, iso(end), app)
+    return int(progress.watermark if watermark is None else watermark)
+
+
+def _frozen_before(connection: Connection, app: int) -> int:
+    """Return the first day that is not frozen."""
+    day = value(connection, "SELECT frozen_before FROM insight_apps WHERE app = %s AND isfinite(frozen_before)", app)
+    return number_of(day or date.min)
+
+
+# --- rebuilding
+
+_CLEAR_CELLS = """
+DELETE FROM insight_cells WHERE app = %s AND ((period = 1 AND start >= %s) OR (period = 7 AND start > %s::date - 7))
+"""
+_CLEAR_FIRST_DAYS = "DELETE FROM insight_first_days WHERE app = %s AND day >= %s"
+_CLEAR_USERS = "DELETE FROM insight_users WHERE app = %s AND first_day >= %s"
+_RESTART = "UPDATE insight_apps SET watermark = 0, timezone = %s WHERE app = %s"
+_REBUILT = "UPDATE insight_apps SET watermark = %s WHERE app = %s"
+_REBUILT_BATCH_END = """
+SELECT max(id) FROM (
+    SELECT e.id FROM events AS e JOIN insight_apps AS a USING (app_id, org_id)
+    WHERE a.app = %s AND e.id > %s AND e.id <= %s ORDER BY e.id LIMIT %s
+) AS batch
+"""
+_REBUILT_BATCH = f"{SELECT} WHERE e.id > %s AND e.id <= %s AND a.app = %s"
+
+
+def restart(connection: Connection, app: int, timezone: str) -> None:
+    """Delete the aggregates of an application, except those of frozen days.
+
+    :func:`rebuild_batch` computes them again.
+    """
+    lock_progress(connection)
+    edge = iso(_frozen_before(connection, app))
+    rows(connection, _CLEAR_CELLS, app, edge, edge)
+    rows(connection, _CLEAR_FIRST_DAYS, app, edge)
+    rows(connection, _CLEAR_USERS, app, edge)
+    rows(connection, _RESTART, timezone, app)
+
+
+def rebuild_batch(
+    connection: Connection, app: int, limit: int, load_erased: Callable[[Connection], IsErased]
+) -> int | None:
+    """Aggregate the next events of an application after :func:`restart`.
+
+    :return: the number of events; ``None`` if its aggregates are complete.
+    """
+    progress = lock_progress(connection)
+    done = value(connection, "SELECT watermark FROM insight_apps WHERE app = %s", app)
+    if done is None:
+        return None
+    end = value(connection, _REBUILT_BATCH_END, app, done, progress.watermark, limit)
+    if end is None:
+        rows(connection, _REBUILT, None, app)
+        return None
+    edge = _frozen_before(connection, app)
+    facts = [from_row(row) for row in rows(connection, _REBUILT_BATCH, done, end, app)]
+    add_facts(connection, [fact for fact in facts if fact.day >= edge], load_erased(connection))
+    rows(connection, _REBUILT, end, app)
+    return len(facts)
+
+
+# --- users
+
+
+def _number_users(connection: Connection, app: int, facts: list[Fact]) -> dict[str, int]:
+    """Return the numbers of the users of events, and record the days of their first and last events."""
+    days: dict[str, tuple[int, int]] = {}
+    for fact in facts:
+        first, last = days.get(fact.user_id, (fact.day, fact.day))
+        days[fact.user_id] = min(first, fact.day), max(last, fact.day)
+    known = {user: known for user, *known in rows(connection, _USERS, app, list(days))}
+    next_number = value(connection, _NEXT_USER, app)
+    numbers: dict[str, int] = {}
+    changed: list[tuple[Any, ...]] = []
+    moves: list[tuple[int, int | None, int]] = []
+    for user, (first, last) in days.items():
+        number, old_first, old_last = known.get(user, (next_number, None, None))
+        numbers[user] = number
+        next_number += user not in known
+        if old_first is None or first < old_first:
+            moves.append((number, old_first, first))
+        new_first, new_last = (
+            min(first, first if old_first is None else old_first),
+            max(last, last if old_last is None else old_last),
+        )
+        if (new_first, new_last) != (old_first, old_last):
+            changed.append((user, number, new_first, new_last))
+    if changed:
+        rows(connection, _WRITE_USERS, app, *map(list, zip(*changed, strict=True)))
+        rows(connection, _SET_NEXT_USER, next_number, app)
+    _move_first_days(connection, app, moves)
+    return numbers
+
+
+def _move_first_days(connection: Connection, app: int, moves: Iterable[tuple[int, int | None, int | None]]) -> None:
+    """Move users from one day of their first event to another.
+
+    :param moves: users with the old and the new day; ``None`` for no day.
+    """
+    added: defaultdict[int, BitMap] = defaultdict(BitMap)
+    removed: defaultdict[int, BitMap] = defaultdict(BitMap)
+    for user, old, new in moves:
+        if old is not None:
+            removed[old].add(user)
+        if new is not None:
+            added[new].add(user)
+    edge = _frozen_before(connection, app)
+    days = {day for day in added.keys() | removed.keys() if day >= edge}
+    stored = {day: BitMap.deserialize(users) for day, users in rows(connection, _FIRST_DAYS, app, list(map(iso, days)))}
+    written = []
+    for day in days:
+        users = (stored.get(day, BitMap()) | added[day]) - removed[day]
+        written.append((app, iso(day), len(users), users.serialize()))
+    if written:
+        write_rows(connection, _WRITE_FIRST_DAYS, written, "(%s, %s::date, %s, %s::bytea)")
+
+
+# --- cells
+
+
+def _change(connection: Connection, app: int, facts: list[Fact], users: dict[str, int], sign: int) -> None:
+    """Add events to the cells, or remove all events of their users from them.
+
+    :param sign: 1 to add, -1 to remove.
+    """
+    profiles = Counter((fact.day, fact.profile) for fact in facts)
+    variety = load_variety(connection, app, profiles)
+    limited = {(day, profile): variety.limit(day, profile) for day, profile in profiles}
+    segments = segment_numbers(connection, app, {profile.segment for profile in limited.values()})
+    items = item_numbers(connection, app, {item for profile in limited.values() for item in profile.items})
+    deltas, last_times = _deltas(facts, users, limited, segments, items)
+    ci_segments = {number for segment, number in segments.items() if segment.ci}
+    edge = _frozen_before(connection, app)
+    _apply(connection, app, with_totals(deltas, ci_segments), sign, edge)
+    _change_last_times(connection, app, {key: times for key, times in last_times.items() if key[0] >= edge}, sign)
+
+
+LastTimesBySegment = dict[tuple[int, int], dict[int, int]]
+"""Times of the last events of users, by day and segment."""
+
+
+def _deltas(
+    facts: Iterable[Fact],
+    users: dict[str, int],
+    limited: dict[tuple[int, Profile], Profile],
+    segments: dict[Segment, int],
+    items: dict[tuple[int, ItemKey], int],
+) -> tuple[Deltas, LastTimesBySegment]:
+    """Return what daily cells gain by events, and the last events of the users in each segment on each day."""
+    deltas: Deltas = {}
+    last_times: LastTimesBySegment = {}
+    by_profile: defaultdict[tuple[int, Profile], list[Fact]] = defaultdict(list)
+    for fact in facts:
+        by_profile[fact.day, fact.profile].append(fact)
+    for (day, profile), group in by_profile.items():
+        profile = limited[day, profile]
+        segment = segments[profile.segment]
+        numbers = [users[fact.user_id] for fact in group]
+        _update_last_times(last_times.setdefault((day, segment), {}), numbers, group)
+        part = Delta(len(group), *_outcomes(profile, len(group)), numbers)
+        durations = [fact.duration for fact in group if fact.duration is not None]
+        for topic, key in profile.items:
+            delta = delta_of(deltas, Key(topic, DAY, day, items[topic, key], segment))
+            delta.add(replace(part, durations=durations) if topic == Topic.NAME else part)
+        delta_of(deltas, Key(Topic.ALL, DAY, day, ONE_ITEM, segment)).add(part)
+        late = replace(part, durations=[fact.lateness for fact in group])
+        delta_of(deltas, Key(Topic.LATENESS, DAY, day, ONE_ITEM, segment)).add(late)
+        if adjusted := [users[fact.user_id] for fact in group if fact.adjusted]:
+            delta_of(deltas, Key(Topic.ADJUSTED, DAY, day, ONE_ITEM, segment)).add(Delta(len(adjusted), users=adjusted))
+    return deltas, last_times
+
+
+def _outcomes(profile: Profile, events: int) -> tuple[int, int]:
+    """Return the number of outcomes and of failures of events."""
+    if profile.outcome is None:
+        return 0, 0
+    return events, 0 if profile.outcome else events
+
+
+def _update_last_times(times: dict[int, int], users: list[int], facts: list[Fact]) -> None:
+    for user, fact in zip(users, facts, strict=True):
+        if times.get(user, 0) < fact.happened:
+            times[user] = fact.happened
+
+
+def _apply(connection: Connection, app: int, deltas: Deltas, sign: int, edge: int) -> None:
+    """Change cells. On days before ``edge``, which are frozen, only the counts of events change."""
+    deltas = {key: delta for key, delta in deltas.items() if key.period == DAY or key.start >= edge}
+    cells = _load_cells(connection, app, deltas)
+    for key, delta in deltas.items():
+        cell = cells.get(key)
+        if cell is None:
+            cell = cells[key] = Cell(users=BitMap() if key.start >= edge else None)
+        cell.apply(delta, sign)
+    rows(connection, _CREATE_CHANGES)
+    copy_rows(connection, "insight_changes", _COLUMNS, (_row(app, key, cell) for key, cell in cells.items()))
+    rows(connection, _WRITE_CELLS)
+    if sign < 0:
+        rows(connection, _DELETE_EMPTY, app, *_columns(key for key, cell in cells.items() if not cell.events))
+
+
+def _load_cells(connection: Connection, app: int, keys: Iterable[Key]) -> dict[Key, Cell]:
+    cells = {}
+    for *key, events, outcomes, failures, user_count, users, durations in rows(
+        connection, _CELLS, *_columns(keys), app
+    ):
+        bitmap = None if users is None else BitMap.deserialize(bytes(users))
+        cells[Key(*key)] = Cell(events, outcomes, failures, user_count, bitmap, decode(bytes(durations)))
+    return cells
+
+
+def _row(app: int, key: Key, cell: Cell) -> tuple[Any, ...]:
+    users = None if cell.users is None else cell.users.serialize()
+    start = iso(key.start)
+    counts = cell.events, cell.outcomes, cell.failures, cell.user_count
+    return (app, key.topic, key.period, start, key.item, key.segment, *counts, users, encode(cell.durations))
+
+
+def _columns(keys: Iterable[Key]) -> list[list[int]]:
+    """Return keys as the arrays that SQL statements take."""
+    columns = list(map(list, zip(*keys, strict=True)))
+    return columns or [[], [], [], [], []]
+
+
+# --- the last event of each user on a day
+
+
+def _change_last_times(connection: Connection, app: int, changes: LastTimesBySegment, sign: int) -> None:
+    """Record the last events of users, and which versions are superseded by others on the same day."""
+    segments = all_segments(connection, app)
+    groups = _groups(segments)
+    days = sorted({day for day, _ in changes})
+    touched = {number for _, segment in changes for number in groups[_group(segments[segment])]}
+    stored: defaultdict[tuple[int, int], LastTimes] = defaultdict(LastTimes)
+    parameters = (app, Topic.ALL, DAY, list(map(iso, days)), ONE_ITEM, list(touched))
+    for day, segment, data in rows(connection, _LAST_TIMES, *parameters):
+        stored[day, segment] = LastTimes.decode(bytes(data or b""))
+    for (day, segment), times in changes.items():
+        stored[day, segment].update(times) if sign > 0 else stored[day, segment].remove(times)
+    by_group: defaultdict[tuple[int, Any], dict[str, tuple[int, LastTimes]]] = defaultdict(dict)
+    for (day, segment), last in stored.items():
+        by_group[day, _group(segments[segment])][segments[segment].version] = (segment, last)
+    changed_groups = {(day, _group(segments[segment])) for day, segment in changes}
+    written = [row for day, group in changed_groups for row in _last_times_rows(app, day, by_group[day, group])]
+    write_rows(connection, _WRITE_LAST_TIMES, written, "(%s, %s::date, %s, %s::bytea, %s::bytea)")
+
+
+def _last_times_rows(app: int, day: int, versions: dict[str, tuple[int, LastTimes]]) -> list[tuple[Any, ...]]:
+    hidden = superseded({version: last for version, (_, last) in versions.items()})
+    return [
+        (app, iso(day), segment, last.encode(), hidden[version].serialize() if hidden[version] else None)
+        for version, (segment, last) in versions.items()
+    ]
+
+
+def _group(segment: Segment) -> tuple[bool, str, str]:
+    """Return what the segments have in common among which a user's versions supersede each other."""
+    return segment.ci, segment.os, segment.arch
+
+
+def _groups(segments: dict[int, Segment]) -> dict[tuple[bool, str, str], list[int]]:
+    groups: defaultdict[tuple[bool, str, str], list[int]] = defaultdict(list)
+    for number, segment in segments.items():
+        groups[_group(segment)].append(number)
+    return groups

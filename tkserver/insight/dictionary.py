@@ -1,0 +1,146 @@
+"""The numbers of segments, items and users, and the limits of their variety."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from functools import partial
+from typing import TypeAlias
+
+import msgspec
+
+from tkserver.insight.cells import DAY, ONE_ITEM, WITH_CI, WITHOUT_CI
+from tkserver.insight.days import iso
+from tkserver.insight.facts import ItemKey, Profile, Segment, Topic
+from tkserver.storage.blocking import Connection, rows, write_rows
+
+MAX_VALUES = 200
+"""Values of a dimension that are counted separately on one day."""
+
+OTHER = "(other)"
+"""Stands for all further values."""
+
+
+Value: TypeAlias = "str | ItemKey"
+
+_SEGMENTS = "SELECT segment, ci, version, os, arch FROM insight_segments WHERE app = %s"
+_ADD_SEGMENTS = "INSERT INTO insight_segments (app, ci, version, os, arch) VALUES %s ON CONFLICT DO NOTHING"
+
+_ITEMS = "SELECT item, topic, key FROM insight_items WHERE app = %s AND key = ANY (%s)"
+_ADD_ITEMS = "INSERT INTO insight_items (app, topic, key) VALUES %s ON CONFLICT DO NOTHING"
+
+_SEGMENTS_BY_DAY = """
+SELECT start - date '1970-01-01', ci, version, os, arch FROM insight_cells JOIN insight_segments USING (app, segment)
+WHERE app = %s AND topic = %s AND period = %s AND start = ANY (%s::date[]) AND item = %s
+"""
+_ITEMS_BY_DAY = """
+SELECT start - date '1970-01-01', topic, key FROM insight_cells JOIN insight_items USING (app, topic, item)
+WHERE app = %s AND topic = ANY (%s) AND period = %s AND start = ANY (%s::date[]) AND segment = ANY (%s)
+"""
+
+
+def all_segments(connection: Connection, app: int) -> dict[int, Segment]:
+    """Return the segments of an application by their numbers."""
+    return {number: Segment(*values) for number, *values in rows(connection, _SEGMENTS, app)}
+
+
+def segment_numbers(connection: Connection, app: int, wanted: set[Segment]) -> dict[Segment, int]:
+    """Return the numbers of segments. New segments get new numbers."""
+    known = {segment: number for number, segment in all_segments(connection, app).items()}
+    if missing := wanted - known.keys():
+        write_rows(connection, _ADD_SEGMENTS, [(app, *segment) for segment in sorted(missing)])
+        known = {segment: number for number, segment in all_segments(connection, app).items()}
+    return known
+
+
+def item_numbers(
+    connection: Connection, app: int, wanted: set[tuple[Topic, ItemKey]]
+) -> dict[tuple[int, ItemKey], int]:
+    """Return the numbers of items. New items get new numbers."""
+    encoded = {(topic, encode_key(key)) for topic, key in wanted}
+    known = _known_items(connection, app, encoded)
+    if missing := encoded - known.keys():
+        write_rows(connection, _ADD_ITEMS, [(app, *item) for item in sorted(missing)])
+        known = _known_items(connection, app, encoded)
+    return {(topic, decode_key(key)): number for (topic, key), number in known.items()}
+
+
+def _known_items(connection: Connection, app: int, wanted: set[tuple[Topic, str]]) -> dict[tuple[int, str], int]:
+    found = rows(connection, _ITEMS, app, list({key for _, key in wanted}))
+    return {(topic, key): number for number, topic, key in found}
+
+
+def encode_key(key: ItemKey) -> str:
+    """Return the stored form of a key."""
+    return msgspec.json.encode(key).decode()
+
+
+def decode_key(text: str) -> ItemKey:
+    """Return the key that :func:`encode_key` represented."""
+    return msgspec.json.decode(text, type=tuple[str, ...])
+
+
+class Variety:
+    """Limits the number of values on each day: values beyond the limit are replaced by ``OTHER``.
+
+    A value that is counted on a day stays counted on that day, whatever follows.
+    """
+
+    def __init__(self) -> None:
+        self._admitted: defaultdict[tuple[int, str | int], set[Value]] = defaultdict(set)
+
+    def admit(self, counts: Counter[tuple[int, str | int, Value]]) -> None:
+        """Admit values as long as there is room, the most frequent first.
+
+        :param counts: the number of events by day, dimension and value.
+        """
+        for (day, dimension, value), _ in sorted(counts.items(), key=lambda entry: (-entry[1], str(entry[0]))):
+            admitted = self._admitted[day, dimension]
+            if len(admitted) < MAX_VALUES and OTHER not in (value, *value[-1:]):
+                admitted.add(value)
+
+    def limit(self, day: int, profile: Profile) -> Profile:
+        """Return the profile that represents a profile."""
+        items = tuple((topic, self._item(day, topic, key)) for topic, key in profile.items)
+        return Profile(self._segment(day, profile.segment), tuple(dict.fromkeys(items)), profile.outcome)
+
+    def _segment(self, day: int, segment: Segment) -> Segment:
+        ci, version, os, arch = segment
+        value = partial(self._value, day)
+        return Segment(ci, value("version", version), value("os", os), value("arch", arch))
+
+    def _item(self, day: int, topic: Topic, key: ItemKey) -> ItemKey:
+        if key in self._admitted[day, topic]:
+            return key
+        return (key[0], OTHER) if topic == Topic.NAME else (OTHER,) * len(key)
+
+    def _value(self, day: int, dimension: str, value: str) -> str:
+        return value if value in self._admitted[day, dimension] else OTHER
+
+
+def load_variety(connection: Connection, app: int, profiles: Counter[tuple[int, Profile]]) -> Variety:
+    """Return the limits of the days on which events happened.
+
+    :param profiles: the number of events by day and profile.
+    """
+    counts: Counter[tuple[int, str | int, Value]] = Counter()
+    for (day, profile), events in profiles.items():
+        _, version, os, arch = profile.segment
+        values: list[tuple[str | int, Value]] = [("version", version), ("os", os), ("arch", arch), *profile.items]
+        for dimension, value in values:
+            counts[day, dimension, value] += events
+    variety = Variety()
+    variety.admit(_stored_values(connection, app, {day for day, _ in profiles}))
+    variety.admit(counts)
+    return variety
+
+
+def _stored_values(connection: Connection, app: int, days: Collection[int]) -> Counter[tuple[int, str | int, Value]]:
+    dates = list(map(iso, days))
+    stored: Counter[tuple[int, str | int, Value]] = Counter()
+    for day, _, version, os, arch in rows(connection, _SEGMENTS_BY_DAY, app, Topic.ALL, DAY, dates, ONE_ITEM):
+        stored.update(((day, "version", version), (day, "os", os), (day, "arch", arch)))
+    topics = [Topic.NAME, Topic.FLAG, Topic.ERROR, Topic.SHELL, Topic.LANGUAGE]
+    for day, topic, key in rows(connection, _ITEMS_BY_DAY, app, topics, DAY, dates, [WITHOUT_CI, WITH_CI]):
+        stored[day, topic, decode_key(key)] += 1
+    return stored

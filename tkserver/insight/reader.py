@@ -1,0 +1,317 @@
+"""Reads aggregates for a query."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from pyroaring import BitMap
+
+from tkserver.insight.cells import DAY, ONE_ITEM, WEEK, WITH_CI, WITHOUT_CI, LastTimes
+from tkserver.insight.days import iso, week_of
+from tkserver.insight.dictionary import all_segments, decode_key
+from tkserver.insight.facts import ItemKey, Segment, Topic
+from tkserver.insight.histograms import Histogram, decode
+from tkserver.insight.query import Query
+from tkserver.insight.version_use import Users, assign, overlap
+from tkserver.storage.blocking import Connection, rows
+
+_CELLS = """
+SELECT start - date '1970-01-01', item, segment, events, outcomes, failures, user_count, {columns} FROM insight_cells
+WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start >= %s AND start <= %s
+"""
+_ONLY_ITEMS = "AND item = ANY (%s)"
+
+_ITEMS = "SELECT item, key FROM insight_items WHERE app = %s AND topic = %s"
+
+_FIRST_DAYS = """
+SELECT day - date '1970-01-01', users FROM insight_first_days
+WHERE app = %s AND day >= %s AND day <= %s AND users IS NOT NULL
+"""
+_LAST_TIMES = """
+SELECT segment, last_times FROM insight_cells
+WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start = %s AND item = %s
+"""
+_SEEN = """
+SELECT segment, seen.first - date '1970-01-01', seen.last - date '1970-01-01' FROM unnest(%s::int[]) AS segment
+CROSS JOIN LATERAL (
+    SELECT (SELECT start {cells} ORDER BY start LIMIT 1) AS first,
+           (SELECT start {cells} AND start <= %s ORDER BY start DESC LIMIT 1) AS last
+) AS seen
+WHERE seen.first <= %s
+"""
+_SEEN = _SEEN.format(
+    cells="FROM insight_cells AS c WHERE app = %s AND topic = %s AND period = %s AND c.segment = segment.segment"
+)
+
+
+# Weekly cells are fewer than daily ones, so they show in which week the last day is.
+_LAST_DAYS = """
+WITH cells AS (
+    SELECT period, item, start FROM insight_cells
+    WHERE app = %s AND topic = %s AND segment = ANY (%s) AND item = ANY (%s)
+), candidates AS (
+    SELECT item, start FROM cells WHERE period = 1 AND start BETWEEN %s AND %s
+    UNION ALL
+    SELECT item, day.start
+    FROM (SELECT item, max(start) AS start FROM cells WHERE period = 7 AND start < %s GROUP BY item) AS w
+    CROSS JOIN LATERAL (
+        SELECT c.start FROM insight_cells AS c
+        WHERE c.app = %s AND c.topic = %s AND c.segment = ANY (%s) AND c.period = 1 AND c.item = w.item
+            AND c.start BETWEEN w.start AND w.start + 6
+        ORDER BY start DESC LIMIT 1
+    ) AS day
+)
+SELECT item, max(start) - date '1970-01-01' FROM candidates GROUP BY item
+"""
+
+_VERSION_DAYS = """
+SELECT start - date '1970-01-01', segment, events, users, superseded FROM insight_cells
+WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start >= %s AND start <= %s
+    AND item = %s AND users IS NOT NULL
+"""
+
+
+class Row(NamedTuple):
+    """A cell. ``start`` is the first day of its period."""
+
+    start: int
+    item: int
+    segment: int
+    events: int
+    outcomes: int
+    failures: int
+    user_count: int
+    users: BitMap | None
+    durations: Histogram
+
+
+@dataclass
+class Sum:
+    """The sum of cells.
+
+    :ivar frozen: the numbers of users of those cells of which only the number is known.
+    """
+
+    events: int = 0
+    outcomes: int = 0
+    failures: int = 0
+    users: BitMap = field(default_factory=BitMap)
+    durations: Histogram = field(default_factory=Counter)
+    frozen: list[int] = field(default_factory=list)
+
+    @property
+    def user_count(self) -> int | None:
+        """The number of users; ``None`` if it is not known, because users may be in several frozen cells."""
+        if not self.frozen:
+            return len(self.users)
+        return self.frozen[0] if len(self.frozen) == 1 else None
+
+    def add(self, row: Row) -> None:
+        """Add a cell."""
+        self.events += row.events
+        self.outcomes += row.outcomes
+        self.failures += row.failures
+        if row.users is None:
+            self.frozen.append(row.user_count)
+        else:
+            self.users |= row.users
+        if row.durations:
+            self.durations.update(row.durations)
+
+
+class Reader:
+    """Reads the aggregates of one application within a transaction.
+
+    :param app: its number in ``insight_apps``.
+    :param today: in the time zone of the application.
+    :ivar frozen_before: the first day that is not frozen.
+    """
+
+    def __init__(self, connection: Connection, app: int, query: Query, today: int, frozen_before: int) -> None:
+        self._connection = connection
+        self._app = app
+        self.frozen_before = frozen_before
+        self.query = query
+        self.today = today
+
+    # --- segments
+
+    @cached_property
+    def segments(self) -> dict[int, Segment]:
+        """The segments that match the filters."""
+        return self._matching(self.query.ci)
+
+    def _matching(self, ci: str) -> dict[int, Segment]:
+        filters = {name: value for name, value in self.query.filters.items() if name != "name"}
+        return {
+            number: segment
+            for number, segment in all_segments(self._connection, self._app).items()
+            if ci in ("include", "only" if segment.ci else "exclude")
+            and all(getattr(segment, name) == value for name, value in filters.items())
+        }
+
+    def totals(self, ci: str | None = None) -> list[int]:
+        """Return the segments whose sum contains all events that match the filters.
+
+        :param ci: replaces the parameter of the query.
+        """
+        ci = ci or self.query.ci
+        if self.query.filters.keys() - {"name"}:
+            return list(self._matching(ci))
+        return {"exclude": [WITHOUT_CI], "only": [WITH_CI], "include": [WITHOUT_CI, WITH_CI]}[ci]
+
+    # --- cells
+
+    def daily(
+        self,
+        topic: Topic,
+        first: int,
+        last: int,
+        segments: Collection[int],
+        items: Collection[int] | None = None,
+        *,
+        durations: bool = False,
+    ) -> Iterator[Row]:
+        """Yield the daily cells of a period."""
+        return self._cells(topic, DAY, first, last, segments, items, durations=durations)
+
+    def covering(
+        self,
+        topic: Topic,
+        first: int,
+        last: int,
+        segments: Collection[int],
+        items: Collection[int] | None = None,
+        *,
+        durations: bool = False,
+    ) -> Iterator[Row]:
+        """Yield daily and weekly cells that together cover a period once."""
+        first_week, end = week_of(max(first, self.frozen_before) + 6), week_of(last + 1)
+        if first_week >= end:
+            yield from self.daily(topic, first, last, segments, items, durations=durations)
+            return
+        yield from self.daily(topic, first, first_week - 1, segments, items, durations=durations)
+        yield from self._cells(topic, WEEK, first_week, end - 7, segments, items, durations=durations)
+        yield from self.daily(topic, end, last, segments, items, durations=durations)
+
+    def _cells(
+        self,
+        topic: Topic,
+        period: int,
+        first: int,
+        last: int,
+        segments: Collection[int],
+        items: Collection[int] | None,
+        *,
+        durations: bool,
+    ) -> Iterator[Row]:
+        sql = _CELLS.format(columns="users, durations" if durations else "users, NULL")
+        parameters: list[Any] = [self._app, topic, period, list(segments), iso(first), iso(last)]
+        if items is not None:
+            sql += _ONLY_ITEMS
+            parameters.append(list(items))
+        if first > last or not segments:
+            return
+        for row in rows(self._connection, sql, *parameters):
+            users, histogram = row[-2:]
+            bitmap = None if users is None else BitMap.deserialize(bytes(users))
+            yield Row._make((*row[:-2], bitmap, decode(bytes(histogram)) if histogram else Counter()))
+
+    def weekly(
+        self, topic: Topic, first: int, last: int, segments: Collection[int], items: Collection[int]
+    ) -> Iterator[Row]:
+        """Yield the weekly cells of a period, which must begin on a Monday."""
+        return self._cells(topic, WEEK, first, last, segments, items, durations=False)
+
+    def items(self, topic: Topic) -> dict[int, ItemKey]:
+        """Return the keys of the items of a topic, by number."""
+        return {number: decode_key(key) for number, key in rows(self._connection, _ITEMS, self._app, topic)}
+
+    def names(self) -> dict[int, ItemKey]:
+        """Return the kinds and names that match the filters."""
+        wanted = self.query.filters.get("name")
+        return {number: key for number, key in self.items(Topic.NAME).items() if wanted in (None, key[1])}
+
+    def sums(
+        self, topic: Topic, segments: Collection[int], items: Collection[int], *, durations: bool = False
+    ) -> dict[int, Sum]:
+        """Return the sums over the period by item."""
+        result: defaultdict[int, Sum] = defaultdict(Sum)
+        for row in self.covering(topic, self.query.first, self.query.last, segments, items, durations=durations):
+            result[row.item].add(row)
+        return result
+
+    def active_users(self, segments: Collection[int], first: int, last: int) -> BitMap:
+        """Return the users with an event in a period."""
+        topic, items = self.activity
+        return union(row.users for row in self.covering(topic, first, last, segments, items))
+
+    @cached_property
+    def activity(self) -> tuple[Topic, list[int]]:
+        """The topic and the items whose cells contain each event that matches the filters."""
+        return (Topic.NAME, list(self.names())) if "name" in self.query.filters else (Topic.ALL, [ONE_ITEM])
+
+    def last_days(self, topic: Topic, segments: Collection[int], items: Collection[int]) -> dict[int, int]:
+        """Return the last day of each item, up to the end of the period."""
+        last, week = iso(self.query.last), iso(week_of(self.query.last))
+        scope = (self._app, topic, list(segments))
+        return dict(rows(self._connection, _LAST_DAYS, *scope, list(items), week, last, week, *scope))
+
+    # --- users
+
+    def first_days(self, first: int, last: int) -> dict[int, BitMap]:
+        """Return the users whose first event was on a day, by day."""
+        found = rows(self._connection, _FIRST_DAYS, self._app, iso(first), iso(last))
+        return {day: BitMap.deserialize(bytes(users)) for day, users in found}
+
+    def seen(self) -> dict[str, tuple[int, int]]:
+        """Return the days of the first and the last event of each version, up to the end of the period."""
+        cells = (self._app, Topic.ALL, DAY)
+        last = iso(self.query.last)
+        found: dict[str, tuple[int, int]] = {}
+        for segment, *days in rows(self._connection, _SEEN, list(self.segments), *cells, *cells, last, last):
+            version = self.segments[segment].version
+            first_day, last_day = found.get(version, days)
+            found[version] = min(first_day, days[0]), max(last_day, days[1])
+        return found
+
+    def version_days(self, first: int) -> tuple[Counter[str], dict[int, Users]]:
+        """Return the events of the period by version, and the users by day and the version of their last event.
+
+        :param first: the first day of the users; the last one is that of the period.
+        """
+        parameters = (self._app, Topic.ALL, DAY, list(self.segments), iso(first), iso(self.query.last), ONE_ITEM)
+        filtered = "version" in self.query.filters  # then other versions do not supersede it
+        events: Counter[str] = Counter()
+        by_day: defaultdict[int, dict[int, BitMap]] = defaultdict(dict)
+        for day, segment, count, users, hidden in rows(self._connection, _VERSION_DAYS, *parameters):
+            own = BitMap.deserialize(bytes(users))
+            by_day[day][segment] = own if filtered or not hidden else own - BitMap.deserialize(bytes(hidden))
+            if day >= self.query.first:
+                events[self.segments[segment].version] += count
+        versions = {number: segment.version for number, segment in self.segments.items()}
+        return events, {
+            day: assign(users, versions, self.last_times(day, users) if overlap(users) else {})
+            for day, users in by_day.items()
+        }
+
+    def last_times(self, day: int, segments: Collection[int]) -> dict[int, LastTimes]:
+        """Return the times of the last events of the users of segments on a day."""
+        parameters = (self._app, Topic.ALL, DAY, list(segments), iso(day), ONE_ITEM)
+        return {
+            segment: LastTimes.decode(bytes(data or b""))
+            for segment, data in rows(self._connection, _LAST_TIMES, *parameters)
+        }
+
+
+def union(sets: Iterable[BitMap | None]) -> BitMap:
+    """Return the union of sets."""
+    result = BitMap()
+    for users in sets:
+        if users is not None:
+            result |= users
+    return result

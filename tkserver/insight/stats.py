@@ -1,0 +1,94 @@
+"""Statistics of an application: a panel, with the facts that every panel states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+from tkserver.insight.cells import WITH_CI, WITHOUT_CI
+from tkserver.insight.days import iso, number_of
+from tkserver.insight.facts import Topic
+from tkserver.insight.histograms import percentile
+from tkserver.insight.panels import APPLICABLE_FILTERS, PANELS, Json
+from tkserver.insight.query import InvalidQuery, parse
+from tkserver.insight.reader import Reader, Sum
+from tkserver.storage.blocking import Connection, rows, transaction
+
+LATENESS_DAYS = 28
+"""Days whose events show how late events usually are."""
+
+_APP = """
+SELECT a.app, a.timezone, CASE WHEN isfinite(a.frozen_before) THEN a.frozen_before END, p.summed_until
+FROM insight_progress AS p LEFT JOIN insight_apps AS a ON a.app_id = %s AND a.org_id = %s
+"""
+
+
+@dataclass(frozen=True)
+class _State:
+    """What is known about the aggregates of an application.
+
+    :ivar app: ``None`` if it has no events.
+    """
+
+    app: int | None
+    timezone: str
+    frozen_before: date | None
+    summed_until: datetime | None
+
+
+def compute(
+    connection: Connection,
+    app_id: str,
+    org_id: str,
+    label: str,
+    panel: str,
+    parameters: Mapping[str, str],
+    now: datetime,
+) -> Json:
+    """Return the JSON of a panel.
+
+    :param label: the name of the application, or its id.
+    :param parameters: see :func:`~tkserver.insight.query.parse`.
+    :raise InvalidQuery: if the panel or a parameter is not valid.
+    """
+    if panel not in PANELS:
+        raise InvalidQuery(f"unknown panel {panel!r}: use {', '.join(PANELS)}")
+    with transaction(connection):
+        rows(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        state = _state(connection, app_id, org_id)
+        today = now.astimezone(ZoneInfo(state.timezone)).date()
+        query = parse(parameters, today, APPLICABLE_FILTERS[panel])
+        reader = Reader(connection, state.app or 0, query, number_of(today), number_of(state.frozen_before or date.min))
+        return {
+            "app": label,
+            "timezone": state.timezone,
+            "from": iso(query.first),
+            "to": iso(query.last),
+            "ci": query.ci,
+            "filters": dict(query.filters),
+            "generated_at": _rfc3339(now),
+            "summed_until": state.summed_until and _rfc3339(state.summed_until),
+            "filling_from": _filling_from(reader, now, state.timezone),
+            **PANELS[panel](reader),
+        }
+
+
+def _state(connection: Connection, app_id: str, org_id: str) -> _State:
+    ((app, zone, frozen_before, summed_until),) = rows(connection, _APP, app_id, org_id)
+    return _State(app, zone or "UTC", frozen_before, summed_until)
+
+
+def _filling_from(reader: Reader, now: datetime, zone: str) -> str:
+    """Return the first day for which events are still expected."""
+    lateness = Sum()
+    first = reader.today - LATENESS_DAYS + 1
+    for row in reader.daily(Topic.LATENESS, first, reader.today, [WITHOUT_CI, WITH_CI], durations=True):
+        lateness.add(row)
+    late = percentile(lateness.durations, 0.95) if lateness.durations else 0.0
+    return (now.astimezone(ZoneInfo(zone)) - timedelta(seconds=late)).date().isoformat()
+
+
+def _rfc3339(time: datetime) -> str:
+    return time.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")
