@@ -11,7 +11,7 @@ import click
 from tkserver.cli.output import Record, json_option, print_line, print_record, print_records, printable, progress_bar
 from tkserver.cli.parameters import NAME, SLUG
 from tkserver.config import load
-from tkserver.operations import quota, retention
+from tkserver.operations import quota, retention, statistics
 from tkserver.operations.app_deletion import count_events, delete_app
 from tkserver.operations.apps import create_app, find_app, list_apps, rename_app, set_app_slug
 from tkserver.operations.database import open_database
@@ -127,6 +127,21 @@ def set_retention(app: str, days: int | None, default: bool) -> None:
         retention.set_retention(connection, found, days)
     period = "as long as TK__RETENTION__DAYS says" if days is None else f"for {days} days"
     print_line(f"events of {found.name} are stored {period}")
+
+
+@apps.command("set-timezone")
+@click.argument("app")
+@click.argument("timezone")
+def set_timezone(app: str, timezone: str) -> None:
+    """Set the TIMEZONE in which the statistics of an application divide time into days.
+
+    APP is its name or id. TIMEZONE is a name such as Europe/Berlin or UTC. The statistics are computed again from the
+    events; days whose events were deleted stay unchanged.
+    """
+    with open_database(load({})) as connection:
+        found = find_app(connection, app)
+        statistics.set_timezone(connection, found, timezone)
+    print_line(f"the days of {found.name} are days in {timezone}")
 
 
 @apps.command()

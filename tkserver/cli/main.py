@@ -15,6 +15,7 @@ from tkserver.cli.orgs import orgs
 from tkserver.cli.prune import prune
 from tkserver.cli.quarantine import quarantine
 from tkserver.cli.send import send
+from tkserver.cli.stats import stats
 from tkserver.cli.tokens import tokens
 
 
@@ -32,5 +33,5 @@ def main() -> None:
     """Manage a tkserver: its applications, their tokens and their events."""
 
 
-for command in (apps, orgs, tokens, send, demo, export, quarantine, erase, prune, migrate, check):
+for command in (apps, orgs, tokens, send, demo, export, quarantine, erase, prune, stats, migrate, check):
     main.add_command(command)

@@ -35,7 +35,7 @@ def print_records(records: Sequence[Record], *, as_json: bool, empty: str) -> No
     :param empty: what to print instead of a table without rows.
     """
     if as_json:
-        _print_json(records)
+        print_json(records)
     elif not records:
         print_line(empty)
     else:
@@ -53,7 +53,7 @@ def print_records(records: Sequence[Record], *, as_json: bool, empty: str) -> No
 def print_record(record: Record, *, as_json: bool) -> None:
     """Print one record, as lines of names and values or as a JSON object."""
     if as_json:
-        _print_json(record)
+        print_json(record)
     else:
         width = max(map(len, record))
         for name, value in record.items():
@@ -129,7 +129,8 @@ def _text(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else printable(str(value))
 
 
-def _print_json(value: object) -> None:
+def print_json(value: object) -> None:
+    """Print a value as JSON."""
     click.echo(json.dumps(value, default=_json_value, indent=2))
 
 

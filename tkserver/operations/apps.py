@@ -171,7 +171,7 @@ def set_app_slug(connection: Connection, app: App, slug: str) -> None:
 def update_setting(
     connection: Connection,
     app: App,
-    column: Literal["slug", "monthly_quota", "retention_days"],
+    column: Literal["slug", "monthly_quota", "retention_days", "timezone"],
     value: str | int | None,
 ) -> None:
     """Set a column in an application's row of ``apps``.

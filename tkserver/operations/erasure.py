@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import partial
 
+from tkserver.insight.aggregation import lock_progress, remove_user
 from tkserver.operations import quarantine
 from tkserver.operations.apps import APPS_WITH_EVENTS
 from tkserver.operations.exceptions import InvalidArgument, UnknownObject
 from tkserver.operations.models import App
 from tkserver.operations.paced import Clock, PacedTransactions, Sleep
-from tkserver.storage.blocking import Connection, rows, value
+from tkserver.storage.blocking import Connection, rows, transaction, value
 from tkserver.storage.changes import PROPAGATION_TIME
 from tkserver.storage.erasures import user_hash
 from tkserver.wire.event import USER_ID_PREFIXES
@@ -108,9 +109,18 @@ def check_user_id(user_id: str) -> None:
 
 
 def record(connection: Connection, user_id: str, app: App | None) -> None:
-    """Store the erasure of a user. Servers stop storing new events as soon as they know about it."""
+    """Store the erasure of a user, and remove the user from the statistics.
+
+    Servers stop storing new events as soon as they know about the erasure, and do not aggregate those that they store
+    until then.
+    """
     app_id, org_id = (None, None) if app is None else app.key
-    rows(connection, _RECORD, _hash(connection, user_id), org_id, app_id)
+    with transaction(connection):
+        lock_progress(connection)
+        rows(connection, _RECORD, _hash(connection, user_id), org_id, app_id)
+        for key in rows(connection, _APPS_WITH_EVENTS) if app is None else [app.key]:
+            app_id, org_id = key
+            remove_user(connection, app_id, org_id, user_id)
 
 
 def delete_events(connection: Connection, user_id: str, app: App | None, clock: Clock, sleep: Sleep) -> int:

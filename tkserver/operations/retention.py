@@ -9,10 +9,13 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
+from tkserver.insight import aggregation, aggregator
 from tkserver.operations.apps import APPS_WITH_EVENTS, update_setting
 from tkserver.operations.models import App
 from tkserver.operations.paced import Clock, PacedTransactions, Sleep
-from tkserver.storage.blocking import Connection, rows, value
+from tkserver.storage.blocking import Connection, rows, transaction, value
+
+MAX_ID = 2**63 - 1
 
 MAX_DAYS = 36_500
 """A hundred years: dates of PostgreSQL do not go back indefinitely."""
@@ -54,7 +57,7 @@ _COUNT = "SELECT count(*) FROM events WHERE app_id = %s AND org_id = %s AND rece
 _DELETE = """
 WITH old AS MATERIALIZED (
     SELECT ctid AS row_id, received_at FROM events
-    WHERE app_id = %s AND org_id = %s AND received_at >= %s::timestamptz AND received_at < %s
+    WHERE app_id = %s AND org_id = %s AND received_at >= %s::timestamptz AND received_at < %s AND id <= %s
     ORDER BY received_at LIMIT %s
 ), deleted AS (
     DELETE FROM events WHERE ctid = ANY (ARRAY(SELECT row_id FROM old)) RETURNING true
@@ -89,14 +92,25 @@ def prune(
 ) -> dict[RetentionLimit, int]:
     """Delete the events that are too old, oldest first, in short transactions.
 
+    The statistics keep the totals of the deleted events, so events that are not aggregated yet are not deleted.
+
     :param default_days: see :func:`preview`.
     :param progress: called after each transaction with the number of events that it deleted.
     :return: the number of deleted events, for each application that has a limit and events.
     """
+    aggregator.run_once(connection, sleep)
     return {
-        limit: delete_events(connection, limit.key, limit.before, PacedTransactions(clock, sleep), progress)
+        limit: _delete_old_events(connection, limit, PacedTransactions(clock, sleep), progress)
         for limit in _limits(connection, default_days)
     }
+
+
+def _delete_old_events(
+    connection: Connection, limit: RetentionLimit, paced: PacedTransactions, progress: Callable[[int], object]
+) -> int:
+    with transaction(connection):
+        last_id = aggregation.freeze(connection, *limit.key, limit.before)
+    return delete_events(connection, limit.key, limit.before, paced, progress, last_id)
 
 
 def delete_events(
@@ -105,16 +119,18 @@ def delete_events(
     before: datetime,
     paced: PacedTransactions,
     progress: Callable[[int], object] = lambda _: None,
+    last_id: int = MAX_ID,
 ) -> int:
     """Delete the events of an application that were received before a time, oldest first, in short transactions.
 
     :param app_key: ``app_id`` and ``org_id``.
     :param progress: called after each transaction with the number of events that it deleted.
+    :param last_id: events with higher ids are not deleted.
     :return: the number of deleted events.
     """
     total, since = 0, None
     while True:
-        batch = paced.run(partial(_delete_batch, connection, app_key, before, since))
+        batch = paced.run(partial(_delete_batch, connection, app_key, before, last_id, since))
         total += batch.deleted
         progress(batch.deleted)
         if batch.is_last:
@@ -148,8 +164,13 @@ class _Batch:
 
 
 def _delete_batch(
-    connection: Connection, app_key: tuple[str, str], before: datetime, since: datetime | None, max_rows: int
+    connection: Connection,
+    app_key: tuple[str, str],
+    before: datetime,
+    last_id: int,
+    since: datetime | None,
+    max_rows: int,
 ) -> _Batch:
     start: Any = "-infinity" if since is None else since
-    ((found, newest, deleted),) = rows(connection, _DELETE, *app_key, start, before, max_rows)
+    ((found, newest, deleted),) = rows(connection, _DELETE, *app_key, start, before, last_id, max_rows)
     return _Batch(deleted, newest, is_last=found < max_rows)

@@ -1,0 +1,68 @@
+"""Statistics of an application, from up-to-date aggregates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from tkserver.insight import aggregator
+from tkserver.insight.panels import APPLICABLE_FILTERS, PANELS, Json
+from tkserver.insight.query import InvalidQuery
+from tkserver.insight.stats import compute
+from tkserver.operations.apps import update_setting
+from tkserver.operations.exceptions import InvalidArgument
+from tkserver.operations.models import App
+from tkserver.operations.paced import Sleep
+from tkserver.storage.blocking import Connection
+
+__all__ = ["PANEL_NAMES", "Json", "is_applicable", "lag", "read_panel", "rebuild", "refresh", "set_timezone"]
+
+PANEL_NAMES = tuple(PANELS)
+
+
+def is_applicable(panel: str, parameter: str) -> bool:
+    """True if a panel has a parameter."""
+    return parameter in ("days", "from", "to", "ci", *APPLICABLE_FILTERS[panel])
+
+
+def lag(connection: Connection) -> int:
+    """Return about how many events are not aggregated yet."""
+    return aggregator.lag(connection)
+
+
+def read_panel(connection: Connection, app: App, panel: str, parameters: Mapping[str, str], now: datetime) -> Json:
+    """Return the JSON of a panel, from the aggregates as they are.
+
+    :param panel: one of :data:`PANEL_NAMES`.
+    :param parameters: of the panel: ``days``, ``from``, ``to``, ``ci`` and the filters, as texts.
+    :raise InvalidArgument: if a parameter is not valid.
+    """
+    try:
+        return compute(connection, *app.key, app.label, panel, parameters, now)
+    except InvalidQuery as error:
+        raise InvalidArgument(str(error)) from None
+
+
+def refresh(connection: Connection, sleep: Sleep, progress: aggregator.Progress = lambda _: None) -> None:
+    """Aggregate all events that are stored now, unless another process is doing so."""
+    aggregator.run_once(connection, sleep, progress)
+
+
+def rebuild(connection: Connection, app: App, sleep: Sleep, progress: aggregator.Progress = lambda _: None) -> None:
+    """Compute the aggregates of an application again from its events. Days whose events were deleted stay unchanged."""
+    aggregator.rebuild(connection, *app.key)
+    aggregator.run_once(connection, sleep, progress)
+
+
+def set_timezone(connection: Connection, app: App, timezone: str) -> None:
+    """Set the time zone that divides time into days. The next aggregation computes the aggregates again.
+
+    :raise InvalidArgument: if there is no such time zone.
+    :raise UnnamedApplication: if the application has no name.
+    """
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise InvalidArgument(f"there is no time zone {timezone!r}; use a name such as Europe/Berlin or UTC") from None
+    update_setting(connection, app, "timezone", timezone)
