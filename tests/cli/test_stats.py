@@ -1,0 +1,101 @@
+"""``tkserver stats``."""
+
+from __future__ import annotations
+
+import json
+import random
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.support.client import App
+from tests.support.command import Command
+from tests.support.database import Database
+from tests.support.naive_statistics import RawEvent
+from tests.support.raw_events import insert, random_event
+from tkserver.operations.statistics import PANEL_NAMES
+from tkserver.storage.blocking import BlockingConnections, value
+
+
+@pytest.fixture
+def app(database: Database) -> App:
+    """An application with events of the last days: the new version fails more often."""
+    app = App().install(database)
+    database.query("INSERT INTO apps (org_id, app_id, name) VALUES (%s, %s, 'my-cli')", app.org_id, app.app_id)
+    connection = BlockingConnections().connect(database.dsn)
+    now = value(connection, "SELECT now()")
+    events: list[RawEvent] = []
+    for n in range(1, 401):
+        version = "1.4.0" if n % 2 else "1.3.2"
+        received = now - timedelta(hours=n % 48, minutes=1)
+        base = random_event(random.Random(n), n).__dict__
+        changes = {"user_id": f"client_{n % 9}", "timestamp": received, "received_at": received, "ci": False}
+        data = {"command": "build", "success": n % 20 > (6 if n % 2 else 0), "duration_ms": n, "flags": ["--fast"]}
+        events.append(RawEvent(**{**base, **changes, "version": version, "os": "linux", "data": data}))
+    insert(connection, app, events)
+    connection.close()
+    return app
+
+
+def test_summary(database: Database, directory: Path, app: App) -> None:
+    """The summary fits into 80 columns, and has the verdict in words."""
+    done = Command.on(database, directory, COLUMNS="80")("stats", "my-cli")
+    text = done.output.decode()
+    assert done.code == 0, done.errors
+    assert "1.4.0 is worse than 1.3.2 for `build`: 30.0 % of 200 runs failed, before 10.0 % of 200" in " ".join(
+        text.split()
+    )
+    assert max(map(len, text.splitlines())) <= 80
+    assert "\x1b" not in text
+    for heading in ("Commands", "Versions", "Releases", "Systems", "Retention"):
+        assert f"\n{heading}\n" in text
+
+
+@pytest.mark.parametrize("panel", PANEL_NAMES)
+def test_panels(database: Database, directory: Path, app: App, panel: str) -> None:
+    """Each panel is printed as text, and as JSON with the facts that every panel states."""
+    command = Command.on(database, directory)
+    assert command("stats", "my-cli", panel).output
+    printed = json.loads(command("stats", "my-cli", panel, "--json", "--days", "7").output)
+    assert printed["app"] == "my-cli"
+    assert printed.keys() >= {"timezone", "from", "to", "ci", "filters", "generated_at", "summed_until", "filling_from"}
+
+
+def test_no_events(database: Database, directory: Path) -> None:
+    """An application without events has an empty summary, which says what to do."""
+    command = Command.on(database, directory)
+    command("apps", "create", "empty")
+    assert "No events in this period" in command("stats", "empty").output.decode()
+    assert json.loads(command("stats", "empty", "--json").output)["totals"]["events"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("my-cli", "users"), "unknown panel 'users': use overview, commands"),
+        (("my-cli", "quality", "--os", "linux"), "unknown parameter 'os': use days, from, to, ci"),
+        (("my-cli", "--ci", "no"), "ci='no': use exclude, include, only"),
+        (("my-cli", "--days", "0"), "days='0': use a number from 1 to"),
+        (("my-cli", "--from", "yesterday"), "from='yesterday': use a day such as"),
+        (("my-cli", "--to", "2026-01-01"), "use either days, or from with or without to"),
+    ],
+)
+def test_invalid_parameters(
+    database: Database, directory: Path, app: App, arguments: tuple[str, ...], message: str
+) -> None:
+    """The error names the allowed values."""
+    done = Command.on(database, directory)("stats", *arguments)
+    assert done.code == 2
+    assert message in done.errors
+
+
+def test_rebuild_and_time_zone(database: Database, directory: Path, app: App) -> None:
+    """The statistics can be computed again, and days follow the time zone of the application."""
+    command = Command.on(database, directory)
+    before = json.loads(command("stats", "my-cli", "--json").output)
+    assert command("stats", "rebuild", "my-cli").output == b"The statistics of my-cli have been computed again.\n"
+    assert json.loads(command("stats", "my-cli", "--json").output)["days"] == before["days"]
+    assert command("apps", "set-timezone", "my-cli", "Mars/Phobos").code == 2
+    assert command("apps", "set-timezone", "my-cli", "Asia/Tokyo").code == 0
+    assert json.loads(command("stats", "my-cli", "--json").output)["timezone"] == "Asia/Tokyo"

@@ -1,0 +1,108 @@
+"""Every panel is equal to a naive computation from the events."""
+
+from __future__ import annotations
+
+import random
+from datetime import date
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from tests.support.client import App
+from tests.support.database import Database
+from tests.support.naive_statistics import NaiveStatistics, RawEvent
+from tests.support.raw_events import NOW, insert, random_event
+from tkserver.insight import aggregation, stats
+from tkserver.insight.aggregator import run_once
+from tkserver.insight.panels import APPLICABLE_FILTERS, PANELS
+from tkserver.storage.blocking import Connection, rows, transaction
+
+
+def assert_equal(actual: Any, expected: Any, path: str = "") -> None:
+    """Compare JSON; percentiles may differ by 5 %, and other fractions by rounding errors."""
+    if isinstance(expected, dict):
+        assert actual.keys() == expected.keys(), path
+        for key in expected:
+            assert_equal(actual[key], expected[key], f"{path}.{key}")
+    elif isinstance(expected, list):
+        assert len(actual) == len(expected), (path, actual, expected)
+        for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
+            assert_equal(one, other, f"{path}[{index}]")
+    elif path.endswith(("_ms", "_s")) and expected is not None:
+        assert actual == pytest.approx(expected, rel=0.05, abs=0.001), path
+    elif isinstance(expected, float):
+        assert actual == pytest.approx(expected), path
+    else:
+        assert actual == expected, (path, actual, expected)
+
+
+def check(
+    connection: Connection, app: App, events: list[RawEvent], parameters: dict[str, str], zone: str = "UTC"
+) -> None:
+    """Compare all panels with the naive computation."""
+    for panel in PANELS:
+        applicable = {"days", "from", "to", "ci", *APPLICABLE_FILTERS[panel]}
+        own = {name: value for name, value in parameters.items() if name in applicable}
+        actual = stats.compute(connection, app.app_id, app.org_id, "x", panel, own, NOW)
+        first, last = date.fromisoformat(actual["from"]), date.fromisoformat(actual["to"])
+        filters = tuple(actual["filters"].items())
+        today = NOW.astimezone(ZoneInfo(zone)).date()
+        naive = NaiveStatistics(events, first, last, today, own.get("ci", "exclude"), filters, zone)
+        try:
+            expected = naive.panel(panel)
+            assert_equal({name: actual[name] for name in expected}, expected, panel)
+        except AssertionError as error:
+            raise AssertionError(f"{panel} {own}") from error
+
+
+QUERIES: list[dict[str, str]] = [
+    {},
+    {"days": "90"},
+    {"ci": "include", "days": "60"},
+    {"ci": "only"},
+    {"os": "linux", "days": "45"},
+    {"version": "1.1.0", "ci": "include"},
+    {"name": "remote add"},
+    {"name": "build", "os": "macos", "arch": "x86_64", "days": "100"},
+    {"from": "2026-01-05", "to": "2026-01-25"},
+    {"from": "2026-01-07", "to": "2026-01-07", "arch": "aarch64"},
+]
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("seed", "zone"), [(0, "UTC"), (1, "Asia/Kathmandu"), (2, "America/New_York")])
+def test_panels_are_exact(connection: Connection, database: Database, seed: int, zone: str) -> None:
+    """All panels are exact with any filters, after late events, several aggregations and an erasure."""
+    random_ = random.Random(seed)
+    app = App().install(database)
+    database.query(
+        "INSERT INTO apps (org_id, app_id, name, timezone) VALUES (%s, %s, %s, %s)", app.org_id, app.app_id, "x", zone
+    )
+    events = [random_event(random_, n) for n in range(1, 300)]
+    for part in range(0, len(events), 100):
+        insert(connection, app, events[part : part + 100])
+        run_once(connection, lambda _: None)
+    for query in QUERIES:
+        check(connection, app, events, query, zone)
+    user = "client_3"
+    with transaction(connection):
+        aggregation.remove_user(connection, app.app_id, app.org_id, user)
+    rows(connection, "DELETE FROM events WHERE user_id = %s", user)
+    events = [event for event in events if event.user_id != user]
+    for query in QUERIES[:6]:
+        check(connection, app, events, query, zone)
+
+
+def test_change_of_timezone(connection: Connection, database: Database) -> None:
+    """After a change of the time zone, events count on the days of the new zone."""
+    random_ = random.Random(5)
+    app = App().install(database)
+    database.query("INSERT INTO apps (org_id, app_id, name) VALUES (%s, %s, %s)", app.org_id, app.app_id, "x")
+    events = [random_event(random_, n) for n in range(1, 200)]
+    insert(connection, app, events)
+    run_once(connection, lambda _: None)
+    check(connection, app, events, {"days": "90"})
+    database.query("UPDATE apps SET timezone = 'Pacific/Auckland'")
+    run_once(connection, lambda _: None)
+    check(connection, app, events, {"days": "90"}, "Pacific/Auckland")
