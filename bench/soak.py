@@ -20,6 +20,7 @@ from random import Random
 from bench.clients import SimulatedClients
 from bench.server import Server, running_server
 from tkserver.storage.changes import PROPAGATION_TIME
+from tkserver.storage.embedded import demo
 
 WARM_UP = 0.25
 """The warm-up's fraction of the time. Nothing may grow after the warm-up."""
@@ -111,8 +112,9 @@ def soak(server: Server, clients: SimulatedClients, seconds: float) -> Report:
 
     :param server: an instrumented server that trusts 127.0.0.1 as a proxy.
     """
-    # The server has suspended the demo application, because it trusts a proxy.
-    server.query("UPDATE api_tokens SET expires_at = NULL")
+    # The server has no demo application, because it trusts a proxy.
+    insert = "INSERT INTO api_tokens (org_id, app_id, token, secret) VALUES (%s, %s, %s, %s)"
+    server.query(insert, demo.ORG_ID, demo.APP_ID, demo.TOKEN, demo.SECRET)
     time.sleep(PROPAGATION_TIME)
     _run_clients(clients, server, seconds * WARM_UP)
     warm = _measure_resources(server)

@@ -52,11 +52,23 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that need processes, and run first those that may take long, so that none of them is the last."""
+    """Mark the tests that need processes, and let each process begin with some of those that may take long.
+
+    pytest-xdist divides the tests into a block for each process.
+    """
     for item in items:
         if _needs_processes(item):
             item.add_marker("processes")
-    items.sort(key=lambda item: item.get_closest_marker("timeout") is None)
+    blocks = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    long = [item for item in items if item.get_closest_marker("timeout")]
+    short = [item for item in items if not item.get_closest_marker("timeout")]
+    size = -(-len(items) // blocks)
+    items.clear()
+    for number in range(blocks):
+        own = long[number::blocks]
+        items += own + short[: size - len(own)]
+        del short[: size - len(own)]
+    items += short
 
 
 def _needs_processes(item: pytest.Item) -> bool:

@@ -101,8 +101,8 @@ def test_too_large_body_is_rejected(proxy: Proxy, app: App, upload: tuple[str, .
 def test_failed_authentications_are_limited_by_address(proxy: Proxy, kind: str) -> None:
     """The limit of failed authentications applies to the client's address, even if it sends X-Forwarded-For."""
     limited, other = {"nginx": ("127.0.1.2", "127.0.1.3"), "caddy": ("127.0.2.2", "127.0.2.3")}[kind]
-    stranger = App()
     for forged in [*(f"198.51.100.{number}" for number in range(5)), None]:
+        stranger = App()
         sent = headers(stranger, b"{}", **({"X_Forwarded_For": forged} if forged else {}))
         status, _ = proxy.curl(stranger.path, HTTP_1, "--data-binary", "@-", *sent, source=limited, body=b"{}")
         assert status == (401 if forged else 429)

@@ -105,7 +105,7 @@ def test_statements_use_the_index(database: Database) -> None:
     database.query("VACUUM ANALYZE events")
     for sql, parameters in (
         (retention._LIMITS, (30, 30)),
-        (retention._DELETE, (app.app_id, app.org_id, "-infinity", "1999-01-01", 500)),
+        (retention._DELETE, (app.app_id, app.org_id, "-infinity", "1999-01-01", retention.MAX_ID, 500)),
         (retention._COUNT, (app.app_id, app.org_id, "1999-01-01")),
     ):
         plan = "\n".join(line for (line,) in database.query(f"EXPLAIN {sql}", *parameters))

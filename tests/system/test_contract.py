@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytest_twisted
 from twisted.internet.defer import ensureDeferred, gatherResults
+from twisted.internet.threads import deferToThread
 
 from tests.support.client import BOTH, DIALECTS, DOCUMENTED, SDK, App, Client, Reply, batch
 from tests.support.database import Database
@@ -462,6 +463,11 @@ class TestNonces:
         assert len(stored_ids(shared_database, app)) == 1
 
 
+async def in_thread(database: Database, sql: str) -> None:
+    """Execute a statement that may wait for a transaction of the server, which needs the reactor meanwhile."""
+    await deferToThread(database.query, sql)
+
+
 class TestResponses:
     """The section "Responses", and what SDKs expect of them."""
 
@@ -619,12 +625,12 @@ class TestResponses:
     @pytest_twisted.ensureDeferred
     async def test_constraint(self, client: Client, app: App, shared_database: Database) -> None:
         """Events that violate a constraint of the database are rejected, and the others are stored."""
-        shared_database.query("ALTER TABLE events ADD CONSTRAINT odd CHECK (event_type <> 'odd') NOT VALID")
+        await in_thread(shared_database, "ALTER TABLE events ADD CONSTRAINT odd CHECK (event_type <> 'odd') NOT VALID")
         try:
             events = [make_event(event__type="odd" if index in (3, 4, 9) else "even") for index in range(11)]
             reply = await client.send(app, events, SDK, nonce="halves")
         finally:
-            shared_database.query("ALTER TABLE events DROP CONSTRAINT odd")
+            await in_thread(shared_database, "ALTER TABLE events DROP CONSTRAINT odd")
         assert (reply.status, reply.json["accepted"], reply.json["quarantined"]) == (207, 11, 3)
         assert [error["index"] for error in reply.json["errors"]] == [3, 4, 9]
         assert len(stored_ids(shared_database, app)) == 8
@@ -633,11 +639,11 @@ class TestResponses:
     @pytest_twisted.ensureDeferred
     async def test_deferred_constraint(self, client: Client, app: App, shared_database: Database) -> None:
         """Events that violate a constraint that is checked at the commit are rejected, and the others are stored."""
-        shared_database.query(REJECT_ODD)
+        await in_thread(shared_database, REJECT_ODD)
         try:
             reply = await client.send(app, [make_event(event__type=name) for name in ("even", "odd", "even")])
         finally:
-            shared_database.query("DROP TRIGGER odd ON events; DROP FUNCTION reject_odd")
+            await in_thread(shared_database, "DROP TRIGGER odd ON events; DROP FUNCTION reject_odd")
         assert (reply.status, [error["index"] for error in reply.json["errors"]]) == (207, [1])
         assert len(stored_ids(shared_database, app)) == 2
 
