@@ -119,7 +119,7 @@ class _Connection:
     async def send_too_large(self) -> bool:
         """Announce a body above the limit, and send only the beginning of it."""
         head, _, _ = signed_request(b"{}").partition(b"\r\n\r\n")
-        head = head.replace(b"Content-Length: 2", b"Content-Length: 6000000")
+        head = head.replace(b"Content-Length: 2", b"Content-Length: 20000000")
         self._writer.write(self._add_address(head + b"\r\n\r\n") + bytes(10_000))
         await self._expect("too large", 413)
         return False

@@ -6,6 +6,7 @@ import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 
@@ -34,8 +35,8 @@ def database(database_server: DatabaseServer) -> Iterator[Database]:
 @pytest.fixture(scope="module")
 def server(scratch: Path, database: Database) -> Iterator[Twistd]:
     """A server that trusts its proxy, and allows five failed authentications from one address."""
-    directory = scratch / "behind"
-    directory.mkdir()
+    directory = Path(mkdtemp(prefix="behind", dir=scratch))
+    directory.chmod(0o755)
     settings = {
         "TK__DATABASE__URL": database.dsn,
         "TK__SERVER__TRUSTED_PROXIES": "127.0.0.1",
