@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from tempfile import mkdtemp
 
 import psycopg2
 import pytest
@@ -41,9 +42,11 @@ def installed(scratch: Path) -> Path:
     if sys.version_info < (3, 11):
         pytest.skip("the locked packages need Python 3.11")
     visible = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    context = copy_tracked(scratch / "context", visible)
-    Builder(context, scratch / "image", ("/source", "/opt/tkserver")).run(BUILD)
-    return scratch / "image/opt/tkserver"
+    directory = Path(mkdtemp(dir=scratch))
+    directory.chmod(0o755)  # a server that was started as root continues as another user
+    context = copy_tracked(directory / "context", visible)
+    Builder(context, directory / "image", ("/source", "/opt/tkserver")).run(BUILD)
+    return directory / "image/opt/tkserver"
 
 
 class TestBuildStage:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from tempfile import mkdtemp
 from types import ModuleType
 
 import click
@@ -74,7 +75,8 @@ class Distributions:
 @pytest.fixture(scope="module")
 def distributions(scratch: Path) -> Distributions:
     """The source distribution, built from the tracked files, and the wheel, built from the source distribution."""
-    source, target = copy_tracked(scratch / "source"), scratch / "dist"
+    directory = Path(mkdtemp(dir=scratch))
+    source, target = copy_tracked(directory / "source"), directory / "dist"
     run(sys.executable, "-m", "build", "--outdir", target, source)
     (wheel,), (sdist,) = target.glob("*.whl"), target.glob("*.tar.gz")
     return Distributions(wheel, sdist)
@@ -83,7 +85,9 @@ def distributions(scratch: Path) -> Distributions:
 @pytest.fixture(scope="module")
 def programs(scratch: Path, distributions: Distributions) -> Path:
     """The programs of an environment that contains only ``tkserver[embedded]``, installed from the wheel."""
-    target = scratch / "environment"
+    directory = Path(mkdtemp(dir=scratch))
+    directory.chmod(0o755)  # a server that was started as root continues as another user
+    target = directory / "environment"
     run(sys.executable, "-m", "venv", "--without-pip", target)
     requirement = f"tkserver[embedded] @ {distributions.wheel.as_uri()}"
     run(sys.executable, "-m", "pip", "--python", target / "bin/python", "install", requirement)
