@@ -98,11 +98,10 @@ def prune(
     :param progress: called after each transaction with the number of events that it deleted.
     :return: the number of deleted events, for each application that has a limit and events.
     """
-    aggregator.run_once(connection, sleep)
-    return {
-        limit: _delete_old_events(connection, limit, PacedTransactions(clock, sleep), progress)
-        for limit in _limits(connection, default_days)
-    }
+    limits = _limits(connection, default_days)
+    if limits:
+        aggregator.run_once(connection, sleep)
+    return {limit: _delete_old_events(connection, limit, PacedTransactions(clock, sleep), progress) for limit in limits}
 
 
 def _delete_old_events(
