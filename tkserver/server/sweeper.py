@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -123,9 +123,8 @@ def delete_old_events(dsn: str, connections: BlockingConnections, default_days: 
     :return: the number of deleted events.
     :raise StorageError: if the database is not available, or ``connections`` was stopped.
     """
-    with _connection(dsn, connections) as connection:
-        # The lock lasts as long as the connection. If this server dies, another one can continue.
-        if not value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK_KEY):
+    with _locked_connection(dsn, connections) as connection:
+        if connection is None:
             return 0
         return sum(retention.prune(connection, default_days, time.monotonic, connections.sleep).values())
 
@@ -139,8 +138,8 @@ def delete_old_quarantined_events(
     :return: the number of deleted events.
     :raise StorageError: if the database is not available, or ``connections`` was stopped.
     """
-    with _connection(dsn, connections) as connection:
-        if not value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK_KEY):
+    with _locked_connection(dsn, connections) as connection:
+        if connection is None:
             return 0
         return quarantine.prune(connection, days, default_retention, time.monotonic, connections.sleep)
 
@@ -154,6 +153,21 @@ def delete_old_nonces(dsn: str, connections: BlockingConnections, tolerance: int
     with _connection(dsn, connections) as connection, transaction(connection):
         rows(connection, RENEW_TOLERANCE, tolerance, tolerance, tolerance)
         rows(connection, DELETE_OLD_NONCES)
+
+
+@contextmanager
+def _locked_connection(dsn: str, connections: BlockingConnections) -> Iterator[Connection | None]:
+    """Open a connection with the lock of deletions, or yield ``None`` if another server holds the lock."""
+    with _connection(dsn, connections) as connection:
+        if not value(connection, "SELECT pg_try_advisory_lock(%s)", _LOCK_KEY):
+            yield None
+            return
+        try:
+            yield connection
+        finally:
+            # If this server dies, the lock ends with the connection. PostgreSQL may notice the end only later.
+            with suppress(StorageError):
+                rows(connection, "SELECT pg_advisory_unlock(%s)", _LOCK_KEY)
 
 
 @contextmanager
