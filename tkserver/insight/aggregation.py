@@ -35,10 +35,9 @@ class Progress:
 
     watermark: int
     definitions: int
-    summed_until: datetime | None
 
 
-_LOCK = "SELECT watermark, definitions, summed_until FROM insight_progress FOR UPDATE"
+_LOCK = "SELECT watermark, definitions FROM insight_progress FOR UPDATE"
 _ADVANCE = "UPDATE insight_progress SET watermark = %s, summed_until = %s"
 
 # Keys are looked up one after another in the index: the planner would otherwise read the whole table for a large batch.
@@ -115,8 +114,8 @@ WHERE c.app = v.app AND topic = {int(Topic.ALL)} AND period = {DAY} AND c.start 
 
 def lock_progress(connection: Connection) -> Progress:
     """Wait until nobody else changes the aggregates, and keep everybody else from it until the transaction ends."""
-    ((watermark, definitions, summed_until),) = rows(connection, _LOCK)
-    return Progress(watermark, definitions, summed_until)
+    ((watermark, definitions),) = rows(connection, _LOCK)
+    return Progress(watermark, definitions)
 
 
 def add_batch(

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from functools import partial
+from uuid import UUID
 
 from tkserver.insight import aggregation
 from tkserver.insight.facts import DEFINITIONS
 from tkserver.storage.blocking import Connection, rows, transaction, value
-from tkserver.storage.erasures import ErasedUsers
+from tkserver.storage.erasures import LOAD_ERASED_USERS, ErasedUsers
 
 BATCH = 20_000
 """Events in one transaction."""
@@ -36,9 +37,6 @@ _WRITERS = """
 SELECT virtualtransaction FROM pg_locks
 WHERE locktype = 'relation' AND relation = 'events'::regclass AND mode = 'RowExclusiveLock' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) AND pid <> pg_backend_pid()
-"""
-_ERASURES = """
-SELECT k.key, e.user_hash, e.org_id::text, e.app_id::text FROM erasure_key AS k LEFT JOIN erasures AS e ON true
 """
 _APP_IDS = "SELECT org_id::text, app_id::text FROM insight_apps WHERE app = %s"
 
@@ -118,16 +116,12 @@ def final_position(connection: Connection, sleep: Sleep) -> tuple[int, datetime]
 
 def erased_users(connection: Connection) -> aggregation.IsErased:
     """Return a function that finds the erased users of an application."""
-    erased = ErasedUsers.from_rows(rows(connection, _ERASURES))
+    erased = ErasedUsers.from_rows(rows(connection, LOAD_ERASED_USERS))
 
     def of_app(app: int, users: set[str]) -> set[str]:
         if not erased.everywhere and not erased.by_app:
             return set()
         ((org_id, app_id),) = rows(connection, _APP_IDS, app)
-        return erased.intersection((_int(org_id), _int(app_id)), users)
+        return erased.intersection((UUID(org_id).int, UUID(app_id).int), users)
 
     return of_app
-
-
-def _int(uuid: str) -> int:
-    return int(uuid.replace("-", ""), 16)
