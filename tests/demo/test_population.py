@@ -115,7 +115,7 @@ def test_ids_do_not_depend_on_the_time() -> None:
 
 
 def test_retention_declines(people: list[SampleEvent]) -> None:
-    """Of the users who joined in the first four weeks, fewer and fewer come back, but not all leave."""
+    """Fewer and fewer users of the first four weeks come back, but not all leave."""
     weeks = defaultdict(set)
     for event in people:
         weeks[event.origin.user_id].add(event.timestamp // (7 * 86_400_000_000))

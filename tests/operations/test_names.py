@@ -100,7 +100,7 @@ def test_failed_creation_creates_no_organization(connection: Connection) -> None
 
 @pytest.mark.parametrize("slug", ["", ".", "..", "a b", "ä", "a/b", "x" * 101, "0" * 32, str(UUID(int=1))], ids=repr)
 def test_invalid_slugs(connection: Connection, slug: str) -> None:
-    """What cannot be in a path, or is a UUID, is no slug."""
+    """A text that cannot be in a path, and a UUID, are rejected as slugs."""
     create_app(connection, "a", org="acme")
     with pytest.raises(InvalidArgument, match="neither a UUID"):
         set_app_slug(connection, find_app(connection, "a"), slug)

@@ -28,7 +28,7 @@ CREATE TABLE events (
 
 
 class SyncError(Exception):
-    """What ``sync()`` returns as an error. The text is what the crate shows.
+    """An error of ``sync()``. Its text is the one that the crate shows.
 
     :ivar retryable: true if the crate sends the same request again after a pause, up to five times.
     """

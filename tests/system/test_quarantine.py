@@ -147,7 +147,7 @@ async def test_nothing_is_kept_if_the_quota_is_exceeded(client: Client, app: App
 
 @pytest_twisted.ensureDeferred
 async def test_concurrent_requests_with_the_same_nonce(client: Client, app: App, shared_database: Database) -> None:
-    """Of concurrent requests with the same nonce, one is stored, whether they contain invalid events or not."""
+    """One of several concurrent requests with the same nonce is stored, whether they contain invalid events or not."""
     for number in range(5):
         batches: list[list[Any]] = [["x"], [make_event()], [make_event(), "y"]] * 2
         sent = [

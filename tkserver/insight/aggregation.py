@@ -27,7 +27,7 @@ IsErased = Callable[[int, set[str]], set[str]]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far the aggregation has come.
+    """The progress of the aggregation.
 
     :ivar watermark: events with ids up to this one are aggregated, except those of applications that are rebuilt.
     :ivar definitions: the version of the definitions.

@@ -25,7 +25,7 @@ ONE_ITEM = 0
 
 
 class Key(NamedTuple):
-    """What a cell counts, for an application.
+    """The key of a cell of an application.
 
     :ivar start: the first day of the period, in days since 1970-01-01.
     """
@@ -39,7 +39,7 @@ class Key(NamedTuple):
 
 @dataclass(slots=True)
 class Delta:
-    """What a cell gains, or loses, through a number of events.
+    """A change of a cell through a number of events.
 
     :ivar users: the user of each event.
     :ivar durations: buckets.

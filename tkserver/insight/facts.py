@@ -76,7 +76,7 @@ class Segment(NamedTuple):
 
 
 class Profile(NamedTuple):
-    """What many events have in common.
+    """The properties that many events share.
 
     :ivar items: what the event counts for, besides the topics that have a single item.
     :ivar outcome: true if it succeeded, false if it failed, otherwise ``None``.

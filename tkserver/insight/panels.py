@@ -315,7 +315,7 @@ def _verdict(new: Sum, old: Sum, significant: bool) -> str:
 
 
 def errors(reader: Reader) -> Json:
-    """What fails, and for how many users."""
+    """Errors with the number of their events and users."""
     query = reader.query
     name = query.filters.get("name")
     keys = {item: key for item, key in reader.items(Topic.ERROR).items() if name in (None, key[0])}
@@ -407,7 +407,7 @@ def _active(cohort: BitMap, active: dict[int, BitMap], week: int, later: int, to
 
 
 def quality(reader: Reader) -> Json:
-    """How complete and how plausible the events are."""
+    """Lateness of events, and implausible clocks."""
     segments = reader.totals()
     lateness = reader.sums(Topic.LATENESS, segments, [ONE_ITEM], durations=True).get(ONE_ITEM, Sum())
     adjusted = reader.sums(Topic.ADJUSTED, segments, [ONE_ITEM]).get(ONE_ITEM, Sum())

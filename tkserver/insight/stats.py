@@ -27,7 +27,7 @@ FROM insight_progress AS p LEFT JOIN insight_apps AS a ON a.app_id = %s AND a.or
 
 @dataclass(frozen=True)
 class _State:
-    """What is known about the aggregates of an application.
+    """The state of the aggregates of an application.
 
     :ivar app: ``None`` if it has no events.
     """

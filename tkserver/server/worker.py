@@ -65,12 +65,12 @@ class Worker:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only programs on this machine can connect to the public port."""
+        """True if only programs on this machine can connect to the public port."""
         return self.components.listener.is_loopback
 
     @property
     def database_connected(self) -> bool:
-        """Whether there is at least one connection to the database."""
+        """True if there is at least one connection to the database."""
         return self.components.pool.connected
 
     def bind(self) -> None:

@@ -70,7 +70,7 @@ class AdminListener(Listener):
 
     @property
     def exposed(self) -> bool:
-        """Whether other machines can reach the port."""
+        """True if other machines can reach the port."""
         return not ip_address(self.address.host).is_loopback
 
     async def close(self) -> None:

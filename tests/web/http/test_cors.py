@@ -46,7 +46,7 @@ UNUSUAL = ["\x1b[31mX", "x\x00y", "x\x7f", "x\x85y", "x\ty", "x, \x08y", "x y", 
 
 @pytest.mark.parametrize("text", UNUSUAL)
 def test_preflight_does_not_reflect_other_characters(text: str) -> None:
-    """What cannot be a list of names is not sent back: control characters would reach terminals and logs."""
+    """A value that cannot be a list of names is not sent back: control characters would reach terminals and logs."""
     assert CorsPolicy.preflight(text, text) == CorsPolicy.preflight(None, None)
 
 

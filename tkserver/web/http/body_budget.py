@@ -74,7 +74,7 @@ class BodyMemory:
 
     @property
     def delays_others(self) -> bool:
-        """Whether other bodies wait for memory that this one may hold."""
+        """True if other bodies wait for memory that this one may hold."""
         return bool(self.pool.waiting) or self.pool.budget.is_short
 
 
@@ -186,7 +186,7 @@ class BodyBudget:
 
     @property
     def is_short(self) -> bool:
-        """Whether bodies wait because the total amount is used up."""
+        """True if bodies wait because the total amount is used up."""
         return bool(self._starved[False] or self._starved[True])
 
     def hold(self, bytes: int) -> None:

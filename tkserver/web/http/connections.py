@@ -55,7 +55,7 @@ _LATE = "the request did not arrive in time"
 
 
 class Phase(Enum):
-    """What a connection is waiting for."""
+    """The phase of a connection: what it is waiting for."""
 
     IDLE = "idle"
     HEADERS = "receiving headers"

@@ -118,7 +118,7 @@ class Listener:
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only programs on this machine can connect.
+        """True if only programs on this machine can connect.
 
         That is not known for a Unix socket, which is made for proxies, and not true if a proxy announces its clients.
         """

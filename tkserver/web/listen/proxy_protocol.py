@@ -148,7 +148,7 @@ class ProxiedConnection(ProtocolWrapper):
 
     @property
     def peer_known(self) -> bool:
-        """Whether the header has been received."""
+        """True if the header has been received."""
         return self._header is None
 
     def getPeer(self) -> IAddress:
