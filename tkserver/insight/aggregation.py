@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
 from pyroaring import BitMap
 
-from tkserver.insight.cells import DAY, ONE_ITEM, Cell, Delta, Deltas, Key, LastTimes, delta_of, superseded, with_totals
+from tkserver.insight import detail_store
+from tkserver.insight.cells import DAY, ONE_ITEM, Cell, Delta, Key, LastTimes, superseded
+from tkserver.insight.changes import MAX_EVENTS, batch_of, cell_changes, details, last_times
 from tkserver.insight.days import iso, number_of
 from tkserver.insight.dictionary import all_segments, item_numbers, load_variety, segment_numbers
-from tkserver.insight.facts import SELECT, Fact, ItemKey, Profile, Segment, Topic, from_row
+from tkserver.insight.facts import SELECT, Fact, Segment, Topic, from_row
+from tkserver.insight.groups import Ints
 from tkserver.insight.histograms import decode, encode
-from tkserver.storage.blocking import Connection, copy_rows, rows, value, write_rows
+from tkserver.storage.blocking import Connection, chunks, copy_rows, rows, value, write_rows
 
 IsErased = Callable[[int, set[str]], set[str]]
 """Returns those users of an application who are erased."""
@@ -160,7 +163,7 @@ def add_facts(connection: Connection, facts: Iterable[Fact], is_erased: IsErased
 
 
 _APP = "SELECT app, coalesce(watermark, %s) FROM insight_apps WHERE app_id = %s AND org_id = %s"
-_USER = f"{SELECT} WHERE e.app_id = %s AND e.org_id = %s AND e.user_id = %s AND e.id <= %s"
+_USER = f"{SELECT} WHERE e.app_id = %s AND e.org_id = %s AND e.user_id = %s AND e.id <= %s ORDER BY e.id"
 _DELETE_USER = """
 DELETE FROM insight_users WHERE app = %s AND user_id = %s RETURNING number, first_day - date '1970-01-01'
 """
@@ -174,9 +177,13 @@ def remove_user(connection: Connection, app_id: str, org_id: str, user_id: str) 
     progress = lock_progress(connection)
     for app, watermark in rows(connection, _APP, progress.watermark, app_id, org_id):
         rows(connection, _PLAN)
+        edge = _frozen_before(connection, app)
         for number, first_day in rows(connection, _DELETE_USER, app, user_id):
-            facts = [from_row(row) for row in rows(connection, _USER, app_id, org_id, user_id, watermark)]
-            _change(connection, app, facts, {user_id: number}, -1)
+            parameters = (app_id, org_id, user_id, watermark)
+            for chunk in chunks(connection, _USER, *parameters, size=MAX_EVENTS, name="events_of_user"):
+                facts = [fact for fact in map(from_row, chunk) if fact.day >= edge]
+                if facts:
+                    _change(connection, app, facts, {user_id: number}, -1)
             _move_first_days(connection, app, [(number, first_day, None)])
 
 
@@ -208,6 +215,7 @@ def freeze(connection: Connection, app_id: str, org_id: str, received_before: da
     for app, end in rows(connection, _FREEZABLE, received_before, app_id, org_id):
         for statement in (_FREEZE, _DROP_WEEKS, _FREEZE_FIRST_DAYS, _DROP_USERS):
             rows(connection, statement, app, iso(end))
+        detail_store.freeze(connection, app, end)
         rows(connection, _SET_FROZEN, iso(end), app)
     return int(progress.watermark if watermark is None else watermark)
 
@@ -244,6 +252,7 @@ def restart(connection: Connection, app: int, timezone: str) -> None:
     lock_progress(connection)
     edge = iso(_frozen_before(connection, app))
     rows(connection, _CLEAR_CELLS, app, edge, edge)
+    detail_store.clear(connection, app, edge)
     rows(connection, _CLEAR_FIRST_DAYS, app, edge)
     rows(connection, _CLEAR_USERS, app, edge)
     rows(connection, _RESTART, timezone, app)
@@ -331,7 +340,7 @@ def _move_first_days(connection: Connection, app: int, moves: Iterable[tuple[int
 
 
 def _change(connection: Connection, app: int, facts: list[Fact], users: dict[str, int], sign: int) -> None:
-    """Add events to the cells, or remove all events of their users from them.
+    """Add events to the aggregates, or remove all events of their users from them.
 
     :param sign: 1 to add, -1 to remove.
     """
@@ -340,71 +349,25 @@ def _change(connection: Connection, app: int, facts: list[Fact], users: dict[str
     limited = {(day, profile): variety.limit(day, profile) for day, profile in profiles}
     segments = segment_numbers(connection, app, {profile.segment for profile in limited.values()})
     items = item_numbers(connection, app, {item for profile in limited.values() for item in profile.items})
-    deltas, last_times = _deltas(facts, users, limited, segments, items)
-    ci_segments = {number for segment, number in segments.items() if segment.ci}
+    batch = batch_of(facts, users, limited, segments, items)
     edge = _frozen_before(connection, app)
-    _apply(connection, app, with_totals(deltas, ci_segments), sign, edge)
-    _change_last_times(connection, app, {key: times for key, times in last_times.items() if key[0] >= edge}, sign)
+    _change_cells(connection, app, cell_changes(batch), sign, edge)
+    detail_store.change(connection, app, details(batch), sign, edge)
+    times = {key: changed for key, changed in last_times(batch).items() if key[0] >= edge}
+    _change_last_times(connection, app, times, sign)
 
 
-LastTimesBySegment = dict[tuple[int, int], dict[int, int]]
-"""Times of the last events of users, by day and segment."""
-
-
-def _deltas(
-    facts: Iterable[Fact],
-    users: dict[str, int],
-    limited: dict[tuple[int, Profile], Profile],
-    segments: dict[Segment, int],
-    items: dict[tuple[int, ItemKey], int],
-) -> tuple[Deltas, LastTimesBySegment]:
-    """Return what daily cells gain by events, and the last events of the users in each segment on each day."""
-    deltas: Deltas = {}
-    last_times: LastTimesBySegment = {}
-    by_profile: defaultdict[tuple[int, Profile], list[Fact]] = defaultdict(list)
-    for fact in facts:
-        by_profile[fact.day, fact.profile].append(fact)
-    for (day, profile), group in by_profile.items():
-        profile = limited[day, profile]
-        segment = segments[profile.segment]
-        numbers = [users[fact.user_id] for fact in group]
-        _update_last_times(last_times.setdefault((day, segment), {}), numbers, group)
-        part = Delta(len(group), *_outcomes(profile, len(group)), numbers)
-        durations = [fact.duration for fact in group if fact.duration is not None]
-        for topic, key in profile.items:
-            delta = delta_of(deltas, Key(topic, DAY, day, items[topic, key], segment))
-            delta.add(replace(part, durations=durations) if topic == Topic.NAME else part)
-        delta_of(deltas, Key(Topic.ALL, DAY, day, ONE_ITEM, segment)).add(part)
-        late = replace(part, durations=[fact.lateness for fact in group])
-        delta_of(deltas, Key(Topic.LATENESS, DAY, day, ONE_ITEM, segment)).add(late)
-        if adjusted := [users[fact.user_id] for fact in group if fact.adjusted]:
-            delta_of(deltas, Key(Topic.ADJUSTED, DAY, day, ONE_ITEM, segment)).add(Delta(len(adjusted), users=adjusted))
-    return deltas, last_times
-
-
-def _outcomes(profile: Profile, events: int) -> tuple[int, int]:
-    """Return the number of outcomes and of failures of events."""
-    if profile.outcome is None:
-        return 0, 0
-    return events, 0 if profile.outcome else events
-
-
-def _update_last_times(times: dict[int, int], users: list[int], facts: list[Fact]) -> None:
-    for user, fact in zip(users, facts, strict=True):
-        if times.get(user, 0) < fact.happened:
-            times[user] = fact.happened
-
-
-def _apply(connection: Connection, app: int, deltas: Deltas, sign: int, edge: int) -> None:
+def _change_cells(connection: Connection, app: int, changes: dict[Key, Delta], sign: int, edge: int) -> None:
     """Change cells. On days before ``edge``, which are frozen, only the counts of events change."""
-    deltas = {key: delta for key, delta in deltas.items() if key.period == DAY or key.start >= edge}
-    cells = _load_cells(connection, app, deltas)
-    for key, delta in deltas.items():
+    changes = {key: delta for key, delta in changes.items() if key.period == DAY or key.start >= edge}
+    cells = _load_cells(connection, app, changes)
+    for key, delta in changes.items():
         cell = cells.get(key)
         if cell is None:
             cell = cells[key] = Cell(users=BitMap() if key.start >= edge else None)
         cell.apply(delta, sign)
     rows(connection, _CREATE_CHANGES)
+    rows(connection, "DELETE FROM insight_changes")
     copy_rows(connection, "insight_changes", _COLUMNS, (_row(app, key, cell) for key, cell in cells.items()))
     rows(connection, _WRITE_CELLS)
     if sign < 0:
@@ -437,8 +400,13 @@ def _columns(keys: Iterable[Key]) -> list[list[int]]:
 # --- the last event of each user on a day
 
 
-def _change_last_times(connection: Connection, app: int, changes: LastTimesBySegment, sign: int) -> None:
-    """Record the last events of users, and which versions are superseded by others on the same day."""
+def _change_last_times(
+    connection: Connection, app: int, changes: dict[tuple[int, int], tuple[Ints, Ints]], sign: int
+) -> None:
+    """Record the last events of users, and which versions are superseded by others on the same day.
+
+    :param changes: users, and the times of their last events, by day and segment.
+    """
     segments = all_segments(connection, app)
     groups = _groups(segments)
     days = sorted({day for day, _ in changes})
@@ -447,8 +415,8 @@ def _change_last_times(connection: Connection, app: int, changes: LastTimesBySeg
     parameters = (app, Topic.ALL, DAY, list(map(iso, days)), ONE_ITEM, list(touched))
     for day, segment, data in rows(connection, _LAST_TIMES, *parameters):
         stored[day, segment] = LastTimes.decode(bytes(data or b""))
-    for (day, segment), times in changes.items():
-        stored[day, segment].update(times) if sign > 0 else stored[day, segment].remove(times)
+    for key, (users, times) in changes.items():
+        stored[key] = stored[key].with_events(users, times) if sign > 0 else stored[key].without(users)
     by_group: defaultdict[tuple[int, Any], dict[str, tuple[int, LastTimes]]] = defaultdict(dict)
     for (day, segment), last in stored.items():
         by_group[day, _group(segments[segment])][segments[segment].version] = (segment, last)

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from tkserver.insight.groups import Ints
+
+Number = TypeVar("Number", "int", "Ints")
 
 EPOCH = date(1970, 1, 1)
 
@@ -22,8 +28,8 @@ def iso(number: int) -> str:
     return date_of(number).isoformat()
 
 
-def week_of(number: int) -> int:
-    """Return the Monday of the week of a day."""
+def week_of(number: Number) -> Number:
+    """Return the Monday of the week of a day, or of each day."""
     return number - (number + 3) % 7  # 1970-01-01 was a Thursday
 
 

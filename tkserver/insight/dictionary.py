@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Set
 from functools import partial
 from typing import TypeAlias
 
@@ -20,8 +20,13 @@ MAX_VALUES = 200
 OTHER = "(other)"
 """Stands for all further values."""
 
-
 Value: TypeAlias = "str | ItemKey"
+
+Dimension: TypeAlias = "str | int"
+"""``version``, ``os``, ``arch``, or a topic."""
+
+Scope: TypeAlias = "tuple[int, Dimension]"
+"""A day and a dimension."""
 
 _SEGMENTS = "SELECT segment, ci, version, os, arch FROM insight_segments WHERE app = %s"
 _ADD_SEGMENTS = "INSERT INTO insight_segments (app, ci, version, os, arch) VALUES %s ON CONFLICT DO NOTHING"
@@ -29,13 +34,18 @@ _ADD_SEGMENTS = "INSERT INTO insight_segments (app, ci, version, os, arch) VALUE
 _ITEMS = "SELECT item, topic, key FROM insight_items WHERE app = %s AND key = ANY (%s)"
 _ADD_ITEMS = "INSERT INTO insight_items (app, topic, key) VALUES %s ON CONFLICT DO NOTHING"
 
-_SEGMENTS_BY_DAY = """
-SELECT start - date '1970-01-01', ci, version, os, arch FROM insight_cells JOIN insight_segments USING (app, segment)
-WHERE app = %s AND topic = %s AND period = %s AND start = ANY (%s::date[]) AND item = %s
+_COUNTED_ITEMS = """
+SELECT start - date '1970-01-01', topic, count(DISTINCT item) FROM insight_cells
+WHERE app = %s AND topic = ANY (%s) AND period = %s AND segment = ANY (%s) AND start = ANY (%s::date[])
+GROUP BY start, topic
 """
 _ITEMS_BY_DAY = """
 SELECT start - date '1970-01-01', topic, key FROM insight_cells JOIN insight_items USING (app, topic, item)
-WHERE app = %s AND topic = ANY (%s) AND period = %s AND start = ANY (%s::date[]) AND segment = ANY (%s)
+WHERE app = %s AND topic = ANY (%s) AND period = %s AND segment = ANY (%s) AND start = ANY (%s::date[])
+"""
+_SEGMENTS_BY_DAY = """
+SELECT start - date '1970-01-01', ci, version, os, arch FROM insight_cells JOIN insight_segments USING (app, segment)
+WHERE app = %s AND topic = %s AND period = %s AND start = ANY (%s::date[]) AND item = %s
 """
 
 
@@ -84,23 +94,28 @@ class Variety:
     """Limits the number of values on each day: values beyond the limit are replaced by ``OTHER``.
 
     A value that is counted on a day stays counted on that day, whatever follows.
+
+    :param unlimited: the days and dimensions of which all values are counted.
     """
 
-    def __init__(self) -> None:
-        self._admitted: defaultdict[tuple[int, str | int], set[Value]] = defaultdict(set)
+    def __init__(self, unlimited: Set[Scope] = frozenset()) -> None:
+        self._unlimited = unlimited
+        self._admitted: defaultdict[Scope, set[Value]] = defaultdict(set)
 
-    def admit(self, counts: Counter[tuple[int, str | int, Value]]) -> None:
-        """Admit values as long as there is room, the most frequent first.
+    def admit(self, scope: Scope, values: Iterable[Value]) -> None:
+        """Admit values as long as there is room.
 
-        :param counts: the number of events by day, dimension and value.
+        :param values: the most important first.
         """
-        for (day, dimension, value), _ in sorted(counts.items(), key=lambda entry: (-entry[1], str(entry[0]))):
-            admitted = self._admitted[day, dimension]
+        admitted = self._admitted[scope]
+        for value in values:
             if len(admitted) < MAX_VALUES and OTHER not in (value, *value[-1:]):
                 admitted.add(value)
 
     def limit(self, day: int, profile: Profile) -> Profile:
         """Return the profile that represents a profile."""
+        if all((day, dimension) in self._unlimited for dimension, _ in _values(profile)):
+            return profile
         items = tuple((topic, self._item(day, topic, key)) for topic, key in profile.items)
         return Profile(self._segment(day, profile.segment), tuple(dict.fromkeys(items)), profile.outcome)
 
@@ -110,12 +125,13 @@ class Variety:
         return Segment(ci, value("version", version), value("os", os), value("arch", arch))
 
     def _item(self, day: int, topic: Topic, key: ItemKey) -> ItemKey:
-        if key in self._admitted[day, topic]:
+        if (day, topic) in self._unlimited or key in self._admitted[day, topic]:
             return key
         return (key[0], OTHER) if topic == Topic.NAME else (OTHER,) * len(key)
 
     def _value(self, day: int, dimension: str, value: str) -> str:
-        return value if value in self._admitted[day, dimension] else OTHER
+        counted = (day, dimension) in self._unlimited or value in self._admitted[day, dimension]
+        return value if counted else OTHER
 
 
 def load_variety(connection: Connection, app: int, profiles: Counter[tuple[int, Profile]]) -> Variety:
@@ -123,24 +139,53 @@ def load_variety(connection: Connection, app: int, profiles: Counter[tuple[int, 
 
     :param profiles: the number of events by day and profile.
     """
-    counts: Counter[tuple[int, str | int, Value]] = Counter()
+    counts: defaultdict[Scope, Counter[Value]] = defaultdict(Counter)
     for (day, profile), events in profiles.items():
-        _, version, os, arch = profile.segment
-        values: list[tuple[str | int, Value]] = [("version", version), ("os", os), ("arch", arch), *profile.items]
-        for dimension, value in values:
-            counts[day, dimension, value] += events
-    variety = Variety()
-    variety.admit(_stored_values(connection, app, {day for day, _ in profiles}))
-    variety.admit(counts)
+        for dimension, value in _values(profile):
+            counts[day, dimension][value] += events
+    days = {day for day, _ in profiles}
+    stored = _stored_segment_values(connection, app, days)
+    numbers = {scope: len(values) for scope, values in stored.items()} | _numbers_of_items(connection, app, days)
+    unlimited = {scope for scope, new in counts.items() if len(new) + numbers.get(scope, 0) <= MAX_VALUES}
+    limited = counts.keys() - unlimited
+    stored.update(_stored_items(connection, app, limited))
+    variety = Variety(unlimited)
+    for scope in limited:
+        variety.admit(scope, stored.get(scope, ()))
+        variety.admit(scope, sorted(counts[scope], key=lambda value: (-counts[scope][value], value)))
     return variety
 
 
-def _stored_values(connection: Connection, app: int, days: Collection[int]) -> Counter[tuple[int, str | int, Value]]:
-    dates = list(map(iso, days))
-    stored: Counter[tuple[int, str | int, Value]] = Counter()
-    for day, _, version, os, arch in rows(connection, _SEGMENTS_BY_DAY, app, Topic.ALL, DAY, dates, ONE_ITEM):
-        stored.update(((day, "version", version), (day, "os", os), (day, "arch", arch)))
-    topics = [Topic.NAME, Topic.FLAG, Topic.ERROR, Topic.SHELL, Topic.LANGUAGE]
-    for day, topic, key in rows(connection, _ITEMS_BY_DAY, app, topics, DAY, dates, [WITHOUT_CI, WITH_CI]):
-        stored[day, topic, decode_key(key)] += 1
+def _values(profile: Profile) -> list[tuple[Dimension, Value]]:
+    """Return the values whose number is limited, each with its dimension."""
+    _, version, os, arch = profile.segment
+    return [("version", version), ("os", os), ("arch", arch), *profile.items]
+
+
+def _stored_segment_values(connection: Connection, app: int, days: Collection[int]) -> dict[Scope, set[Value]]:
+    stored: defaultdict[Scope, set[Value]] = defaultdict(set)
+    found = rows(connection, _SEGMENTS_BY_DAY, app, Topic.ALL, DAY, list(map(iso, days)), ONE_ITEM)
+    for day, _, version, os, arch in found:
+        stored[day, "version"].add(version)
+        stored[day, "os"].add(os)
+        stored[day, "arch"].add(arch)
+    return stored
+
+
+_LIMITED_TOPICS = [Topic.NAME, Topic.FLAG, Topic.ERROR, Topic.SHELL, Topic.LANGUAGE]
+
+
+def _numbers_of_items(connection: Connection, app: int, days: Collection[int]) -> dict[Scope, int]:
+    scope = (app, _LIMITED_TOPICS, DAY, [WITHOUT_CI, WITH_CI], list(map(iso, days)))
+    return {(day, topic): number for day, topic, number in rows(connection, _COUNTED_ITEMS, *scope)}
+
+
+def _stored_items(connection: Connection, app: int, scopes: Collection[Scope]) -> dict[Scope, set[Value]]:
+    stored: defaultdict[Scope, set[Value]] = defaultdict(set)
+    wanted = [(day, topic) for day, topic in scopes if isinstance(topic, int)]
+    if wanted:
+        topics, days = {topic for _, topic in wanted}, {iso(day) for day, _ in wanted}
+        found = rows(connection, _ITEMS_BY_DAY, app, list(topics), DAY, [WITHOUT_CI, WITH_CI], list(days))
+        for day, topic, key in found:
+            stored[day, topic].add(decode_key(key))
     return stored

@@ -8,10 +8,11 @@ from enum import IntEnum
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from tkserver.insight.histograms import bucket
-
-DEFINITIONS = 1
+DEFINITIONS = 2
 """The version of the definitions. If it changes, servers rebuild all aggregates."""
+
+MAX_FLAGS = 200
+"""Flags of one event that are counted."""
 
 MAX_TEXT = 200
 """Characters of a name, flag or version. The rest is cut off."""
@@ -94,8 +95,8 @@ class Fact(NamedTuple):
     :ivar happened: microseconds since 1970.
     :ivar day: days since 1970-01-01, in the time zone of the application.
     :ivar adjusted: true if the clock of the client was implausible.
-    :ivar lateness: the bucket of its lateness in seconds.
-    :ivar duration: the bucket of its duration in milliseconds; ``None`` if it has none.
+    :ivar lateness: in seconds.
+    :ivar duration: in milliseconds; negative if it has none.
     """
 
     app: int
@@ -103,16 +104,16 @@ class Fact(NamedTuple):
     happened: int
     day: int
     adjusted: bool
-    lateness: int
-    duration: int | None
+    lateness: float
+    duration: float
     profile: Profile
 
 
 def from_row(row: tuple[Any, ...]) -> Fact:
     """Return the fact that a row of :data:`SELECT` contains."""
     app, user_id, happened, day, adjusted, late, duration = row[:7]
-    duration_bucket = bucket(duration) if duration is not None and duration >= 0 else None
-    return Fact(app, user_id, happened, day, adjusted, bucket(late), duration_bucket, profile_of(*row[7:]))
+    duration = -1.0 if duration is None else duration
+    return Fact(app, user_id, happened, day, adjusted, late, duration, profile_of(*row[7:]))
 
 
 @lru_cache(maxsize=20_000)
@@ -148,7 +149,7 @@ def profile_of(
     if outcome is False or (error_type is not None and outcome is None):
         items.append((Topic.ERROR, (name[1], clean(exit_code or ""), clean(error_type or ""))))
     if flags is not None and name[0] == COMMAND:
-        items += ((Topic.FLAG, (name[1], flag)) for flag in sorted(flag_names(json.loads(flags))))
+        items += ((Topic.FLAG, (name[1], flag)) for flag in sorted(flag_names(json.loads(flags)))[:MAX_FLAGS])
     return Profile(Segment(ci, clean(version), clean(os), clean(arch)), tuple(items), outcome)
 
 

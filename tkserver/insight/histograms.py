@@ -6,6 +6,9 @@ import math
 from array import array
 from collections import Counter
 
+import numpy as np
+import numpy.typing as npt
+
 from tkserver.insight.statistics import nearest_rank
 
 GROWTH = 1.1
@@ -20,14 +23,12 @@ Histogram = Counter[int]
 """The number of values in each bucket."""
 
 
-def bucket(value: float) -> int:
-    """Return the bucket of a value.
+def buckets(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the bucket of each value.
 
-    :param value: at least 0.
+    :param values: at least 0.
     """
-    if value <= SMALLEST:
-        return 0
-    return math.ceil(math.log(min(value, LARGEST) / SMALLEST) / math.log(GROWTH))
+    return np.ceil(np.log(np.clip(values, SMALLEST, LARGEST) / SMALLEST) / math.log(GROWTH)).astype(np.int64)
 
 
 def middle(number: int) -> float:

@@ -17,7 +17,8 @@ from tkserver.insight.cells import ONE_ITEM
 from tkserver.insight.days import iso, iso_week, week_of
 from tkserver.insight.facts import ItemKey, Topic
 from tkserver.insight.histograms import Histogram, percentile
-from tkserver.insight.reader import Reader, Sum, union
+from tkserver.insight.reader import Reader
+from tkserver.insight.selection import Sum, union
 from tkserver.insight.statistics import benjamini_hochberg, newcombe, newcombe_p_value, wilson
 from tkserver.insight.versions import in_order
 
@@ -319,13 +320,13 @@ def errors(reader: Reader) -> Json:
     query = reader.query
     name = query.filters.get("name")
     keys = {item: key for item, key in reader.items(Topic.ERROR).items() if name in (None, key[0])}
-    sums: defaultdict[int, Sum] = defaultdict(Sum)
-    days: defaultdict[int, set[int]] = defaultdict(set)
+    found = reader.select(Topic.ERROR, query.first, query.last, reader.segments, keys)
+    days: defaultdict[int, list[int]] = defaultdict(list)
+    for item, day in zip(found.items.tolist(), found.days.tolist(), strict=True):
+        days[item].append(day)
     found_versions: defaultdict[int, set[str]] = defaultdict(set)
-    for row in reader.daily(Topic.ERROR, query.first, query.last, reader.segments, keys):
-        sums[row.item].add(row)
-        days[row.item].add(row.start)
-        found_versions[row.item].add(reader.segments[row.segment].version)
+    for item, segment in set(zip(found.items.tolist(), found.segments.tolist(), strict=True)):
+        found_versions[item].add(reader.segments[segment].version)
     items = [
         {
             "name": keys[item][0],
@@ -337,7 +338,7 @@ def errors(reader: Reader) -> Json:
             "first_seen": iso(min(days[item])),
             "last_seen": iso(max(days[item])),
         }
-        for item, total in sums.items()
+        for item, total in found.sums_by(found.items).items()
     ]
     return {"items": sorted(items, key=lambda item: (-item["users"], -item["events"], item["name"], str(item)))}
 

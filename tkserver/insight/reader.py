@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
+import numpy as np
 from pyroaring import BitMap
 
 from tkserver.insight.cells import DAY, ONE_ITEM, WEEK, WITH_CI, WITHOUT_CI, LastTimes
-from tkserver.insight.days import iso, week_of
+from tkserver.insight.changes import DETAILED
+from tkserver.insight.days import iso, number_of, week_of
 from tkserver.insight.dictionary import all_segments, decode_key
 from tkserver.insight.facts import ItemKey, Segment, Topic
-from tkserver.insight.histograms import Histogram, decode
+from tkserver.insight.groups import Ints, decode
+from tkserver.insight.histograms import decode as decode_histogram
 from tkserver.insight.query import Query
+from tkserver.insight.selection import Row, Selection, Sum, union
 from tkserver.insight.version_use import Users, assign, overlap
 from tkserver.storage.blocking import Connection, rows
 
@@ -24,6 +27,15 @@ SELECT start - date '1970-01-01', item, segment, events, outcomes, failures, use
 WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start >= %s AND start <= %s
 """
 _ONLY_ITEMS = "AND item = ANY (%s)"
+
+_DETAILS = """
+SELECT day - date '1970-01-01', counts, {columns} FROM insight_details
+WHERE app = %s AND topic = %s AND day >= %s AND day <= %s ORDER BY day
+"""
+_WEEKS = "SELECT min(start) FROM insight_cells WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s)"
+
+LOOKBACK = 56
+"""Days of which details are read at once to find when something occurred last. They double until all is found."""
 
 _ITEMS = "SELECT item, key FROM insight_items WHERE app = %s AND topic = %s"
 
@@ -73,54 +85,6 @@ SELECT start - date '1970-01-01', segment, events, users, superseded FROM insigh
 WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start >= %s AND start <= %s
     AND item = %s AND users IS NOT NULL
 """
-
-
-class Row(NamedTuple):
-    """A cell. ``start`` is the first day of its period."""
-
-    start: int
-    item: int
-    segment: int
-    events: int
-    outcomes: int
-    failures: int
-    user_count: int
-    users: BitMap | None
-    durations: Histogram
-
-
-@dataclass
-class Sum:
-    """The sum of cells.
-
-    :ivar frozen: the numbers of users of those cells of which only the number is known.
-    """
-
-    events: int = 0
-    outcomes: int = 0
-    failures: int = 0
-    users: BitMap = field(default_factory=BitMap)
-    durations: Histogram = field(default_factory=Counter)
-    frozen: list[int] = field(default_factory=list)
-
-    @property
-    def user_count(self) -> int | None:
-        """The number of users; ``None`` if it is not known, because users may be in several frozen cells."""
-        if not self.frozen:
-            return len(self.users)
-        return self.frozen[0] if len(self.frozen) == 1 else None
-
-    def add(self, row: Row) -> None:
-        """Add a cell."""
-        self.events += row.events
-        self.outcomes += row.outcomes
-        self.failures += row.failures
-        if row.users is None:
-            self.frozen.append(row.user_count)
-        else:
-            self.users |= row.users
-        if row.durations:
-            self.durations.update(row.durations)
 
 
 class Reader:
@@ -176,7 +140,9 @@ class Reader:
         *,
         durations: bool = False,
     ) -> Iterator[Row]:
-        """Yield the daily cells of a period."""
+        """Yield the counts of each day of a period."""
+        if _are_details(topic, segments):
+            return self.select(topic, first, last, segments, items, durations=durations).rows()
         return self._cells(topic, DAY, first, last, segments, items, durations=durations)
 
     def covering(
@@ -189,7 +155,10 @@ class Reader:
         *,
         durations: bool = False,
     ) -> Iterator[Row]:
-        """Yield daily and weekly cells that together cover a period once."""
+        """Yield counts of days and weeks that together cover a period once."""
+        if _are_details(topic, segments):
+            yield from self.daily(topic, first, last, segments, items, durations=durations)
+            return
         first_week, end = week_of(max(first, self.frozen_before) + 6), week_of(last + 1)
         if first_week >= end:
             yield from self.daily(topic, first, last, segments, items, durations=durations)
@@ -219,13 +188,43 @@ class Reader:
         for row in rows(self._connection, sql, *parameters):
             users, histogram = row[-2:]
             bitmap = None if users is None else BitMap.deserialize(bytes(users))
-            yield Row._make((*row[:-2], bitmap, decode(bytes(histogram)) if histogram else Counter()))
+            yield Row._make((*row[:-2], bitmap, decode_histogram(bytes(histogram)) if histogram else Counter()))
 
     def weekly(
         self, topic: Topic, first: int, last: int, segments: Collection[int], items: Collection[int]
     ) -> Iterator[Row]:
-        """Yield the weekly cells of a period, which must begin on a Monday."""
-        return self._cells(topic, WEEK, first, last, segments, items, durations=False)
+        """Yield counts whose ``start`` is the Monday of their week, of a period that begins on a Monday."""
+        if not _are_details(topic, segments):
+            return self._cells(topic, WEEK, first, last, segments, items, durations=False)
+        by_day = self.daily(topic, first, last + 6, segments, items)
+        return (row._replace(start=week_of(row.start)) for row in by_day)
+
+    # --- details
+
+    def select(
+        self,
+        topic: Topic,
+        first: int,
+        last: int,
+        segments: Collection[int],
+        items: Collection[int] | None = None,
+        *,
+        users: bool = True,
+        durations: bool = False,
+    ) -> Selection:
+        """Return the counts of single segments on each day of a period."""
+        columns = f"{'users' if users else 'NULL'}, {'histograms' if durations else 'NULL'}"
+        sql = _DETAILS.format(columns=columns)
+        days, groups = [], []
+        wanted_segments, wanted_items = _array(segments), None if items is None else _array(items)
+        for day, counts, *contents in rows(self._connection, sql, self._app, topic, iso(first), iso(last)):
+            found = decode(bytes(counts), *(bytes(content or b"") for content in contents))
+            mask = np.isin(found.keys & 0xFFFFFFFF, wanted_segments)
+            if wanted_items is not None:
+                mask &= np.isin(found.keys >> 32, wanted_items)
+            days.append(day)
+            groups.append(found.selected(mask))
+        return Selection(days, groups)
 
     def items(self, topic: Topic) -> dict[int, ItemKey]:
         """Return the keys of the items of a topic, by number."""
@@ -240,6 +239,9 @@ class Reader:
         self, topic: Topic, segments: Collection[int], items: Collection[int], *, durations: bool = False
     ) -> dict[int, Sum]:
         """Return the sums over the period by item."""
+        if _are_details(topic, segments):
+            selection = self.select(topic, self.query.first, self.query.last, segments, items, durations=durations)
+            return selection.sums_by(selection.items)
         result: defaultdict[int, Sum] = defaultdict(Sum)
         for row in self.covering(topic, self.query.first, self.query.last, segments, items, durations=durations):
             result[row.item].add(row)
@@ -257,9 +259,22 @@ class Reader:
 
     def last_days(self, topic: Topic, segments: Collection[int], items: Collection[int]) -> dict[int, int]:
         """Return the last day of each item, up to the end of the period."""
+        if _are_details(topic, segments):
+            return self._last_days_of_details(topic, segments, set(items))
         last, week = iso(self.query.last), iso(week_of(self.query.last))
         scope = (self._app, topic, list(segments))
         return dict(rows(self._connection, _LAST_DAYS, *scope, list(items), week, last, week, *scope))
+
+    def _last_days_of_details(self, topic: Topic, segments: Collection[int], missing: set[int]) -> dict[int, int]:
+        ((oldest,),) = rows(self._connection, _WEEKS, self._app, Topic.ALL, WEEK, list(segments))
+        found: dict[int, int] = {}
+        last, days = self.query.last, LOOKBACK
+        while oldest is not None and missing and last >= number_of(oldest):
+            selection = self.select(topic, last - days + 1, last, segments, missing, users=False)
+            found |= dict(sorted(zip(selection.items.tolist(), selection.days.tolist(), strict=True)))
+            missing -= found.keys()
+            last, days = last - days, days * 2
+        return found
 
     # --- users
 
@@ -308,10 +323,10 @@ class Reader:
         }
 
 
-def union(sets: Iterable[BitMap | None]) -> BitMap:
-    """Return the union of sets."""
-    result = BitMap()
-    for users in sets:
-        if users is not None:
-            result |= users
-    return result
+def _are_details(topic: Topic, segments: Collection[int]) -> bool:
+    """Return whether counts are details, because cells contain only all segments together."""
+    return topic in DETAILED and not {WITHOUT_CI, WITH_CI}.issuperset(segments)
+
+
+def _array(numbers: Collection[int]) -> Ints:
+    return np.array(sorted(numbers), np.int64)

@@ -13,7 +13,8 @@ from tkserver.insight.facts import Topic
 from tkserver.insight.histograms import percentile
 from tkserver.insight.panels import APPLICABLE_FILTERS, PANELS, Json
 from tkserver.insight.query import InvalidQuery, parse
-from tkserver.insight.reader import Reader, Sum
+from tkserver.insight.reader import Reader
+from tkserver.insight.selection import Sum
 from tkserver.storage.blocking import Connection, rows, transaction
 
 LATENESS_DAYS = 28

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Iterator
 
+import numpy as np
 from pyroaring import BitMap
 
-from tkserver.insight.cells import LastTimes
+from tkserver.insight.cells import LastTimes, bitmap, users_of
 
 Users = dict[str, BitMap]
 """Disjoint sets of users by version."""
@@ -24,11 +25,26 @@ def assign(users: dict[int, BitMap], versions: dict[int, str], last_times: dict[
     shared = overlap(users)
     for segment, own in users.items():
         result[versions[segment]] |= own - shared
-    for user in shared:
-        candidates = (
-            (last_times[segment].times[user], versions[segment]) for segment in users if user in users[segment]
-        )
-        result[max(candidates)[1]].add(user)
+    if shared:
+        candidates = {
+            segment: last_times[segment].of(users_of(own & shared)) for segment, own in users.items() if own & shared
+        }
+        for version, latest in _by_version(candidates, versions).items():
+            result[version] |= latest
+    return result
+
+
+def _by_version(candidates: dict[int, LastTimes], versions: dict[int, str]) -> Users:
+    """Return the users by the version of their last event; of equal times, that of the greater version counts."""
+    segments = sorted(candidates, key=lambda segment: versions[segment])
+    users = np.concatenate([candidates[segment].users for segment in segments])
+    times = np.concatenate([candidates[segment].times for segment in segments])
+    ranks = np.repeat(np.arange(len(segments)), [len(candidates[segment].users) for segment in segments])
+    order = np.lexsort((ranks, times, users))
+    last = order[np.append(users[order][1:] != users[order][:-1], True)]
+    result: defaultdict[str, BitMap] = defaultdict(BitMap)
+    for rank, segment in enumerate(segments):
+        result[versions[segment]] |= bitmap(users[last[ranks[last] == rank]])
     return result
 
 

@@ -1,0 +1,141 @@
+"""Counts that were selected from the aggregates, and their sums."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from pyroaring import BitMap
+
+from tkserver.insight.cells import bitmap
+from tkserver.insight.changes import deltas
+from tkserver.insight.groups import Groups, Ints, joined_column, no_ints
+from tkserver.insight.histograms import Histogram
+
+
+class Row(NamedTuple):
+    """The counts of an item in a segment. ``start`` is the first day of their period.
+
+    :ivar users: ``None`` if only their number is known.
+    """
+
+    start: int
+    item: int
+    segment: int
+    events: int
+    outcomes: int
+    failures: int
+    user_count: int
+    users: BitMap | None
+    durations: Histogram
+
+
+@dataclass
+class Sum:
+    """The sum of rows.
+
+    :ivar frozen: the numbers of users of those rows of which only the number is known.
+    """
+
+    events: int = 0
+    outcomes: int = 0
+    failures: int = 0
+    users: BitMap = field(default_factory=BitMap)
+    durations: Histogram = field(default_factory=Counter)
+    frozen: list[int] = field(default_factory=list)
+
+    @property
+    def user_count(self) -> int | None:
+        """The number of users; ``None`` if it is not known, because users may be in several frozen rows."""
+        if not self.frozen:
+            return len(self.users)
+        return self.frozen[0] if len(self.frozen) == 1 else None
+
+    def add(self, row: Row) -> None:
+        """Add a row."""
+        self.events += row.events
+        self.outcomes += row.outcomes
+        self.failures += row.failures
+        if row.users is None:
+            self.frozen.append(row.user_count)
+        else:
+            self.users |= row.users
+        if row.durations:
+            self.durations.update(row.durations)
+
+
+class Selection:
+    """Counts by day, item and segment, in columns.
+
+    :param days: those of ``groups``, whose keys are items and segments.
+    """
+
+    def __init__(self, days: Sequence[int], groups: Sequence[Groups]) -> None:
+        self._groups = groups
+        self.days = np.repeat(np.array(days, np.int64), np.array(list(map(len, groups)), np.int64))
+        keys = joined_column(groups, "keys")
+        self.items, self.segments = keys >> 32, keys & 0xFFFFFFFF
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the counts one by one."""
+        columns = zip(self.days.tolist(), self.items.tolist(), self.segments.tolist(), strict=True)
+        for groups in self._groups:
+            for user_count, delta in zip(groups.user_counts.tolist(), deltas(groups), strict=True):
+                events, outcomes, failures, users, durations = delta
+                known = None if groups.are_frozen else users
+                yield Row(*next(columns), events, outcomes, failures, user_count, known, Counter(durations))
+
+    def sums_by(self, labels: Ints) -> dict[int, Sum]:
+        """Return the sums of the counts with the same label.
+
+        :param labels: of all counts.
+        """
+        known, label = np.unique(labels, return_inverse=True)
+        totals = (
+            np.bincount(label, weights=joined_column(self._groups, column), minlength=len(known))
+            .astype(np.int64)
+            .tolist()
+            for column in ("events", "outcomes", "failures")
+        )
+        users, durations = self._users_by(label, len(known)), self._durations_by(label, len(known))
+        sums = zip(*totals, users, durations, strict=True)
+        return {number: Sum(*values) for number, values in zip(known.tolist(), sums, strict=True)}
+
+    def _users_by(self, label: Ints, size: int) -> list[BitMap]:
+        of_users = np.repeat(label, self._counts_of("user_counts", "users"))
+        # Sorting small integers is several times as fast as sorting large ones.
+        order = np.argsort(of_users.astype(np.uint16) if size < 1 << 16 else of_users, kind="stable")
+        users = joined_column(self._groups, "users")[order]
+        ends = np.cumsum(np.bincount(of_users, minlength=size)).tolist()
+        return [bitmap(users[first:end]) for first, end in zip([0, *ends], ends, strict=False)]
+
+    def _durations_by(self, label: Ints, size: int) -> list[Histogram]:
+        of_buckets = np.repeat(label, self._counts_of("bucket_counts", "buckets"))
+        codes, slot = np.unique(of_buckets << 32 | joined_column(self._groups, "buckets"), return_inverse=True)
+        events = np.bincount(slot, weights=joined_column(self._groups, "bucket_events"), minlength=len(codes)).astype(
+            np.int64
+        )
+        histograms: list[Histogram] = [Counter() for _ in range(size)]
+        for code, number in zip(codes.tolist(), events.tolist(), strict=True):
+            histograms[code >> 32][code & 0xFFFFFFFF] = number
+        return histograms
+
+    def _counts_of(self, column: str, contents: str) -> Ints:
+        """Return how many users or buckets each count has, as far as they are known."""
+        counts = [
+            getattr(groups, column) if len(getattr(groups, contents)) else np.zeros_like(groups.keys)
+            for groups in self._groups
+        ]
+        return np.concatenate(counts) if counts else no_ints()
+
+
+def union(sets: Iterable[BitMap | None]) -> BitMap:
+    """Return the union of sets."""
+    result = BitMap()
+    for users in sets:
+        if users is not None:
+            result |= users
+    return result
