@@ -80,11 +80,16 @@ INSERT INTO insight_first_days (app, day, user_count, users) VALUES %s
 ON CONFLICT (app, day) DO UPDATE SET user_count = excluded.user_count, users = excluded.users
 """
 
+# LIMIT keeps the planner from reading the whole table and comparing each row with all keys.
 _CELLS = """
 SELECT c.topic, c.period, day, c.item, c.segment, events, outcomes, failures, user_count, users, durations
 FROM unnest(%s::smallint[], %s::smallint[], %s::int[], %s::int[], %s::int[]) AS k (topic, period, day, item, segment)
-JOIN insight_cells AS c ON c.app = %s AND c.topic = k.topic AND c.period = k.period AND c.item = k.item
-    AND c.segment = k.segment AND c.start = date '1970-01-01' + k.day
+CROSS JOIN LATERAL (
+    SELECT * FROM insight_cells AS c
+    WHERE c.app = %s AND c.topic = k.topic AND c.period = k.period AND c.item = k.item AND c.segment = k.segment
+        AND c.start = date '1970-01-01' + k.day
+    LIMIT 1
+) AS c
 """
 _COLUMNS = (
     "app", "topic", "period", "start", "item", "segment",

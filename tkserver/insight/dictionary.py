@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from functools import partial
 from typing import TypeAlias
 
@@ -40,7 +40,7 @@ WHERE app = %s AND topic = ANY (%s) AND period = %s AND segment = ANY (%s) AND s
 GROUP BY start, topic
 """
 _ITEMS_BY_DAY = """
-SELECT start - date '1970-01-01', topic, key FROM insight_cells JOIN insight_items USING (app, topic, item)
+SELECT DISTINCT start - date '1970-01-01', topic, item FROM insight_cells
 WHERE app = %s AND topic = ANY (%s) AND period = %s AND segment = ANY (%s) AND start = ANY (%s::date[])
 """
 _SEGMENTS_BY_DAY = """
@@ -75,7 +75,7 @@ def item_numbers(
     return {(topic, decode_key(key)): number for (topic, key), number in known.items()}
 
 
-def _known_items(connection: Connection, app: int, wanted: set[tuple[Topic, str]]) -> dict[tuple[int, str], int]:
+def _known_items(connection: Connection, app: int, wanted: Collection[tuple[int, str]]) -> dict[tuple[int, str], int]:
     found = rows(connection, _ITEMS, app, list({key for _, key in wanted}))
     return {(topic, key): number for number, topic, key in found}
 
@@ -100,17 +100,16 @@ class Variety:
 
     def __init__(self, unlimited: Set[Scope] = frozenset()) -> None:
         self._unlimited = unlimited
-        self._admitted: defaultdict[Scope, set[Value]] = defaultdict(set)
+        self._admitted: dict[Scope, set[Value]] = {}
 
-    def admit(self, scope: Scope, values: Iterable[Value]) -> None:
-        """Admit values as long as there is room.
+    def admit(self, scope: Scope, counted: set[Value], room: int, candidates: Iterable[Value]) -> None:
+        """Admit the values that are counted already, and others as long as there is room.
 
-        :param values: the most important first.
+        :param room: the number of other values.
+        :param candidates: the most frequent first.
         """
-        admitted = self._admitted[scope]
-        for value in values:
-            if len(admitted) < MAX_VALUES and OTHER not in (value, *value[-1:]):
-                admitted.add(value)
+        new = [value for value in candidates if value not in counted and OTHER not in (value, *value[-1:])]
+        self._admitted[scope] = counted.union(new[: max(0, room)])
 
     def limit(self, day: int, profile: Profile) -> Profile:
         """Return the profile that represents a profile."""
@@ -147,12 +146,12 @@ def load_variety(connection: Connection, app: int, profiles: Counter[tuple[int, 
     stored = _stored_segment_values(connection, app, days)
     numbers = {scope: len(values) for scope, values in stored.items()} | _numbers_of_items(connection, app, days)
     unlimited = {scope for scope, new in counts.items() if len(new) + numbers.get(scope, 0) <= MAX_VALUES}
-    limited = counts.keys() - unlimited
+    limited = {scope: new for scope, new in counts.items() if scope not in unlimited}
     stored.update(_stored_items(connection, app, limited))
     variety = Variety(unlimited)
-    for scope in limited:
-        variety.admit(scope, stored.get(scope, ()))
-        variety.admit(scope, sorted(counts[scope], key=lambda value: (-counts[scope][value], value)))
+    for scope, new in limited.items():
+        most_frequent = sorted(new, key=lambda value, new=new: (-new[value], value))  # type: ignore[misc]
+        variety.admit(scope, stored.get(scope, set()), MAX_VALUES - numbers.get(scope, 0), most_frequent)
     return variety
 
 
@@ -180,12 +179,19 @@ def _numbers_of_items(connection: Connection, app: int, days: Collection[int]) -
     return {(day, topic): number for day, topic, number in rows(connection, _COUNTED_ITEMS, *scope)}
 
 
-def _stored_items(connection: Connection, app: int, scopes: Collection[Scope]) -> dict[Scope, set[Value]]:
-    stored: defaultdict[Scope, set[Value]] = defaultdict(set)
+def _stored_items(
+    connection: Connection, app: int, scopes: Mapping[Scope, Collection[Value]]
+) -> dict[Scope, set[Value]]:
+    """Return those of the given values that are counted already."""
     wanted = [(day, topic) for day, topic in scopes if isinstance(topic, int)]
-    if wanted:
-        topics, days = {topic for _, topic in wanted}, {iso(day) for day, _ in wanted}
-        found = rows(connection, _ITEMS_BY_DAY, app, list(topics), DAY, [WITHOUT_CI, WITH_CI], list(days))
-        for day, topic, key in found:
-            stored[day, topic].add(decode_key(key))
+    if not wanted:
+        return {}
+    topics, days = {topic for _, topic in wanted}, {iso(day) for day, _ in wanted}
+    keys = {(topic, encode_key(key)) for day, topic in wanted for key in scopes[day, topic] if isinstance(key, tuple)}
+    known = _known_items(connection, app, keys)
+    key_of = {number: decode_key(key) for (_, key), number in known.items()}
+    stored: defaultdict[Scope, set[Value]] = defaultdict(set)
+    for day, topic, item in rows(connection, _ITEMS_BY_DAY, app, list(topics), DAY, [WITHOUT_CI, WITH_CI], list(days)):
+        if item in key_of:
+            stored[day, topic].add(key_of[item])
     return stored
