@@ -96,16 +96,34 @@ def _expand(profiles: Ints, sizes: Ints) -> tuple[Ints, Ints]:
 # --- details
 
 
-def details(batch: Batch) -> Iterator[tuple[int, int, Groups]]:
-    """Yield the day, the topic, and the counts by item and segment."""
+class Scope(NamedTuple):
+    """What details are about: a topic, on a day or in a week. ``start`` is the first day, since 1970-01-01."""
+
+    topic: int
+    period: int
+    start: int
+
+
+def details(batch: Batch) -> dict[Scope, Groups]:
+    """Return the counts by item and segment."""
     days = batch.days[batch.item_events]
-    scopes, scope = np.unique(days << 8 | batch.topics, return_inverse=True)
-    for number, code in enumerate(scopes.tolist()):
-        entries = np.flatnonzero(scope == number)
-        events = batch.item_events[entries]
-        topic = code & 0xFF
-        groups = _group(batch, detail_keys(batch.items[entries], batch.segments[events]), events, topic)
-        yield code >> 8, topic, groups
+    return {
+        Scope(topic, period, start): _group(
+            batch, detail_keys(batch.items[entries], batch.segments[events]), events, topic
+        )
+        for period, starts in ((DAY, days), (WEEK, week_of(days)))
+        for topic, start, entries in _divided(batch.topics, starts)
+        for events in [batch.item_events[entries]]
+    }
+
+
+def _divided(topics: Ints, starts: Ints) -> Iterator[tuple[int, int, Ints]]:
+    """Yield each topic and start, and the positions that have them."""
+    codes, scope = np.unique(starts << 8 | topics, return_inverse=True)
+    order = np.argsort(scope, kind="stable")
+    ends = np.cumsum(np.bincount(scope, minlength=len(codes))).tolist()
+    for code, first, end in zip(codes.tolist(), [0, *ends], ends, strict=False):
+        yield code & 0xFF, code >> 8, order[first:end]
 
 
 def detail_keys(items: Ints, segments: Ints) -> Ints:

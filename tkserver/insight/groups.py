@@ -108,11 +108,14 @@ class Groups:
     # --- stored form
 
     def encode(self) -> tuple[bytes, bytes, bytes]:
-        """Return compact representations of the counts, of the users, and of the histograms."""
+        """Return compact representations of the counts, of the users, and of the histograms.
+
+        Users are not compressed: the time that it takes to decompress them would limit how many days can be read.
+        """
         counts = (self.events, self.outcomes, self.failures, self.user_counts, self.bucket_counts)
         return (
             _compress(np.concatenate((self.keys >> 32, self.keys, *counts))),
-            _compress(np.diff(self.users, prepend=0)),
+            self.users.astype(_STORED).tobytes(),
             _compress(np.concatenate((self.buckets, self.bucket_events))),
         )
 
@@ -122,7 +125,7 @@ def decode(counts: bytes, users: bytes | None = None, histograms: bytes | None =
     high, low, *columns = _decompress(counts).reshape(7, -1)
     groups = Groups(high << 32 | low, *columns)
     if users:
-        groups = replace(groups, users=np.cumsum(_decompress(users)) & 0xFFFFFFFF)
+        groups = replace(groups, users=np.frombuffer(users, _STORED).astype(np.int64))
     if histograms:
         buckets, bucket_events = _decompress(histograms).reshape(2, -1)
         groups = replace(groups, buckets=buckets, bucket_events=bucket_events)

@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 from pyroaring import BitMap
 
 from tkserver.insight import version_use
-from tkserver.insight.cells import ONE_ITEM
+from tkserver.insight.cells import DAY, ONE_ITEM
 from tkserver.insight.days import iso, iso_week, week_of
 from tkserver.insight.facts import ItemKey, Topic
 from tkserver.insight.histograms import Histogram, percentile
-from tkserver.insight.reader import Reader
+from tkserver.insight.reader import Reader, Span
 from tkserver.insight.selection import Sum, union
 from tkserver.insight.statistics import benjamini_hochberg, newcombe, newcombe_p_value, wilson
 from tkserver.insight.versions import in_order
@@ -116,7 +117,7 @@ def _users_of_window(reader: Reader, days: dict[int, Sum], first: int, last: int
 
 def commands(reader: Reader) -> Json:
     """Names with their users, failures and durations; flags; and names that are not used anymore."""
-    query, segments, names = reader.query, reader.totals(), reader.names()
+    query, segments, names = reader.query, reader.totals(), reader.names
     sums = reader.sums(Topic.NAME, segments, names, durations=True)
     users = len(reader.active_users(segments, query.first, query.last))
     last_seen = reader.last_days(Topic.NAME, segments, names)
@@ -242,26 +243,53 @@ def releases(reader: Reader) -> Json:
         for previous, version in pairwise(order)
         if seen[version][0] >= query.first or (version == order[-1] and seen[version][1] >= query.first)
     ]
-    return {"items": [item for version, previous in reversed(pairs) for item in _release(reader, version, previous)]}
+    days = _days_used(reader, {version for pair in pairs for version in pair})
+    common = {(new, old): sorted(days[new] & days[old])[-VERDICT_DAYS:] for new, old in reversed(pairs)}
+    usage = VersionUsage(reader, {day for own in common.values() for day in own})
+    return {"items": [item for pair, own in common.items() if own for item in _release(reader, usage, *pair, own)]}
 
 
-def _release(reader: Reader, version: str, previous: str) -> list[Json]:
-    """Return the verdict on a version for each name."""
-    query, names = reader.query, reader.names()
-    of_version = {
-        number: segment.version for number, segment in reader.segments.items() if segment.version in (version, previous)
-    }
+def _days_used(reader: Reader, versions: Collection[str]) -> defaultdict[str, set[int]]:
+    """Return the days of the period on which versions were used."""
+    segments = {number: segment.version for number, segment in reader.segments.items() if segment.version in versions}
     used: defaultdict[str, set[int]] = defaultdict(set)
-    for row in reader.daily(Topic.ALL, query.first, query.last, of_version, [ONE_ITEM]):
-        used[of_version[row.segment]].add(row.start)
-    days = sorted(used[version] & used[previous])[-VERDICT_DAYS:]
-    if not days:
-        return []
-    sums: defaultdict[tuple[str, int], Sum] = defaultdict(Sum)
-    for row in reader.daily(Topic.NAME, days[0], days[-1], of_version, names, durations=True):
-        if row.start in days:
-            sums[of_version[row.segment], row.item].add(row)
-    compared = [(names[item], sums[version, item], sums[previous, item]) for item in {item for _, item in sums}]
+    for segment, day in reader.days_of(segments):
+        used[segments[segment]].add(day)
+    return used
+
+
+class VersionUsage:
+    """The outcomes and durations of names by day and version.
+
+    :param days: the days that are compared.
+    """
+
+    def __init__(self, reader: Reader, days: Collection[int]) -> None:
+        span = Span(DAY, min(days, default=0), max(days, default=-1))
+        self._selection = reader.select(
+            Topic.NAME, [span], reader.segments, reader.names, only=days, users=False, durations=True
+        )
+        self._rank = {version: rank for rank, version in enumerate({s.version for s in reader.segments.values()})}
+        rank_of_segment = np.zeros(max(reader.segments, default=0) + 1, np.int64)
+        for number, segment in reader.segments.items():
+            rank_of_segment[number] = self._rank[segment.version]
+        self._ranks = rank_of_segment[self._selection.segments]
+
+    def sums(self, version: str, days: list[int]) -> dict[int, Sum]:
+        """Return the sums of a version over some days, by name."""
+        is_own = (self._ranks == self._rank[version]) & np.isin(self._selection.starts, days)
+        own = self._selection.only(is_own)
+        return own.sums_by(own.items)
+
+
+def _release(reader: Reader, usage: VersionUsage, version: str, previous: str, days: list[int]) -> list[Json]:
+    """Return the verdict on a version for each name."""
+    names = reader.names
+    sums, previous_sums = usage.sums(version, days), usage.sums(previous, days)
+    compared = [
+        (names[item], sums.get(item, Sum()), previous_sums.get(item, Sum()))
+        for item in sums.keys() | previous_sums.keys()
+    ]
     compared = sorted(entry for entry in compared if entry[1].outcomes or entry[2].outcomes)
     verdicts = _verdicts([(new, old) for _, new, old in compared])
     return [
@@ -320,9 +348,9 @@ def errors(reader: Reader) -> Json:
     query = reader.query
     name = query.filters.get("name")
     keys = {item: key for item, key in reader.items(Topic.ERROR).items() if name in (None, key[0])}
-    found = reader.select(Topic.ERROR, query.first, query.last, reader.segments, keys)
+    found = reader.select(Topic.ERROR, [Span(DAY, query.first, query.last)], reader.segments, keys)
     days: defaultdict[int, list[int]] = defaultdict(list)
-    for item, day in zip(found.items.tolist(), found.days.tolist(), strict=True):
+    for item, day in zip(found.items.tolist(), found.starts.tolist(), strict=True):
         days[item].append(day)
     found_versions: defaultdict[int, set[str]] = defaultdict(set)
     for item, segment in set(zip(found.items.tolist(), found.segments.tolist(), strict=True)):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pyroaring import BitMap
@@ -29,8 +29,12 @@ WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start >
 _ONLY_ITEMS = "AND item = ANY (%s)"
 
 _DETAILS = """
-SELECT day - date '1970-01-01', counts, {columns} FROM insight_details
-WHERE app = %s AND topic = %s AND day >= %s AND day <= %s ORDER BY day
+SELECT start - date '1970-01-01', counts, {columns} FROM insight_details
+WHERE app = %s AND topic = %s AND period = %s AND start >= %s AND start <= %s ORDER BY start
+"""
+_DAYS_OF = """
+SELECT segment, start - date '1970-01-01' FROM insight_cells
+WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start >= %s AND start <= %s
 """
 _WEEKS = "SELECT min(start) FROM insight_cells WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s)"
 
@@ -87,6 +91,14 @@ WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start >
 """
 
 
+class Span(NamedTuple):
+    """Days or weeks, the first and the last of which begin on the given days."""
+
+    period: int
+    first: int
+    last: int
+
+
 class Reader:
     """Reads the aggregates of one application within a transaction.
 
@@ -128,7 +140,7 @@ class Reader:
             return list(self._matching(ci))
         return {"exclude": [WITHOUT_CI], "only": [WITH_CI], "include": [WITHOUT_CI, WITH_CI]}[ci]
 
-    # --- cells
+    # --- counts
 
     def daily(
         self,
@@ -141,9 +153,7 @@ class Reader:
         durations: bool = False,
     ) -> Iterator[Row]:
         """Yield the counts of each day of a period."""
-        if _are_details(topic, segments):
-            return self.select(topic, first, last, segments, items, durations=durations).rows()
-        return self._cells(topic, DAY, first, last, segments, items, durations=durations)
+        return self._rows(topic, [Span(DAY, first, last)], segments, items, durations=durations)
 
     def covering(
         self,
@@ -156,82 +166,90 @@ class Reader:
         durations: bool = False,
     ) -> Iterator[Row]:
         """Yield counts of days and weeks that together cover a period once."""
-        if _are_details(topic, segments):
-            yield from self.daily(topic, first, last, segments, items, durations=durations)
-            return
+        return self._rows(topic, self._spans(first, last), segments, items, durations=durations)
+
+    def weekly(
+        self, topic: Topic, first: int, last: int, segments: Collection[int], items: Collection[int]
+    ) -> Iterator[Row]:
+        """Yield the counts of weeks, the first and the last of which begin on the given days."""
+        return self._rows(topic, [Span(WEEK, first, last)], segments, items, durations=False)
+
+    def _spans(self, first: int, last: int) -> list[Span]:
+        """Return days and weeks that together cover a period once. Frozen weeks do not exist."""
         first_week, end = week_of(max(first, self.frozen_before) + 6), week_of(last + 1)
         if first_week >= end:
-            yield from self.daily(topic, first, last, segments, items, durations=durations)
-            return
-        yield from self.daily(topic, first, first_week - 1, segments, items, durations=durations)
-        yield from self._cells(topic, WEEK, first_week, end - 7, segments, items, durations=durations)
-        yield from self.daily(topic, end, last, segments, items, durations=durations)
+            return [Span(DAY, first, last)]
+        return [Span(DAY, first, first_week - 1), Span(WEEK, first_week, end - 7), Span(DAY, end, last)]
 
-    def _cells(
+    def _rows(
         self,
         topic: Topic,
-        period: int,
-        first: int,
-        last: int,
+        spans: list[Span],
         segments: Collection[int],
         items: Collection[int] | None,
         *,
         durations: bool,
     ) -> Iterator[Row]:
+        if _are_details(topic, segments):
+            yield from self.select(topic, spans, segments, items, durations=durations).rows()
+        elif segments:
+            for span in spans:
+                yield from self._cells(topic, span, segments, items, durations=durations)
+
+    def _cells(
+        self, topic: Topic, span: Span, segments: Collection[int], items: Collection[int] | None, *, durations: bool
+    ) -> Iterator[Row]:
         sql = _CELLS.format(columns="users, durations" if durations else "users, NULL")
-        parameters: list[Any] = [self._app, topic, period, list(segments), iso(first), iso(last)]
+        parameters: list[Any] = [self._app, topic, span.period, list(segments), iso(span.first), iso(span.last)]
         if items is not None:
             sql += _ONLY_ITEMS
             parameters.append(list(items))
-        if first > last or not segments:
-            return
         for row in rows(self._connection, sql, *parameters):
             users, histogram = row[-2:]
             bitmap = None if users is None else BitMap.deserialize(bytes(users))
             yield Row._make((*row[:-2], bitmap, decode_histogram(bytes(histogram)) if histogram else Counter()))
 
-    def weekly(
-        self, topic: Topic, first: int, last: int, segments: Collection[int], items: Collection[int]
-    ) -> Iterator[Row]:
-        """Yield counts whose ``start`` is the Monday of their week, of a period that begins on a Monday."""
-        if not _are_details(topic, segments):
-            return self._cells(topic, WEEK, first, last, segments, items, durations=False)
-        by_day = self.daily(topic, first, last + 6, segments, items)
-        return (row._replace(start=week_of(row.start)) for row in by_day)
-
-    # --- details
-
     def select(
         self,
         topic: Topic,
-        first: int,
-        last: int,
+        spans: Iterable[Span],
         segments: Collection[int],
-        items: Collection[int] | None = None,
+        items: Collection[int] | None,
         *,
+        only: Collection[int] | None = None,
         users: bool = True,
         durations: bool = False,
     ) -> Selection:
-        """Return the counts of single segments on each day of a period."""
+        """Return the counts of single segments.
+
+        :param only: the days or weeks that count; by default, all.
+        """
         columns = f"{'users' if users else 'NULL'}, {'histograms' if durations else 'NULL'}"
         sql = _DETAILS.format(columns=columns)
-        days, groups = [], []
+        starts, selected = [], []
         wanted_segments, wanted_items = _array(segments), None if items is None else _array(items)
-        for day, counts, *contents in rows(self._connection, sql, self._app, topic, iso(first), iso(last)):
-            found = decode(bytes(counts), *(bytes(content or b"") for content in contents))
-            mask = np.isin(found.keys & 0xFFFFFFFF, wanted_segments)
-            if wanted_items is not None:
-                mask &= np.isin(found.keys >> 32, wanted_items)
-            days.append(day)
-            groups.append(found.selected(mask))
-        return Selection(days, groups)
+        for span in spans:
+            scope = (self._app, topic, span.period, iso(span.first), iso(span.last))
+            for start, counts, *contents in rows(self._connection, sql, *scope):
+                if only is not None and start not in only:
+                    continue
+                groups = decode(bytes(counts), *(bytes(content or b"") for content in contents))
+                mask = np.isin(groups.keys & 0xFFFFFFFF, wanted_segments)
+                if wanted_items is not None:
+                    mask &= np.isin(groups.keys >> 32, wanted_items)
+                starts.append(start)
+                selected.append(groups.selected(mask))
+        return Selection.of_parts(starts, selected)
+
+    # --- items
 
     def items(self, topic: Topic) -> dict[int, ItemKey]:
         """Return the keys of the items of a topic, by number."""
         return {number: decode_key(key) for number, key in rows(self._connection, _ITEMS, self._app, topic)}
 
+    @cached_property
     def names(self) -> dict[int, ItemKey]:
-        """Return the kinds and names that match the filters."""
+        """The kinds and names that match the filters."""
         wanted = self.query.filters.get("name")
         return {number: key for number, key in self.items(Topic.NAME).items() if wanted in (None, key[1])}
 
@@ -239,11 +257,12 @@ class Reader:
         self, topic: Topic, segments: Collection[int], items: Collection[int], *, durations: bool = False
     ) -> dict[int, Sum]:
         """Return the sums over the period by item."""
+        spans = self._spans(self.query.first, self.query.last)
         if _are_details(topic, segments):
-            selection = self.select(topic, self.query.first, self.query.last, segments, items, durations=durations)
+            selection = self.select(topic, spans, segments, items, durations=durations)
             return selection.sums_by(selection.items)
         result: defaultdict[int, Sum] = defaultdict(Sum)
-        for row in self.covering(topic, self.query.first, self.query.last, segments, items, durations=durations):
+        for row in self._rows(topic, spans, segments, items, durations=durations):
             result[row.item].add(row)
         return result
 
@@ -255,7 +274,7 @@ class Reader:
     @cached_property
     def activity(self) -> tuple[Topic, list[int]]:
         """The topic and the items whose cells contain each event that matches the filters."""
-        return (Topic.NAME, list(self.names())) if "name" in self.query.filters else (Topic.ALL, [ONE_ITEM])
+        return (Topic.NAME, list(self.names)) if "name" in self.query.filters else (Topic.ALL, [ONE_ITEM])
 
     def last_days(self, topic: Topic, segments: Collection[int], items: Collection[int]) -> dict[int, int]:
         """Return the last day of each item, up to the end of the period."""
@@ -270,8 +289,8 @@ class Reader:
         found: dict[int, int] = {}
         last, days = self.query.last, LOOKBACK
         while oldest is not None and missing and last >= number_of(oldest):
-            selection = self.select(topic, last - days + 1, last, segments, missing, users=False)
-            found |= dict(sorted(zip(selection.items.tolist(), selection.days.tolist(), strict=True)))
+            selection = self.select(topic, [Span(DAY, last - days + 1, last)], segments, missing, users=False)
+            found |= dict(sorted(zip(selection.items.tolist(), selection.starts.tolist(), strict=True)))
             missing -= found.keys()
             last, days = last - days, days * 2
         return found
@@ -313,6 +332,11 @@ class Reader:
             day: assign(users, versions, self.last_times(day, users) if overlap(users) else {})
             for day, users in by_day.items()
         }
+
+    def days_of(self, segments: Collection[int]) -> list[tuple[int, int]]:
+        """Return segments with each day of the period on which they have events."""
+        scope = (self._app, Topic.ALL, DAY, list(segments), iso(self.query.first), iso(self.query.last))
+        return [(segment, day) for segment, day in rows(self._connection, _DAYS_OF, *scope)]
 
     def last_times(self, day: int, segments: Collection[int]) -> dict[int, LastTimes]:
         """Return the times of the last events of the users of segments on a day."""

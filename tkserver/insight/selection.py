@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from pyroaring import BitMap
 
 from tkserver.insight.cells import bitmap
@@ -68,20 +69,38 @@ class Sum:
 
 
 class Selection:
-    """Counts by day, item and segment, in columns.
+    """Counts by day or week, item and segment, in columns.
 
-    :param days: those of ``groups``, whose keys are items and segments.
+    :param starts: the first day of the period of each count.
+    :param groups: one after another; their keys are items and segments.
     """
 
-    def __init__(self, days: Sequence[int], groups: Sequence[Groups]) -> None:
+    def __init__(self, starts: Ints, groups: Sequence[Groups]) -> None:
         self._groups = groups
-        self.days = np.repeat(np.array(days, np.int64), np.array(list(map(len, groups)), np.int64))
+        self.starts = starts
         keys = joined_column(groups, "keys")
         self.items, self.segments = keys >> 32, keys & 0xFFFFFFFF
 
+    @classmethod
+    def of_parts(cls, starts: Sequence[int], groups: Sequence[Groups]) -> Selection:
+        """Return the counts of some days or weeks.
+
+        :param starts: the first day of the period of each of ``groups``.
+        """
+        return cls(np.repeat(np.array(starts, np.int64), np.array(list(map(len, groups)), np.int64)), groups)
+
+    def only(self, mask: npt.NDArray[np.bool_]) -> Selection:
+        """Return some of the counts.
+
+        :param mask: which ones.
+        """
+        ends = np.cumsum([len(groups) for groups in self._groups]).tolist()
+        parts = zip(self._groups, [0, *ends], ends, strict=False)
+        return Selection(self.starts[mask], [groups.selected(mask[first:end]) for groups, first, end in parts])
+
     def rows(self) -> Iterator[Row]:
         """Yield the counts one by one."""
-        columns = zip(self.days.tolist(), self.items.tolist(), self.segments.tolist(), strict=True)
+        columns = zip(self.starts.tolist(), self.items.tolist(), self.segments.tolist(), strict=True)
         for groups in self._groups:
             for user_count, delta in zip(groups.user_counts.tolist(), deltas(groups), strict=True):
                 events, outcomes, failures, users, durations = delta

@@ -26,10 +26,7 @@ def wilson(successes: int, trials: int, z: float = Z_95) -> Interval:
     :param z: the standard normal quantile of the confidence level.
     """
     p = successes / trials
-    denominator = 1 + z * z / trials
-    center = (p + z * z / (2 * trials)) / denominator
-    margin = z / denominator * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    return Interval(max(0.0, center - margin), min(1.0, center + margin))
+    return Interval(_wilson_limit(p, trials, -z), _wilson_limit(p, trials, z))
 
 
 def newcombe(successes: int, trials: int, other_successes: int, other_trials: int, z: float = Z_95) -> Interval:
@@ -53,17 +50,26 @@ def newcombe_p_value(successes: int, trials: int, other_successes: int, other_tr
     It is the smallest error probability at which the interval excludes 0. The limits of the interval move monotonically
     with ``z``, so it is found by bisection.
     """
-    if successes * other_trials == other_successes * trials:
+    p, q = successes / trials, other_successes / other_trials
+    if p == q:
         return 1.0
+    if p < q:
+        return newcombe_p_value(other_successes, other_trials, successes, trials)
     low, high = 0.0, 40.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        interval = newcombe(successes, trials, other_successes, other_trials, middle)
-        if interval.low > 0 or interval.high < 0:
-            low = middle
+    for _ in range(40):  # then z is known to ten digits
+        z = (low + high) / 2
+        if p - q > math.hypot(p - _wilson_limit(p, trials, -z), _wilson_limit(q, other_trials, z) - q):
+            low = z
         else:
-            high = middle
+            high = z
     return math.erfc(low / math.sqrt(2))
+
+
+def _wilson_limit(p: float, trials: int, z: float) -> float:
+    """Return a limit of the interval of :func:`wilson`: the lower one if ``z`` is negative, otherwise the upper one."""
+    square = z * z / trials
+    limit = (p + square / 2 + z * math.sqrt(p * (1 - p) / trials + square / (4 * trials))) / (1 + square)
+    return min(1.0, max(0.0, limit))
 
 
 def benjamini_hochberg(p_values: Sequence[float], rate: float) -> list[bool]:
