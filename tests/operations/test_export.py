@@ -101,7 +101,7 @@ def test_snapshot(connection: Connection, database: Database) -> None:
     ("selection", "index"),
     [
         (Selection(user_id="client_7"), "events_app_user_idx"),
-        (Selection(until=datetime(2026, 1, 1, 0, 5, tzinfo=timezone.utc)), "events_app_timestamp_idx"),
+        (Selection(until=datetime(2026, 1, 1, 0, 5, tzinfo=timezone.utc)), "events_timestamp_idx"),
     ],
     ids=["user", "time"],
 )

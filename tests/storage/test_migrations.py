@@ -18,13 +18,19 @@ from tkserver.storage import migrations
 from tkserver.storage.blocking import BlockingConnections, rows, transaction
 from tkserver.storage.errors import ConnectionLost, StorageError, Unavailable
 
-VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'events_retention_idx'::regclass"
+NEW_INDEXES = ["events_app_hour_idx", "events_timestamp_idx"]
+OLD_INDEXES = ["events_app_timestamp_idx", "events_retention_idx"]
+
+VALID = "SELECT indexrelid::regclass::text FROM pg_index WHERE indrelid = 'events'::regclass AND indisvalid"
+INVALIDATE = "UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass"
 
 BUILDING = """
 SELECT count(*) FROM pg_stat_activity
 WHERE datname = current_database() AND pid <> pg_backend_pid() AND wait_event_type = 'Lock'
-  AND query LIKE 'CREATE INDEX CONCURRENTLY%'
+  AND query LIKE '%CREATE INDEX CONCURRENTLY%'
 """
+
+DROPPING = BUILDING.replace("CREATE INDEX", "DROP INDEX")
 
 MIGRATIONS = sorted(migrations.directory().glob("*.sql"))
 
@@ -43,14 +49,17 @@ def test_migration_can_be_applied_twice(database: Database, path: Path) -> None:
     assert database.value("SELECT count(*) FROM _yoyo_migration") == len(MIGRATIONS)
 
 
-def test_retention_index_is_built_while_events_are_stored(database: Database) -> None:
-    """The index for retention is built while events are stored, and rebuilt if the build was interrupted before."""
-    database.query("DELETE FROM _yoyo_migration WHERE migration_id = '0007_retention'")
-    database.query("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'events_retention_idx'::regclass")
+def test_indexes_are_replaced_while_events_are_stored(database: Database) -> None:
+    """Indexes of events are built and dropped while events are stored, and rebuilt after an interruption."""
+    database.query("DELETE FROM _yoyo_migration WHERE migration_id = '0016_event_indexes'")
+    for name in NEW_INDEXES:
+        database.query(INVALIDATE, name)
     migrations.migrate(database.dsn, BlockingConnections())
-    assert database.value(VALID)
-    database.query("DROP INDEX events_retention_idx")
-    database.query("DELETE FROM _yoyo_migration WHERE migration_id = '0007_retention'")
+    assert set(NEW_INDEXES) <= indexes(database)
+    database.query(f"DROP INDEX {', '.join(NEW_INDEXES)}")
+    for name in OLD_INDEXES:
+        database.query(f"CREATE INDEX {name} ON events (app_id)")
+    database.query("DELETE FROM _yoyo_migration WHERE migration_id = '0016_event_indexes'")
     migration = threading.Thread(target=migrations.migrate, args=(database.dsn, BlockingConnections()))
     with closing(BlockingConnections().connect(database.dsn)) as writer, transaction(writer):
         rows(writer, "LOCK TABLE events IN ROW EXCLUSIVE MODE")  # the lock of a transaction that has written to it
@@ -59,8 +68,31 @@ def test_retention_index_is_built_while_events_are_stored(database: Database) ->
         store(database, App(), 3)
         assert migration.is_alive()
     migration.join(30)
-    assert database.value(VALID)
+    assert set(NEW_INDEXES) <= indexes(database)
+    assert not indexes(database) & set(OLD_INDEXES)
     assert database.value("SELECT count(*) FROM _yoyo_migration") == len(MIGRATIONS)
+
+
+@pytest.mark.parametrize("reading", [False, True], ids=["writer", "reader"])
+def test_old_indexes_are_dropped_without_blocking(database: Database, reading: bool) -> None:
+    """A transaction that has used an old index, such as an export, delays the migration and nobody else."""
+    for name in OLD_INDEXES:
+        database.query(f"CREATE INDEX {name} ON events (app_id)")
+    database.query("DELETE FROM _yoyo_migration WHERE migration_id = '0016_event_indexes'")
+    migration = threading.Thread(target=migrations.migrate, args=(database.dsn, BlockingConnections()))
+    with closing(BlockingConnections().connect(database.dsn)) as user, transaction(user):
+        rows(user, "SELECT FROM events" if reading else "LOCK TABLE events IN ROW EXCLUSIVE MODE")
+        migration.start()
+        wait_for(lambda: database.value(DROPPING))
+        store(database, App(), 3)
+        assert migration.is_alive()
+    migration.join(30)
+    assert not indexes(database) & set(OLD_INDEXES)
+
+
+def indexes(database: Database) -> set[str]:
+    """Return the names of the valid indexes of events."""
+    return {name for (name,) in database.query(VALID)}
 
 
 def test_current_schema_needs_no_privileges(database: Database) -> None:

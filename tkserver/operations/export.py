@@ -174,15 +174,15 @@ def open_export(connection: Connection, selection: Selection) -> Iterator[Export
 def build_query(connection: Connection, selection: Selection) -> Query:
     """Return the query for the sequence numbers of the selected events.
 
-    Indexes of ``events`` begin with the application. If no application is selected, the query lists all of them, so
-    that the other conditions can use an index.
+    The index of users begins with the application. If a user and no application is selected, the query lists all
+    applications, so that it can use this index.
     """
     conditions: list[str] = []
     parameters: list[object] = []
     if selection.app is not None:
         conditions += ["app_id = %s", "org_id = %s"]
         parameters += selection.app.key
-    elif selection != Selection():
+    elif selection.user_id is not None:
         conditions.append("app_id = ANY (%s::uuid[])")
         parameters.append([app_id for (app_id,) in rows(connection, _APP_IDS)])
     for condition, parameter in (

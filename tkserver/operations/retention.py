@@ -51,18 +51,22 @@ SELECT name, org_id::text, app_id::text, days, now() - make_interval(days => day
 FROM retention ORDER BY name NULLS LAST, app_id, org_id
 """
 
-_COUNT = "SELECT count(*) FROM events WHERE app_id = %s AND org_id = %s AND received_at < %s"
+_HOUR = "date_bin('1 hour', received_at, '2000-01-01 00:00:00+00')"
+"""The hour in which an event was received, as in the index ``events_app_hour_idx``."""
+
+_OLD = f"app_id = %s AND org_id = %s AND {_HOUR} >= %s::timestamptz AND {_HOUR} < %s AND received_at < %s"
+"""Selects the events of an application that were received from an hour until a time, which is a parameter twice."""
+
+_COUNT = f"SELECT count(*) FROM events WHERE {_OLD}"
 
 # Begins where the previous statement ended: deleted rows stay in the index until they are vacuumed.
-_DELETE = """
+_DELETE = f"""
 WITH old AS MATERIALIZED (
-    SELECT ctid AS row_id, received_at FROM events
-    WHERE app_id = %s AND org_id = %s AND received_at >= %s::timestamptz AND received_at < %s AND id <= %s
-    ORDER BY received_at LIMIT %s
+    SELECT ctid AS row_id, {_HOUR} AS hour FROM events WHERE {_OLD} AND id <= %s ORDER BY {_HOUR} LIMIT %s
 ), deleted AS (
     DELETE FROM events WHERE ctid = ANY (ARRAY(SELECT row_id FROM old)) RETURNING true
 )
-SELECT (SELECT count(*) FROM old), (SELECT max(received_at) FROM old), (SELECT count(*) FROM deleted)
+SELECT (SELECT count(*) FROM old), (SELECT max(hour) FROM old), (SELECT count(*) FROM deleted)
 """
 
 
@@ -145,7 +149,7 @@ def _limits(connection: Connection, default_days: int | None) -> list[RetentionL
 
 
 def _count(connection: Connection, limit: RetentionLimit) -> int:
-    return int(value(connection, _COUNT, *limit.key, limit.before))
+    return int(value(connection, _COUNT, *limit.key, "-infinity", limit.before, limit.before))
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class _Batch:
     """The result of one transaction.
 
     :ivar deleted: the number of events that it deleted. Other transactions may have deleted some of those it found.
-    :ivar newest: when the newest of them was received.
+    :ivar newest: the hour in which the newest of them was received.
     :ivar is_last: true if no old events are left.
     """
 
@@ -171,5 +175,5 @@ def _delete_batch(
     max_rows: int,
 ) -> _Batch:
     start: Any = "-infinity" if since is None else since
-    ((found, newest, deleted),) = rows(connection, _DELETE, *app_key, start, before, last_id, max_rows)
+    ((found, newest, deleted),) = rows(connection, _DELETE, *app_key, start, before, before, last_id, max_rows)
     return _Batch(deleted, newest, is_last=found < max_rows)
