@@ -1,7 +1,7 @@
 """Search for bodies that take much CPU time for their length, and compare them with an ordinary batch.
 
 Everything runs in this process, without network and database: decompression, decoding and validation of the body, and
-encoding for the database.
+encoding for the database or the quarantine.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from random import Random
 from bench.recipes import IDENTITY, KINDS, ORDINARY_BATCH, Kind, Recipe
 from bench.requests import signed_request
 from tkserver.storage.events import encode_rows
+from tkserver.storage.quarantine import invalid_events
 from tkserver.wire.api_errors import ApiError, PayloadTooLarge
 from tkserver.wire.batch import Steps, decode_body, read_batch
 
@@ -85,6 +86,7 @@ def handle(body: bytes, encoding: str | None, max_bytes: int) -> Steps[int]:
         length = len(text)
         batch = yield from read_batch(text)
         yield from encode_rows(batch.events)
+        yield from invalid_events(batch.errors, batch.texts)
     except PayloadTooLarge:
         return max_bytes
     except ApiError:

@@ -303,8 +303,7 @@ def test_kind_of_transaction(has_quota: bool, skip_unstorable: bool, isolation: 
 def make_mixed_submission(*users: str) -> Submission:
     """Return a submission with a valid event, and an invalid one of each user."""
     invalid = {
-        index: InvalidEvent(str(uuid.uuid4()), None, "invalid_schema", "$: no", user, "{}")
-        for index, user in enumerate(users, start=1)
+        index: InvalidEvent(None, "invalid_schema", "$: no", user, "{}") for index, user in enumerate(users, start=1)
     }
     return replace(make_submission("client_valid"), invalid=invalid)
 

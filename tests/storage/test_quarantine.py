@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,13 +10,21 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from msgspec.structs import replace
 
 from tests.support.client import App
 from tests.support.database import Database
 from tests.support.quarantined import quarantined, usage
 from tkserver.storage import quarantine as module
 from tkserver.storage.blocking import BlockingConnections, Connection, complete, executor, transaction
-from tkserver.storage.quarantine import InvalidEvent, Received, delete_quarantined, invalid_events, quarantine
+from tkserver.storage.quarantine import (
+    InvalidEvent,
+    Received,
+    delete_quarantined,
+    encode_in_chunks,
+    invalid_events,
+    quarantine,
+)
 from tkserver.wire.api_errors import EventError
 from tkserver.wire.batch import run_steps
 from tkserver.wire.event import NIL_UUID
@@ -133,7 +142,7 @@ def test_deletions_are_counted(connection: Connection, database: Database) -> No
     events = invalid(of_user, other, "[1]", "[2]", "[3]")
     put(connection, app, events)
     with transaction(connection):
-        erased = [events[0], events[1]._replace(user_id="client_1"), events[2]._replace(key=str(uuid.uuid4()))]
+        erased = [events[0], replace(events[1], user_id="client_1"), replace(events[2], event_id=uuid.uuid4())]
         complete(delete_quarantined(executor(connection), UUID(app.org_id), UUID(app.app_id), erased))
     assert usage(database, app) == (4, len(other) + 9, 0)
     database.query("DELETE FROM quarantine WHERE user_id = 'client_2'")
@@ -147,7 +156,8 @@ def test_events_without_text_are_counted_by_reason() -> None:
     """If texts are not kept, events without an id are distinguished only by their reasons."""
     errors = [EventError(index, NIL_UUID, "invalid_schema", f"$: {index % 2}") for index in range(4)]
     events = run_steps(invalid_events(errors, None))
-    assert len({event.key for event in events.values()}) == 2
+    rows = [json.loads(chunk) for chunk in encode_in_chunks([Received("request", None, None, events)])]
+    assert [(row[0][2], row[5]) for row in rows[0]] == [("$: 0", 2), ("$: 1", 2)]
     assert {(event.text, event.user_id, event.event_id) for event in events.values()} == {(None, None, None)}
 
 
@@ -158,6 +168,6 @@ def test_long_texts_are_prepared_in_steps() -> None:
     steps = invalid_events(errors, texts)
     assert sum(1 for _ in steps) >= 50
     received = Received("request", None, None, run_steps(invalid_events(errors, texts)))
-    chunks = list(module._chunks([received]))
-    assert [sum(len(row[9] or "") for row in chunk) <= 1 << 20 for chunk in chunks] == [True] * len(chunks)
-    assert sum(map(len, chunks)) == 100
+    chunks = list(encode_in_chunks([received]))
+    assert max(map(len, chunks)) < 1.1 * (1 << 20)
+    assert sum(len(json.loads(chunk)) for chunk in chunks) == 100

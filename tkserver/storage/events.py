@@ -12,7 +12,7 @@ from msgspec import Raw, Struct
 from msgspec.structs import replace
 
 from tkserver.storage.errors import StorageError
-from tkserver.storage.quarantine import InvalidEvent, Received, invalid_events
+from tkserver.storage.quarantine import InvalidEvent, Received, invalid_events, size_in_memory
 from tkserver.storage.quota import Allowance
 from tkserver.wire.api_errors import EVENT_ID_CONFLICT, INVALID_SCHEMA, EventError
 from tkserver.wire.batch import Steps, run_steps
@@ -91,7 +91,7 @@ class Submission(Struct, frozen=True):
     def bytes(self) -> int:
         """The approximate size in memory."""
         size = sum(len(row.origin) + len(row.values) for row in self.rows.values())
-        return size + sum(event.bytes for event in self.invalid.values()) if self.invalid else size
+        return size + size_in_memory(self.invalid.values()) if self.invalid else size
 
     @property
     def size(self) -> int:

@@ -5,19 +5,20 @@ It has limits for each application. The oldest events are deleted to make room f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from hashlib import blake2b
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
-from msgspec import Raw
+from msgspec import Raw, Struct
 
 from tkserver.storage.pool import Execute
 from tkserver.wire.api_errors import EventError
 from tkserver.wire.batch import Steps
 from tkserver.wire.event import NIL_UUID
-from tkserver.wire.event_text import kept_text
+from tkserver.wire.event_text import KeptText, kept_text, may_have_user_id
 
 MAX_EVENTS = 10_000
 """Maximum number of quarantined events of an application."""
@@ -29,33 +30,31 @@ _STEP_BYTES = 65_536
 _STEP_EVENTS = 64
 
 _SHORT_TEXT = 64
-"""Bytes. A batch can contain hundreds of equal texts that are shorter."""
+"""Bytes. The average length up to which the texts of events are handled together."""
 
 _CHUNK_EVENTS = 500
 _CHUNK_BYTES = 1_048_576
 """Limits of one statement, because the reactor waits while a statement is built."""
 
 
-class InvalidEvent(NamedTuple):
-    """An invalid event as it is quarantined.
+class InvalidEvent(Struct, frozen=True, gc=False, array_like=True):
+    """An invalid event as it is quarantined. In JSON, it is an array.
 
-    :ivar key: identifies the event when it is sent again, as text of the type ``uuid``.
     :ivar event_id: ``None`` if the event has no valid id.
     :ivar user_id: the anonymous user id in the text.
     :ivar text: JSON; ``None`` if texts are not kept.
     """
 
-    key: str
     event_id: UUID | None
     code: str
     message: str
     user_id: str | None
     text: str | None
 
-    @property
-    def bytes(self) -> int:
-        """The approximate size in memory."""
-        return 200 + len(self.message) + len(self.text or "")
+
+def size_in_memory(events: Iterable[InvalidEvent]) -> int:
+    """Return the approximate size of events in bytes."""
+    return sum([200 + len(event.message) + len(event.text or "") for event in events])
 
 
 class Received(NamedTuple):
@@ -76,35 +75,54 @@ def invalid_events(errors: Sequence[EventError], texts: Sequence[bytes | Raw] | 
 
     :param texts: the texts of all events of the batch; ``None`` if texts are not kept.
     """
+    if texts is None:
+        return {error.index: _invalid_event(error, None) for error in errors}
     events: dict[int, InvalidEvent] = {}
-    short: dict[tuple[bytes, str], InvalidEvent] = {}
-    handled = 0
-    for error in errors:
-        text = None if texts is None else bytes(texts[error.index])
-        if text is None or len(text) > _SHORT_TEXT:
-            event = _invalid_event(error, text)
-        elif (known := short.get((text, error.message))) is None:
-            event = short[text, error.message] = _invalid_event(error, text)
-        else:
-            event = known
-        events[error.index] = event
-        handled += len(text or b"")
-        if handled >= _STEP_BYTES or len(events) % _STEP_EVENTS == 0:
-            handled = 0
+    for start in range(0, len(errors), _STEP_EVENTS):
+        part = errors[start : start + _STEP_EVENTS]
+        if start:
             yield
+        if not _add_short_events(part, texts, events):
+            yield from _add_events(part, texts, events)
     return events
 
 
-def _invalid_event(error: EventError, text: bytes | None) -> InvalidEvent:
-    kept = None if text is None else kept_text(text)
+def _add_short_events(
+    errors: Sequence[EventError], texts: Sequence[bytes | Raw], events: dict[int, InvalidEvent]
+) -> bool:
+    """Add events to the result if all of them are short and have neither an id nor a user id; otherwise return false.
+
+    A body can have one event for every two of its bytes. Therefore this function does little for each event.
+    """
+    joined = b"\0".join([texts[error.index] for error in errors])
+    if len(joined) > _SHORT_TEXT * len(errors) or may_have_user_id(joined):
+        return False
+    for error, text in zip(errors, joined.decode().split("\0"), strict=True):
+        if error.event_id is not NIL_UUID:
+            return False
+        events[error.index] = InvalidEvent(None, error.code, error.message, None, text)
+    return True
+
+
+def _add_events(
+    errors: Sequence[EventError], texts: Sequence[bytes | Raw], events: dict[int, InvalidEvent]
+) -> Steps[None]:
+    handled = 0
+    for error in errors:
+        text = bytes(texts[error.index])
+        kept = kept_text(text) if may_have_user_id(text) else KeptText(text)
+        events[error.index] = _invalid_event(error, kept)
+        handled += len(text)
+        if handled >= _STEP_BYTES:
+            handled = 0
+            yield
+
+
+def _invalid_event(error: EventError, kept: KeptText | None) -> InvalidEvent:
     event_id = None if error.event_id is NIL_UUID or error.event_id == NIL_UUID else error.event_id
-    if event_id is not None:
-        key = str(event_id)
-    else:  # without a text, nothing distinguishes events that have the same error
-        key = blake2b(error.message.encode() if kept is None else kept.text, digest_size=16).hexdigest()
     if kept is None:
-        return InvalidEvent(key, event_id, error.code, error.message, None, None)
-    return InvalidEvent(key, event_id, error.code, error.message, kept.user_id, kept.text.decode())
+        return InvalidEvent(event_id, error.code, error.message, None, None)
+    return InvalidEvent(event_id, error.code, error.message, kept.user_id, kept.text.decode())
 
 
 # --- in the database
@@ -126,15 +144,20 @@ RETURNING true
 
 _FORGET_NONCE = "DELETE FROM nonces WHERE app_id = %s AND org_id = %s AND nonce = %s"
 
-_INSERT = """
+_KEY = """
+coalesce(e->>0, encode(substring(sha256(convert_to(coalesce(e->>4, e->>2), 'UTF8')) FOR 16), 'hex'))::uuid
+"""
+"""The key of an event, which is :class:`InvalidEvent` in JSON."""
+
+_INSERT = f"""
 INSERT INTO quarantine AS q (
     app_id, org_id, key, event_id, request_id, batch_index,
     code, message, sdk, sdk_version, user_id, event, bytes, times
 )
 SELECT
-    %s, %s, (e->>0)::uuid, (e->>1)::uuid, e->>2, (e->>3)::int,
-    e->>4, e->>5, e->>6, e->>7, e->>8, e->>9, coalesce(octet_length(e->>9), 0), (e->>10)::bigint
-FROM jsonb_array_elements(%s::jsonb) WITH ORDINALITY AS t (e, n) ORDER BY n
+    %s, %s, {_KEY}, (e->>0)::uuid, r->>1, (r->>2)::int,
+    e->>1, e->>2, r->>3, r->>4, e->>3, e->>4, coalesce(octet_length(e->>4), 0), coalesce((r->>5)::bigint, 1)
+FROM jsonb_array_elements(%s::jsonb) WITH ORDINALITY AS t (r, n), LATERAL (SELECT r->0 AS e) AS event ORDER BY n
 ON CONFLICT (app_id, org_id, key) DO UPDATE SET
     request_id = excluded.request_id, batch_index = excluded.batch_index,
     code = excluded.code, message = excluded.message, sdk = excluded.sdk, sdk_version = excluded.sdk_version,
@@ -143,8 +166,10 @@ ON CONFLICT (app_id, org_id, key) DO UPDATE SET
 
 _TRIM = f"SELECT tkserver_trim_quarantine(%s, %s, {MAX_EVENTS}, {MAX_BYTES})"
 
-_DELETE = """
-DELETE FROM quarantine WHERE app_id = %s AND org_id = %s AND key = ANY (%s::uuid[]) AND user_id = ANY (%s::text[])
+_DELETE = f"""
+DELETE FROM quarantine WHERE app_id = %s AND org_id = %s AND user_id = ANY (%s::text[]) AND key = ANY (
+    ARRAY(SELECT {_KEY} FROM jsonb_array_elements(%s::jsonb) AS e)
+)
 """
 
 
@@ -169,8 +194,8 @@ async def quarantine(execute: Execute, org_id: UUID, app_id: UUID, received: Seq
     """
     application = str(app_id), str(org_id)
     await execute(LOCK, application)
-    for rows in _chunks(received):
-        await execute(_INSERT, (*application, msgspec.json.encode(rows).decode()))
+    for rows in encode_in_chunks(received):
+        await execute(_INSERT, (*application, rows))
     ((dropped,),) = await execute(_TRIM, (str(org_id), str(app_id)))
     return int(dropped)
 
@@ -185,35 +210,41 @@ async def delete_quarantined(execute: Execute, org_id: UUID, app_id: UUID, event
     application = str(app_id), str(org_id)
     await execute(LOCK, application)
     user_ids = {event.user_id for event in events if event.user_id is not None}
-    await execute(_DELETE, (*application, [event.key for event in events], sorted(user_ids)))
+    await execute(_DELETE, (*application, sorted(user_ids), msgspec.json.encode(events).decode()))
 
 
-_Row = tuple[str, "UUID | None", str, int, str, str, "str | None", "str | None", "str | None", "str | None", int]
+_Row = tuple[Any, ...]
+"""An event, the id of its request, its index in the batch, the SDK and its version, and how often it was received.
+
+The last value can be missing if it is one.
+"""
 
 
-def _chunks(received: Sequence[Received]) -> Iterator[list[_Row]]:
-    """Yield rows for the insert statement. An event that was received several times is in the same row."""
-    rows: list[_Row] = []
-    size = 0
-    for row in _rows(received):
-        length = len(row[9] or "")
-        if rows and (len(rows) == _CHUNK_EVENTS or size + length > _CHUNK_BYTES):
-            yield rows
-            rows, size = [], 0
-        rows.append(row)
-        size += length
-    if rows:
-        yield rows
+def encode_in_chunks(received: Sequence[Received]) -> Iterator[str]:
+    """Yield rows for the insert statement as JSON. An event that was received several times is in the same row."""
+    rows = _rows(received)
+    start = 0
+    while start < len(rows):
+        sizes = accumulate([len(row[0].text or "") for row in rows[start : start + _CHUNK_EVENTS]])
+        length = sum(1 for size in sizes if size <= _CHUNK_BYTES) or 1
+        yield msgspec.json.encode(rows[start : start + length]).decode()
+        start += length
 
 
-def _rows(received: Sequence[Received]) -> Iterator[_Row]:
-    latest: dict[str, tuple[Received, int]] = {}
-    times: dict[str, int] = {}
-    for request in received:
-        for index, event in request.events.items():
-            latest[event.key] = request, index
-            times[event.key] = times.get(event.key, 0) + 1
-    for key, (request, index) in latest.items():
-        _, event_id, code, message, user_id, text = request.events[index]
-        sdk = request.sdk, request.sdk_version
-        yield key, event_id, request.request_id, index, code, message, *sdk, user_id, text, times[key]
+def _rows(received: Sequence[Received]) -> list[_Row]:
+    rows = [
+        (event, request_id, index, sdk, sdk_version)
+        for request_id, sdk, sdk_version, events in received
+        for index, event in events.items()
+    ]
+    keys = _keys(row[0] for row in rows)
+    latest: dict[int | str, _Row] = dict(zip(keys, rows, strict=True))
+    if len(latest) == len(rows):
+        return list(rows)
+    times = Counter(keys)
+    return [(*row, times[key]) for key, row in latest.items()]
+
+
+def _keys(events: Iterable[InvalidEvent]) -> list[int | str]:
+    """Return what identifies events when they are received again. Without id and text, only the reason does."""
+    return [event.text or event.message if event.event_id is None else event.event_id.int for event in events]

@@ -30,7 +30,7 @@ from tkserver.wire.api_errors import (
     UnsupportedMediaType,
 )
 from tkserver.wire.event import Event
-from tkserver.wire.event_validation import Violation, read_event
+from tkserver.wire.event_validation import EMPTY, OTHER_TYPES, Violation, read_event
 from tkserver.wire.surrogates import replace_lone_surrogates, restore_in_steps
 
 MAX_EVENTS = 1000
@@ -229,25 +229,45 @@ def _errors_of_tiny_events(indexes: Sequence[int], texts: Texts) -> list[EventEr
     A body can have one event for every two of its bytes. Therefore this function does little for each event.
     """
     keys = [texts[index] for index in indexes]
-    violations = {key: astuple(read_event(key)) for key in dict.fromkeys(keys)}
-    found = zip(indexes, map(violations.__getitem__, keys), strict=True)
-    return [EventError(index, event_id, code, message) for index, (code, message, event_id) in found]
+    errors = {key: _errors_of_type.get(key[:1]) or _errors_of(read_event(key)) for key in dict.fromkeys(keys)}
+    return [errors[key][index] for key, index in zip(keys, indexes, strict=True)]
 
 
+class _Errors:
+    """The errors of equal events, by the indexes of these events."""
+
+    def __init__(self, violation: Violation) -> None:
+        self._violation = violation
+
+    def __getitem__(self, index: int) -> EventError:
+        violation = self._violation
+        return EventError(index, violation.event_id, violation.code, violation.message)
+
+
+def _errors_of(violation: Event | Violation) -> _Errors | tuple[EventError, ...]:
+    assert isinstance(violation, Violation), "a tiny event is invalid"
+    return _errors_of_empty_events if violation is EMPTY else _Errors(violation)
+
+
+def _errors_of_all(violation: Violation) -> tuple[EventError, ...]:
+    """Return the errors for all indexes, so that they are created only once."""
+    errors = _Errors(violation)
+    return tuple([errors[index] for index in range(MAX_EVENTS)])
+
+
+_errors_of_empty_events = _errors_of_all(EMPTY)
+_errors_of_type = {start: _errors_of_all(violation) for start, violation in OTHER_TYPES.items()}
 _index = attrgetter("index")
 
 
 def _restore(texts: Texts, variants: Texts) -> Steps[Texts]:
-    """Return the original texts of events."""
-    originals: list[bytes] = []
-    start = size = 0
-    for end, text in enumerate(texts, 1):
-        size += len(text)
-        if size >= _STEP_OUTPUT or end == len(texts):  # many texts at once, because one by one is slow
-            restored = yield from restore_in_steps(b"\0".join(texts[start:end]), b"\0".join(variants[start:end]))
-            originals += restored.split(b"\0")
-            start, size = end, 0
-    return originals
+    """Return the original texts of events. All are restored at once, because one by one is slow."""
+    first = b"\0".join(texts)
+    yield
+    second = b"\0".join(variants)
+    yield
+    restored = yield from restore_in_steps(first, second)
+    return restored.split(b"\0")
 
 
 def count_events(body: bytes) -> Steps[int]:

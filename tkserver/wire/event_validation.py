@@ -58,7 +58,7 @@ def read_event(raw: bytes | Raw, variant: bytes | Raw | None = None) -> Event | 
         problem = f"the event has {len(raw)} bytes, the limit is {MAX_EVENT_BYTES}"
         return Violation(EVENT_TOO_LARGE, problem, _valid_id(_head_of(raw)))
     text = bytes(raw)
-    if not_an_object := _OTHER_TYPES.get(text[:1]):
+    if not_an_object := OTHER_TYPES.get(text[:1]):
         return not_an_object
     event = _decode_short(text) if len(text) <= _SHORT else _decode(text)
     if isinstance(event, Violation):
@@ -68,16 +68,19 @@ def read_event(raw: bytes | Raw, variant: bytes | Raw | None = None) -> Event | 
     return event if violation is None else replace(violation, event_id=event.event_id)
 
 
-_OTHER_TYPES = {
-    start: Violation(INVALID_SCHEMA, f"$: must be an object, not {name}")
-    for starts, name in (
-        ('"', "a string"),
-        ("-0123456789", "a number"),
-        ("tf", "a boolean"),
-        ("n", "null"),
-        ("[", "an array"),
+OTHER_TYPES = {
+    bytes([start]): violation
+    for starts, violation in (
+        (starts, Violation(INVALID_SCHEMA, f"$: must be an object, not {name}"))
+        for starts, name in (
+            (b'"', "a string"),
+            (b"-0123456789", "a number"),
+            (b"tf", "a boolean"),
+            (b"n", "null"),
+            (b"[", "an array"),
+        )
     )
-    for start in map(str.encode, starts)
+    for start in starts
 }
 """The violations of events that are not objects, by the first character."""
 
@@ -87,14 +90,14 @@ _SHORT = 40
 
 _FIELDS = Event.__struct_encode_fields__
 _may_have_field = re.compile(rb'"(?:%s)"|\\u00' % "|".join(_FIELDS).encode()).search
-_EMPTY = Violation(INVALID_SCHEMA, f"{_FIELDS[0]}: missing")
+EMPTY = Violation(INVALID_SCHEMA, f"{_FIELDS[0]}: missing")
 """The violation of an object without any field of an event."""
 
 
 def _decode_short(text: bytes) -> Event | Violation:
     """Decode a short event. Exceptions of the decoder would take most of the time, so avoid them if possible."""
     if not _may_have_field(text):
-        return _EMPTY
+        return EMPTY
     try:
         return _decoder.decode(text)
     except msgspec.ValidationError as error:
