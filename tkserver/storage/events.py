@@ -204,7 +204,9 @@ ALL_STORED = Outcome()
 """Every event was stored for the first time."""
 
 
-_STEP_ROWS = 32
+_STEP_BYTES = 131_072
+_STEP_ROW = 4096
+"""Bytes of data that take as much time as an event, in addition to its own data."""
 
 
 def encode_rows(events: Mapping[int, Event]) -> Steps[dict[int, Row]]:
@@ -215,9 +217,12 @@ def encode_rows(events: Mapping[int, Event]) -> Steps[dict[int, Row]]:
     """
     origins: dict[Origin, bytes] = {}
     rows: dict[int, Row] = {}
+    handled = 0
     for index, event in events.items():
-        rows[index] = _row(event, origins)
-        if len(rows) % _STEP_ROWS == 0:
+        row = rows[index] = _row(event, origins)
+        handled += len(row.values) + _STEP_ROW
+        if handled >= _STEP_BYTES:
+            handled = 0
             yield
     return rows
 

@@ -30,7 +30,8 @@ from tkserver.wire.api_errors import (
     UnsupportedMediaType,
 )
 from tkserver.wire.event import Event
-from tkserver.wire.event_validation import EMPTY, OTHER_TYPES, Violation, read_event
+from tkserver.wire.event_validation import EMPTY, OTHER_TYPES, Violation, read_event, read_event_in_steps
+from tkserver.wire.long_batch import texts_of_long_body
 from tkserver.wire.surrogates import replace_lone_surrogates, restore_in_steps
 
 MAX_EVENTS = 1000
@@ -45,10 +46,13 @@ Decompressor: TypeAlias = "zlib._Decompress"
 _TINY_EVENT = 32
 """Bytes. Shorter events are invalid, because a valid one has more than 300."""
 
-_STEP_BYTES = 65_536
-_STEP_EVENT = 4096
+_LONG_EVENT = 8192
+"""Bytes. Longer events are read in steps."""
+
+_STEP_BYTES = 32_768
+_STEP_EVENT = 2048
 """Bytes that take as much time as an event, in addition to its own bytes."""
-_STEP_OUTPUT = 1 << 20
+_STEP_OUTPUT = 262_144
 """Bytes of decompressed or decoded text, which take much less time than bytes of compressed data or of events."""
 
 _STEP_MEMBERS = 256
@@ -201,7 +205,11 @@ def _validate(texts: Texts, variants: Texts | None) -> Steps[Batch]:
     handled = 0
     for index in others:
         text = texts[index]
-        result = read_event(text, None if variants is None else variants[index])
+        variant = None if variants is None else variants[index]
+        if len(text) <= _LONG_EVENT:
+            result = read_event(text, variant)
+        else:
+            result = yield from read_event_in_steps(text, variant)
         if isinstance(result, Violation):
             errors.append(EventError(index, result.event_id, result.code, result.message))
         else:
@@ -350,6 +358,9 @@ _envelope_decoder = msgspec.json.Decoder(_Envelope)
 _LONG_ARRAY = 16_384
 """Bytes. A list of all elements of a longer array could take long to build: it can have millions of them."""
 
+_LONG_BODY = 131_072
+"""Bytes. Longer bodies are decoded in steps."""
+
 _list_decoder = msgspec.json.Decoder(list[Raw])
 
 # An array that is decoded into this type is not decoded further than one event beyond the limit. For short arrays, the
@@ -372,6 +383,10 @@ def _decode(body: bytes) -> Steps[Texts]:
     :raise msgspec.DecodeError: if the body is not valid JSON, or contains a lone surrogate.
     """
     try:
+        if len(body) > _LONG_BODY:
+            texts = yield from texts_of_long_body(body, MAX_EVENTS)
+            if texts is not None:
+                return texts
         # The array is decoded in a second pass, because the body can contain many of them with the same key.
         array = _envelope_decoder.decode(body).events
         if len(memoryview(array)) <= _LONG_ARRAY:

@@ -6,9 +6,10 @@ The cost of an event is proportional to its length. Code that looks at each byte
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import datetime, timezone
 from functools import lru_cache
+from typing import cast
 from uuid import UUID
 
 import msgspec
@@ -54,6 +55,23 @@ def read_event(raw: bytes | Raw, variant: bytes | Raw | None = None) -> Event | 
         :mod:`tkserver.wire.surrogates`). Lone surrogates are allowed only in keys and values that are ignored.
     :raise RecursionError: if it is nested too deeply.
     """
+    event = _read(raw, variant)
+    return event if isinstance(event, Violation) else _storable(event, jsonb_objection(bytes(event.event.data)))
+
+
+def read_event_in_steps(
+    raw: bytes | Raw, variant: bytes | Raw | None = None
+) -> Generator[None, None, Event | Violation]:
+    """Do the same as :func:`read_event` for a long event."""
+    event = _read(raw, variant)
+    yield
+    if isinstance(event, Violation):
+        return event
+    return _storable(event, (yield from _jsonb_objection_in_steps(bytes(event.event.data))))
+
+
+def _read(raw: bytes | Raw, variant: bytes | Raw | None) -> Event | Violation:
+    """Decode an event, and check everything except that its data can be stored."""
     if len(raw) > MAX_EVENT_BYTES:
         problem = f"the event has {len(raw)} bytes, the limit is {MAX_EVENT_BYTES}"
         return Violation(EVENT_TOO_LARGE, problem, _valid_id(_head_of(raw)))
@@ -66,6 +84,10 @@ def read_event(raw: bytes | Raw, variant: bytes | Raw | None = None) -> Event | 
     violation = None if variant is None else _lone_surrogate(event, bytes(variant))
     violation = violation or _violation(event, text)
     return event if violation is None else replace(violation, event_id=event.event_id)
+
+
+def _storable(event: Event, objection: str | None) -> Event | Violation:
+    return event if objection is None else replace(_invalid("event.data", objection), event_id=event.event_id)
 
 
 OTHER_TYPES = {
@@ -133,8 +155,7 @@ def _violation(event: Event, text: bytes) -> Violation | None:
                 return _invalid(path, "contains U+0000")
     if not is_user_id(event.user_id):
         return _invalid("user_id", _user_id_problem(event.user_id))
-    objection = jsonb_objection(bytes(event.event.data))
-    return None if objection is None else _invalid("event.data", objection)
+    return None
 
 
 def _user_id_problem(user_id: str) -> str:
@@ -176,17 +197,22 @@ def _first_difference(first: Struct, second: Struct, prefix: str = "") -> str | 
     return None
 
 
+# Searches for digits with regular expressions take ten times as long as this translation, and a search for a constant.
+_WITHOUT_DIGITS = bytes.maketrans(b"0123456789E", b"0000000000e")
+"""Replaces all digits by zeros."""
+
+
 # --- fractions of a second beyond microseconds, which the decoder would round
 
 _FRACTION = re.compile(rb"\.[0-9]{7}")
-_FRACTION_OF_TIME = re.compile(rb"[0-9]:[0-9]{2}\.[0-9]{7}")
+_FRACTION_OF_TIME = b"0:00.0000000"
 _EXCESS_DIGITS = re.compile(r"(\.[0-9]{6})[0-9]+")
 
 
 def _may_have_long_fraction(text: bytes) -> bool:
     """Return false if the event has no time with a fraction of more than six digits."""
     # The searches are ordered by their cost. A time can be written with escapes.
-    return bool(_FRACTION.search(text) and _FRACTION_OF_TIME.search(text)) or (
+    return bool(_FRACTION.search(text) and _FRACTION_OF_TIME in text.translate(_WITHOUT_DIGITS)) or (
         rb"\u00" in text and bool(_ESCAPED_CHARACTER_OF_TIME.search(text))
     )
 
@@ -373,12 +399,19 @@ _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 # A number with too many digits has an exponent of at least three digits, or at least this many digits in a row: with an
 # exponent of two digits, 301 digits can become 400.
 _MANY_DIGITS = 300
-_LARGE_EXPONENT = re.compile(rb"[0-9][eE][+-]?[0-9]{3}")
-_LONG_DIGITS = re.compile(rb"(?<![0-9])[0-9]{%d}" % _MANY_DIGITS)
+_LONG_DIGITS = b"0" * _MANY_DIGITS
+_EXPONENT_OF_THREE_DIGITS = b"0e000"
 
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+# A number with an exponent below 350 and less than 50 digits is short.
+_LARGE_EXPONENT = re.compile(rb"[eE][+-]?0*(?:3[5-9][0-9]|[4-9][0-9]{2}|[1-9][0-9]{3})")
+_SOME_DIGITS = b"0" * 50
+_SIGNS = b"+-"
+
 # Numbers of less than five characters are skipped.
-_NUMBER = re.compile(rb"(?=[0-9.eE+-]{5})([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?")
+_STRING_OR_NUMBER = re.compile(
+    rb'"[^"\\]*(?:\\.[^"\\]*)*"|(?=[0-9.eE+-]{5})([0-9]+)(?:\.([0-9]+))?(?:[eE]([+-]?[0-9]+))?', re.DOTALL
+)
+_STEP_MATCHES = 1000
 
 
 def jsonb_objection(text: bytes) -> str | None:
@@ -389,20 +422,40 @@ def jsonb_objection(text: bytes) -> str | None:
 
     :param text: well-formed JSON without lone surrogates.
     """
+    if rb"\u0000" not in text and not _may_have_many_digits(text):
+        return None
+    steps = _jsonb_objection_in_steps(text)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as stop:
+            return cast("str | None", stop.value)
+
+
+def _jsonb_objection_in_steps(text: bytes) -> Generator[None, None, str | None]:
     if rb"\u0000" in text and _NUL.search(text):
         return "contains U+0000"
-    has_long_digits = len(text) >= _MANY_DIGITS and _LONG_DIGITS.search(text)
-    if (has_long_digits or _LARGE_EXPONENT.search(text)) and not _are_numbers_short(_STRING.sub(b'""', text)):
+    if _may_have_many_digits(text) and not (yield from _are_numbers_short(text)):
         return f"contains a number with more than {MAX_DIGITS} digits before or after the decimal point"
     return None
 
 
-def _are_numbers_short(text: bytes) -> bool:
-    """Return true if ``jsonb`` writes each number with at most ``MAX_DIGITS`` on each side of the decimal point.
+def _may_have_many_digits(text: bytes) -> bool:
+    # The searches are ordered by their cost.
+    zeros = text.translate(_WITHOUT_DIGITS, _SIGNS)
+    if _EXPONENT_OF_THREE_DIGITS in zeros and (_LARGE_EXPONENT.search(text) or _SOME_DIGITS in zeros):
+        return True
+    return len(zeros) >= _MANY_DIGITS and _LONG_DIGITS in zeros
 
-    :param text: JSON without the contents of strings.
-    """
-    for integral, fraction, exponent_text in _NUMBER.findall(text):
+
+def _are_numbers_short(text: bytes) -> Generator[None, None, bool]:
+    """Return true if ``jsonb`` writes each number with at most ``MAX_DIGITS`` on each side of the decimal point."""
+    for number, match in enumerate(_STRING_OR_NUMBER.finditer(text)):
+        if not number % _STEP_MATCHES:
+            yield
+        integral, fraction, exponent_text = match.groups(b"")
+        if not integral:  # a string
+            continue
         exponent = _to_exponent(exponent_text)
         # jsonb keeps zeros at the end of a fraction.
         if len(fraction) - exponent > MAX_DIGITS:
