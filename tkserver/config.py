@@ -308,6 +308,21 @@ class Retention(_Group):
     ] = None
 
 
+class Insight(_Group):
+    """Statistics."""
+
+    enabled: Annotated[
+        bool,
+        Field(
+            description="Whether the server aggregates events for statistics in the background. Of all servers of a"
+            " database, one does it at a time."
+        ),
+    ] = True
+    interval: Annotated[
+        float, Field(gt=0, le=3600, description="Seconds between two looks for new events to aggregate.")
+    ] = 5
+
+
 class Quarantine(_Group):
     """How long invalid events are kept."""
 
@@ -405,6 +420,7 @@ class Settings(BaseSettings):
     database: Database = Database()
     ingest: Ingest = Ingest()
     retention: Retention = Retention()
+    insight: Insight = Insight()
     quarantine: Quarantine = Quarantine()
     rate_limit: RateLimit = RateLimit()
     redis: Redis = Redis()

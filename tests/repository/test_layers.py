@@ -30,7 +30,10 @@ LAYERS: dict[str, set[str]] = {
     "web/listen": {"log"},
     "web/http": {"log", "deferreds", "wire"},
     "web": {"log", "wire", "storage", "limits", "ingest", "web/listen", "web/http"},
-    "server": {"log", "config", "wire", "storage", "limits", "ingest", "operations", "web", "web/listen", "web/http"},
+    "server": {
+        *("log", "config", "wire", "storage", "limits", "ingest", "insight", "operations"),
+        *("web", "web/listen", "web/http"),
+    },
     "cli": {"config", "wire", "demo", "storage", "operations", "client"},
     "tap": {"log", "config", "storage", "server"},
 }

@@ -21,7 +21,8 @@ class Twistd:
     """``twistd`` that runs the server in a separate directory.
 
     :param directory: the working directory, which also contains the log.
-    :param settings: ``TK__`` variables. By default, the server takes a free port, and has no admin port.
+    :param settings: ``TK__`` variables. By default, the server takes a free port, has no admin port, and does not
+        aggregate events.
     :param arguments: the arguments of ``twistd``.
     :param programs: the directory of ``twistd`` and its Python.
     :param listening: a listening socket that the process inherits, as from systemd.
@@ -39,7 +40,8 @@ class Twistd:
         open_files: tuple[int, int] | None = None,
     ) -> None:
         self.directory = directory
-        self._settings = {"TK__SERVER__PORT": "0", "TK__ADMIN__PORT": "", **settings}
+        defaults = {"TK__SERVER__PORT": "0", "TK__ADMIN__PORT": "", "TK__INSIGHT__ENABLED": "false"}
+        self._settings = {**defaults, **settings}
         self._command = [str(programs / "twistd"), *arguments]
         self._output = directory / "output.log"
         self._process: subprocess.Popen[bytes] | None = None

@@ -29,6 +29,7 @@ def launch_server(
         "TK__ADMIN__PORT": 0,
         "TK__DATABASE__URL": database.dsn,
         "TK__DATABASE__MAX_CONNECTIONS": 4,
+        "TK__INSIGHT__ENABLED": False,  # it needs a process, and only a few tests need it
         "TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE": 0,  # all tests share one address, and many fail to authenticate
     }
     server = Supervisor(load({**values, **overrides}), reactor, failures.append)

@@ -48,7 +48,7 @@ needs_promtool = pytest.mark.skipif(PROMTOOL is None, reason="needs promtool")
 async def metrics(database_server: DatabaseServer) -> AsyncIterator[Scrape]:
     """The metrics of a server that has received requests."""
     with database_server.migrated() as database:
-        server = await start_server(database)
+        server = await start_server(database, TK__INSIGHT__ENABLED=True)
         client, app = client_of(server), App().install(database)
         assert (await client.send(app, [make_event(), make_event(user_id="x")])).status == 207
         assert (await client.send(app, [make_event()], changes={"X-Signature": "0"})).status == 401
@@ -188,6 +188,7 @@ HEALTHY = {
     'tkserver_events_total{outcome="quarantined", code="invalid_schema"}': "0+10x40",
     "tkserver_quarantine_dropped_events_total": "0x40",
     'tkserver_events_total{outcome="refused", code="storage_unavailable"}': "0x40",
+    "tkserver_aggregation_lag_seconds": "5x40",
     "tkserver_queue_events": "0x40",
     "tkserver_queue_max_events": "100000x40",
     "tkserver_queue_bytes": "0x40",
@@ -232,6 +233,7 @@ PROBLEMS = {
         'tkserver_events_total{outcome="quarantined", code="invalid_schema"}': "0+100x40",
     },
     "TkserverQuarantineFull": {"tkserver_quarantine_dropped_events_total": "0x32 1x8"},
+    "TkserverStatisticsBehind": {"tkserver_aggregation_lag_seconds": "0+60x40"},
     "TkserverReactorLag": {'tkserver_reactor_lag_seconds_bucket{le="0.025"}': "0+20x40"},
     "TkserverOpenFilesNearlyUsedUp": {'process_open_fds{job="tkserver"}': "900x40"},
     "TkserverConnectionsNearlyUsedUp": {"tkserver_http_connections": "4000x40"},

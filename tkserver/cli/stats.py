@@ -36,7 +36,7 @@ def stats(app: str, panel: str | None, as_json: bool, from_: str | None, **optio
     Without PANEL, print a summary. PANEL is overview, commands, versions, releases, errors, environment, retention or
     quality. With --json, print the panel (by default overview) as docs/insight.md describes it.
 
-    "tkserver stats rebuild APP" computes the aggregates again from the events.
+    "tkserver stats rebuild APP" computes the aggregates again from the events, or waits until a server has done so.
     """
     parameters = {name: value for name, value in {**options, "from": from_}.items() if value is not None}
     with open_database(load({})) as connection:
@@ -45,7 +45,9 @@ def stats(app: str, panel: str | None, as_json: bool, from_: str | None, **optio
             return
         found = find_app(connection, app)
         with progress_bar("aggregating", lambda: statistics.lag(connection)) as advance:
-            statistics.refresh(connection, time.sleep, advance)
+            is_current = statistics.refresh(connection, time.sleep, advance)
+        if not is_current and (missing := statistics.lag(connection)):
+            print_line(f"Another process is aggregating: about {missing:,} events are not included yet.", error=True)
 
         def read(name: str) -> Json:
             applicable = {key: text for key, text in parameters.items() if panel or is_applicable(name, key)}
@@ -61,6 +63,7 @@ def stats(app: str, panel: str | None, as_json: bool, from_: str | None, **optio
 
 def _rebuild(connection: Connection, name: str) -> None:
     app = find_app(connection, name)
+    statistics.start_rebuild(connection, app)
     with progress_bar("aggregating", lambda: statistics.lag(connection)) as advance:
-        statistics.rebuild(connection, app, time.sleep, advance)
+        statistics.finish_rebuild(connection, app, time.sleep, advance)
     print_line(f"The statistics of {app.label} have been computed again.")

@@ -16,9 +16,22 @@ from tkserver.operations.models import App
 from tkserver.operations.paced import Sleep
 from tkserver.storage.blocking import Connection
 
-__all__ = ["PANEL_NAMES", "Json", "is_applicable", "lag", "read_panel", "rebuild", "refresh", "set_timezone"]
+__all__ = [
+    "PANEL_NAMES",
+    "Json",
+    "finish_rebuild",
+    "is_applicable",
+    "lag",
+    "read_panel",
+    "refresh",
+    "set_timezone",
+    "start_rebuild",
+]
 
 PANEL_NAMES = tuple(PANELS)
+
+REBUILD_POLL_INTERVAL = 0.25
+"""Seconds between two looks at the progress of another process."""
 
 
 def is_applicable(panel: str, parameter: str) -> bool:
@@ -44,15 +57,34 @@ def read_panel(connection: Connection, app: App, panel: str, parameters: Mapping
         raise InvalidArgument(str(error)) from None
 
 
-def refresh(connection: Connection, sleep: Sleep, progress: aggregator.Progress = lambda _: None) -> None:
-    """Aggregate all events that are stored now, unless another process is doing so."""
-    aggregator.run_once(connection, sleep, progress)
+def refresh(connection: Connection, sleep: Sleep, progress: aggregator.Progress = lambda _: None) -> bool:
+    """Aggregate all events that are stored now.
+
+    :return: false if another process is aggregating.
+    """
+    return aggregator.run_once(connection, sleep, progress) is not None
 
 
-def rebuild(connection: Connection, app: App, sleep: Sleep, progress: aggregator.Progress = lambda _: None) -> None:
-    """Compute the aggregates of an application again from its events. Days whose events were deleted stay unchanged."""
+def start_rebuild(connection: Connection, app: App) -> None:
+    """Let the aggregates of an application be computed again. Days whose events were deleted stay unchanged.
+
+    :raise InvalidArgument: if a newer version of this program has computed them.
+    """
+    if aggregator.status(connection).is_newer:
+        raise InvalidArgument("a newer version of tkserver has computed the statistics: use that version")
     aggregator.rebuild(connection, *app.key)
-    aggregator.run_once(connection, sleep, progress)
+
+
+def finish_rebuild(
+    connection: Connection, app: App, sleep: Sleep, progress: aggregator.Progress = lambda _: None
+) -> None:
+    """Aggregate the events of an application after :func:`start_rebuild`, or wait while another process does so."""
+    before = lag(connection)
+    while aggregator.run_once(connection, sleep, progress) is None and aggregator.is_rebuilding(connection, *app.key):
+        sleep(REBUILD_POLL_INTERVAL)
+        now = lag(connection)
+        progress(max(0, before - now))
+        before = now
 
 
 def set_timezone(connection: Connection, app: App, timezone: str) -> None:

@@ -27,6 +27,7 @@ from tkserver.ingest.committer import QueueLimits, QueueLoad
 from tkserver.ingest.ledger import Ledger
 from tkserver.limits.redis import RedisTokenBuckets
 from tkserver.log.access import RequestRecord
+from tkserver.server.aggregation import Aggregation
 from tkserver.storage.event_store import CommitRecord, CommitResult
 from tkserver.storage.pool import Pool
 from tkserver.web.http.connections import ApiSite
@@ -34,6 +35,7 @@ from tkserver.wire.api_errors import ApiError
 
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 COMMIT_SIZE_BUCKETS = (1, 3, 10, 30, 100, 300, 1000, 4000)
+AGGREGATED_BUCKETS = (1, 10, 100, 1000, 3000, 10_000, 20_000)
 LAG_BUCKETS = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5)
 
 prometheus_client.disable_created_metrics()  # a timestamp for each counter would double the size of the response
@@ -52,6 +54,7 @@ class Metrics:
         self._last_commit = clock()
         self._create_request_metrics()
         self._create_commit_metrics()
+        self._create_aggregation_metrics()
         self._lag = Histogram(
             "tkserver_reactor_lag_seconds",
             "How late the reactor ran a timer.",
@@ -102,6 +105,20 @@ class Metrics:
             lambda: max(0.0, self._clock() - self._last_commit),  # the clock may have been set back
         )
 
+    def _create_aggregation_metrics(self) -> None:
+        self._aggregation_duration = Histogram(
+            "tkserver_aggregation_duration_seconds",
+            "Duration of the transactions that aggregate events.",
+            buckets=DURATION_BUCKETS,
+            registry=self._registry,
+        )
+        self._aggregation_size = Histogram(
+            "tkserver_aggregation_events",
+            "Number of events that a transaction has aggregated.",
+            buckets=AGGREGATED_BUCKETS,
+            registry=self._registry,
+        )
+
     # --- observed when they happen
 
     def observe_request(self, record: RequestRecord) -> None:
@@ -119,6 +136,11 @@ class Metrics:
             self._commit_duration.observe(commit.seconds)
             self._commit_size.observe(commit.events)
             self._last_commit = self._clock()
+
+    def observe_aggregation(self, events: int, seconds: float) -> None:
+        """Count a transaction that has aggregated events."""
+        self._aggregation_duration.observe(seconds)
+        self._aggregation_size.observe(events)
 
     def observe_lag(self, seconds: float) -> None:
         """Count a measurement of the reactor lag."""
@@ -197,6 +219,10 @@ class Metrics:
     def watch_redis(self, shared: RedisTokenBuckets | None) -> None:
         """Add the metric of Redis, which has no sample if Redis is not configured."""
         self._registry.register(_RedisCollector(shared))
+
+    def watch_aggregation(self, aggregation: Aggregation | None) -> None:
+        """Add the metrics of the aggregation, which have no samples if this server does not aggregate."""
+        self._registry.register(_AggregationCollector(aggregation))
 
     def exposition(self, accept: str | None) -> tuple[bytes, str]:
         """Return the current metrics as text, and the content type.
@@ -292,6 +318,31 @@ class _RedisCollector(Collector):
         if self._shared is not None:
             up.add_metric((), self._shared.available)
         yield up
+
+
+class _AggregationCollector(Collector):
+    """The state of the aggregation."""
+
+    def __init__(self, aggregation: Aggregation | None) -> None:
+        self._aggregation = aggregation
+
+    def collect(self) -> Iterator[Metric]:
+        active = GaugeMetricFamily(
+            "tkserver_aggregation_active", "1 if this server aggregates events, 0 if another one does."
+        )
+        seconds = GaugeMetricFamily(
+            "tkserver_aggregation_lag_seconds", "How long the oldest event that is not aggregated has been waiting."
+        )
+        events = GaugeMetricFamily("tkserver_aggregation_lag_events", "About how many events are not aggregated.")
+        failures = CounterMetricFamily(
+            "tkserver_aggregation_failures", "Interruptions by the database, and deaths of the aggregating process."
+        )
+        if self._aggregation is not None:
+            active.add_metric((), self._aggregation.state.aggregates)
+            seconds.add_metric((), self._aggregation.lag_seconds)
+            events.add_metric((), self._aggregation.state.lag_events)
+            failures.add_metric((), self._aggregation.failures)
+        yield from (active, seconds, events, failures)
 
 
 def _error_codes(base: type[ApiError]) -> Iterator[tuple[str, int]]:

@@ -25,7 +25,7 @@ from tkserver.config import Settings, variable
 from tkserver.operations.database import ConfiguredDatabase
 from tkserver.server.privileges import CannotDrop, Privileges
 from tkserver.server.sweeper import Sweeper
-from tkserver.server.wiring import create_admin_listener, create_worker
+from tkserver.server.wiring import create_admin_listener, create_aggregation, create_worker
 from tkserver.server.worker import stop_all
 from tkserver.storage import migrations
 from tkserver.storage.blocking import BlockingConnections
@@ -76,6 +76,7 @@ class Supervisor(Service):
         self._admin = create_admin_listener(settings, reactor, self.worker.components.metrics)
         days, tolerance = settings.retention.days, settings.ingest.timestamp_tolerance
         self._sweeper = Sweeper(reactor, self._dsn, days, tolerance, settings.quarantine.days)
+        self._aggregation = create_aggregation(settings, reactor, self._dsn, self.worker.components.metrics)
         self._embedded_check = LoopingCall(lambda: ensureDeferred(self._restart_embedded()))
         self._embedded_check.clock = reactor
         self._embedded_check_ended: Deferred[LoopingCall]
@@ -166,6 +167,8 @@ class Supervisor(Service):
             return
         self.worker.connect()
         self._sweeper.start()
+        if self._aggregation is not None:
+            self._aggregation.start()
         if self._embedded is not None:
             self._embedded_check_ended = self._embedded_check.start(EMBEDDED_CHECK_INTERVAL, now=False)
         if self._has_demo and self.worker.url.startswith("http:"):
@@ -236,7 +239,8 @@ class Supervisor(Service):
     async def _stop(self) -> None:
         self._stopping = True
         await stop_all(self.worker.drain, self._end_startup, self._end_embedded_check)
-        await stop_all(self._sweeper.stop, self.worker.stop)
+        aggregation = [] if self._aggregation is None else [self._aggregation.stop]
+        await stop_all(*aggregation, self._sweeper.stop, self.worker.stop)
         if self._embedded is not None:
             await stop_all(partial(self._in_thread, self._embedded.stop))
         if self._admin is not None:  # last, so that Prometheus sees the metrics of the stop

@@ -26,6 +26,7 @@ from tkserver.limits.redis import MissingExtra, RedisServer, RedisTokenBuckets
 from tkserver.limits.request_rate import RequestRateLimit
 from tkserver.limits.token_bucket import Rate
 from tkserver.log.access import AccessLog
+from tkserver.server.aggregation import Aggregation
 from tkserver.server.metrics import Metrics
 from tkserver.server.reactor_lag import ReactorLagMeter
 from tkserver.server.worker import Components, Worker
@@ -102,6 +103,14 @@ def create_admin_listener(settings: Settings, reactor: Any, metrics: Metrics) ->
         return None
     hosts = AllowedHosts([host, *settings.admin.allowed_hosts])
     return AdminListener(AdminApi(metrics.exposition, reactor.seconds, hosts), reactor, host, port)
+
+
+def create_aggregation(settings: Settings, reactor: Any, dsn: str, metrics: Metrics) -> Aggregation | None:
+    """Return what aggregates events in the background, or ``None`` if this server does not."""
+    enabled, interval = settings.insight.enabled, settings.insight.interval
+    aggregation = Aggregation(reactor, dsn, interval, metrics.observe_aggregation) if enabled else None
+    metrics.watch_aggregation(aggregation)
+    return aggregation
 
 
 def _access_log(settings: Settings, clock: Callable[[], float]) -> AccessLog:
