@@ -321,6 +321,7 @@ def test_every_option_is_listed(name: str, command: click.Command) -> None:
 
 
 VARIANTS = {
+    "tkserver tokens create": ("--read", {"secret"}, {"id"}),
     "tkserver tokens list": ("--show-secret", set[str](), {"secret"}),
     "tkserver prune": ("--dry-run", {"deleted"}, {"to_delete"}),
     "tkserver erase": ("--undo", {"deleted_from_events", "deleted_from_quarantine"}, {"deleted_from_erasures"}),

@@ -13,29 +13,60 @@ from tkserver.config import load
 from tkserver.operations.apps import find_app
 from tkserver.operations.database import open_database
 from tkserver.operations.models import TIERS, Token
+from tkserver.operations.read_tokens import (
+    ReadToken,
+    create_read_token,
+    find_read_token,
+    list_read_tokens,
+    revoke_read_token,
+)
 from tkserver.operations.tokens import create_token, find_token, list_tokens, revoke_token, rotate_tokens
 
 
 @click.group()
 def tokens() -> None:
-    """Manage tokens and their secrets, which sign requests."""
+    """Manage tokens: those with a secret, which sign events, and those that allow to read statistics."""
 
 
 @tokens.command()
-@click.argument("app")
+@click.argument("app", required=False)
 @click.option(
     "--tier", type=click.Choice(TIERS), default="free", show_default=True, help="Selects the rate limit of the token."
 )
+@click.option("--read", is_flag=True, help="The token allows to read statistics, and nothing else.")
+@click.option("--all", "all_apps", is_flag=True, help="With --read and without APP: for all applications.")
 @json_option
-def create(app: str, tier: str, as_json: bool) -> None:
+def create(app: str | None, tier: str, read: bool, all_apps: bool, as_json: bool) -> None:
     """Create another token for an application.
 
     APP is its name or id. Existing tokens do not change.
+
+    With --read, the token is shown only now: the database contains only its hash.
     """
+    _check_scope(app, read=read, all_apps=all_apps)
     with open_database(load({})) as connection:
-        found = find_app(connection, app)
-        token = create_token(connection, found.org_id, found.app_id, tier)
-    print_record(credentials(token), as_json=as_json)
+        found = None if app is None else find_app(connection, app)
+        if read:
+            record = _read_credentials(*create_read_token(connection, found))
+        else:
+            assert found is not None  # see _check_scope
+            record = credentials(create_token(connection, found.org_id, found.app_id, tier))
+    print_record(record, as_json=as_json)
+
+
+def _check_scope(app: str | None, *, read: bool, all_apps: bool) -> None:
+    """Check that a token is for one application, or that a token to read is for all."""
+    if all_apps and not read:
+        raise click.UsageError("only a token to read can be for all applications: use --read --all")
+    if all_apps and app is not None:
+        raise click.UsageError("use either APP or --all")
+    if app is None and not all_apps:
+        raise click.UsageError("name an application" + (", or use --all" if read else ""))
+
+
+def _read_credentials(row: ReadToken, token: str) -> Record:
+    """Return the data that a client needs to read statistics."""
+    return {"id": row.id, "org_id": row.org_id, "app_id": row.app_id, "token": token}
 
 
 @tokens.command("list")
@@ -45,11 +76,14 @@ def create(app: str, tier: str, as_json: bool) -> None:
 def list_(app: str | None, show_secret: bool, as_json: bool) -> None:
     """List the tokens of one application or of all.
 
-    APP is its name or id.
+    APP is its name or id. Tokens to read statistics are listed without the token itself, which is not stored; those
+    without an application are for all applications.
     """
     with open_database(load({})) as connection:
-        found = list_tokens(connection, None if app is None else find_app(connection, app))
+        selected = None if app is None else find_app(connection, app)
+        found, readers = list_tokens(connection, selected), list_read_tokens(connection, selected)
     records = [_record(token, show_secret=show_secret) for token in found]
+    records += [_read_record(token, show_secret=show_secret) for token in readers]
     print_records(records, as_json=as_json, empty="No tokens. Create one with: tkserver tokens create APP")
 
 
@@ -82,14 +116,18 @@ def revoke(token: str) -> None:
     TOKEN is the token or its id. Every server rejects it within two seconds.
     """
     with open_database(load({})) as connection:
-        found = find_token(connection, token)
-        revoke_token(connection, found)
+        found = find_read_token(connection, token) or find_token(connection, token)
+        if isinstance(found, ReadToken):
+            revoke_read_token(connection, found)
+        else:
+            revoke_token(connection, found)
     click.echo(f"revoked: {found.id}")
 
 
 def _record(token: Token, *, show_secret: bool) -> Record:
     return {
         "id": token.id,
+        "kind": "send",
         "app_id": token.app_id,
         "token": token.token,
         **({"secret": token.secret} if show_secret else {}),
@@ -97,5 +135,20 @@ def _record(token: Token, *, show_secret: bool) -> Record:
         "active": token.is_active,
         "expires_at": token.expires_at,
         "last_used_at": token.last_used_at,
+        "created_at": token.created_at,
+    }
+
+
+def _read_record(token: ReadToken, *, show_secret: bool) -> Record:
+    return {
+        "id": token.id,
+        "kind": "read",
+        "app_id": token.app_id,
+        "token": None,
+        **({"secret": None} if show_secret else {}),
+        "tier": None,
+        "active": token.is_active,
+        "expires_at": None,
+        "last_used_at": None,
         "created_at": token.created_at,
     }
