@@ -164,7 +164,8 @@ class Admin(_Group):
         Field(
             ge=0,
             le=65535,
-            description="The admin port, for /metrics. 0 selects a free port. An empty value disables it.",
+            description="The admin port, for metrics and statistics. 0 selects a free port. An empty value disables"
+            " it.",
         ),
     ] = 3001
     allowed_hosts: Annotated[
@@ -321,6 +322,37 @@ class Insight(_Group):
     interval: Annotated[
         float, Field(gt=0, le=3600, description="Seconds between two looks for new events to aggregate.")
     ] = 5
+    connections: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=100,
+            description="The maximum number of statistics that a server computes at the same time. Each needs a process"
+            " and a database connection, which exist only while they are used.",
+        ),
+    ] = 2
+    query_timeout: Annotated[
+        float,
+        Field(gt=0, description="Seconds that it may take to compute statistics. Otherwise the request gets a 503."),
+    ] = 10
+    max_waiting: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="The maximum number of requests for statistics that wait until others are computed. Further"
+            " ones get a 503.",
+        ),
+    ] = 100
+    cache_bytes: Annotated[
+        int, Field(ge=0, description="The memory for computed statistics, in bytes. 0 disables the cache.")
+    ] = 16_777_216
+    require_token: Annotated[
+        bool,
+        Field(
+            description="Require a token to read statistics also from programs on this machine. Other machines always"
+            " need one."
+        ),
+    ] = False
 
 
 class Quarantine(_Group):

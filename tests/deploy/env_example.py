@@ -34,6 +34,8 @@ def _settings() -> Iterator[str]:
 def _format(default: Any) -> str:
     if default is None:
         return ""
+    if isinstance(default, bool):
+        return str(default).lower()
     return ",".join(default) if isinstance(default, tuple) else str(default)
 
 

@@ -29,7 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "client": {"wire"},
     "web/listen": {"log"},
     "web/http": {"log", "deferreds", "wire"},
-    "web": {"log", "wire", "storage", "limits", "ingest", "web/listen", "web/http"},
+    "web": {"log", "wire", "storage", "limits", "ingest", "insight", "web/listen", "web/http"},
     "server": {
         *("log", "config", "wire", "storage", "limits", "ingest", "insight", "operations"),
         *("web", "web/listen", "web/http"),

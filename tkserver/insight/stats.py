@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
+from tkserver.insight.catalog import rfc3339
 from tkserver.insight.cells import WITH_CI, WITHOUT_CI
 from tkserver.insight.days import iso, number_of
 from tkserver.insight.facts import Topic
@@ -21,8 +23,10 @@ LATENESS_DAYS = 28
 """Days whose events show how late events usually are."""
 
 _APP = """
-SELECT a.app, a.timezone, CASE WHEN isfinite(a.frozen_before) THEN a.frozen_before END, p.summed_until
-FROM insight_progress AS p LEFT JOIN insight_apps AS a ON a.app_id = %s AND a.org_id = %s
+SELECT a.app, coalesce(a.timezone, n.timezone), CASE WHEN isfinite(a.frozen_before) THEN a.frozen_before END,
+       p.summed_until
+FROM insight_progress AS p CROSS JOIN (SELECT %s::uuid AS app_id, %s::uuid AS org_id) AS wanted
+    LEFT JOIN insight_apps AS a USING (app_id, org_id) LEFT JOIN apps AS n USING (app_id, org_id)
 """
 
 
@@ -54,26 +58,50 @@ def compute(
     :param parameters: see :func:`~tkserver.insight.query.parse`.
     :raise InvalidQuery: if the panel or a parameter is not valid.
     """
-    if panel not in PANELS:
-        raise InvalidQuery(f"unknown panel {panel!r}: use {', '.join(PANELS)}")
+    with snapshot(connection):
+        facts, content = compute_parts(connection, app_id, org_id, label, panel, parameters, now)
+    return {**facts, **content}
+
+
+@contextmanager
+def snapshot(connection: Connection) -> Iterator[None]:
+    """Let the statements of a ``with`` block see the database at one moment, and change nothing."""
     with transaction(connection):
         rows(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        state = _state(connection, app_id, org_id)
-        today = now.astimezone(ZoneInfo(state.timezone)).date()
-        query = parse(parameters, today, APPLICABLE_FILTERS[panel])
-        reader = Reader(connection, state.app or 0, query, number_of(today), number_of(state.frozen_before or date.min))
-        return {
-            "app": label,
-            "timezone": state.timezone,
-            "from": iso(query.first),
-            "to": iso(query.last),
-            "ci": query.ci,
-            "filters": dict(query.filters),
-            "generated_at": _rfc3339(now),
-            "summed_until": state.summed_until and _rfc3339(state.summed_until),
-            "filling_from": _filling_from(reader, now, state.timezone),
-            **PANELS[panel](reader),
-        }
+        yield
+
+
+def compute_parts(
+    connection: Connection,
+    app_id: str,
+    org_id: str,
+    label: str,
+    panel: str,
+    parameters: Mapping[str, str],
+    now: datetime,
+) -> tuple[Json, Json]:
+    """Return the facts that every panel states, and the contents of the panel, within a :func:`snapshot`.
+
+    The parameters are those of :func:`compute`.
+    """
+    if panel not in PANELS:
+        raise InvalidQuery(f"unknown panel {panel!r}: use {', '.join(PANELS)}")
+    state = _state(connection, app_id, org_id)
+    today = now.astimezone(ZoneInfo(state.timezone)).date()
+    query = parse(parameters, today, APPLICABLE_FILTERS[panel])
+    reader = Reader(connection, state.app or 0, query, number_of(today), number_of(state.frozen_before or date.min))
+    facts = {
+        "app": label,
+        "timezone": state.timezone,
+        "from": iso(query.first),
+        "to": iso(query.last),
+        "ci": query.ci,
+        "filters": dict(query.filters),
+        "generated_at": rfc3339(now),
+        "summed_until": state.summed_until and rfc3339(state.summed_until),
+        "filling_from": _filling_from(reader, now, state.timezone),
+    }
+    return facts, PANELS[panel](reader)
 
 
 def _state(connection: Connection, app_id: str, org_id: str) -> _State:
@@ -89,7 +117,3 @@ def _filling_from(reader: Reader, now: datetime, zone: str) -> str:
         lateness.add(row)
     late = percentile(lateness.durations, 0.95) if lateness.durations else 0.0
     return (now.astimezone(ZoneInfo(zone)) - timedelta(seconds=late)).date().isoformat()
-
-
-def _rfc3339(time: datetime) -> str:
-    return time.astimezone(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z")

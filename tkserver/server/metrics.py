@@ -11,6 +11,7 @@ import platform
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from itertools import accumulate
 from operator import add
 
@@ -28,9 +29,11 @@ from tkserver.ingest.ledger import Ledger
 from tkserver.limits.redis import RedisTokenBuckets
 from tkserver.log.access import RequestRecord
 from tkserver.server.aggregation import Aggregation
+from tkserver.server.query_processes import QueryCounts, QueryProcesses
 from tkserver.storage.event_store import CommitRecord, CommitResult
 from tkserver.storage.pool import Pool
 from tkserver.web.http.connections import ApiSite
+from tkserver.web.statistics import PanelCache
 from tkserver.wire.api_errors import ApiError
 
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -55,6 +58,7 @@ class Metrics:
         self._create_request_metrics()
         self._create_commit_metrics()
         self._create_aggregation_metrics()
+        self._create_statistics_metrics()
         self._lag = Histogram(
             "tkserver_reactor_lag_seconds",
             "How late the reactor ran a timer.",
@@ -119,6 +123,20 @@ class Metrics:
             registry=self._registry,
         )
 
+    def _create_statistics_metrics(self) -> None:
+        self._statistics = Counter(
+            "tkserver_insight_requests",
+            "Requests for statistics, by panel and status.",
+            ("panel", "status"),
+            registry=self._registry,
+        )
+        self._query_duration = Histogram(
+            "tkserver_insight_query_duration_seconds",
+            "Time to compute statistics, without the time spent waiting for others.",
+            buckets=DURATION_BUCKETS,
+            registry=self._registry,
+        )
+
     # --- observed when they happen
 
     def observe_request(self, record: RequestRecord) -> None:
@@ -145,6 +163,14 @@ class Metrics:
     def observe_lag(self, seconds: float) -> None:
         """Count a measurement of the reactor lag."""
         self._lag.observe(seconds)
+
+    def observe_query(self, seconds: float) -> None:
+        """Count a computation of statistics that has ended."""
+        self._query_duration.observe(seconds)
+
+    def observe_statistics(self, panel: str, status: int) -> None:
+        """Count a response to a request for statistics."""
+        self._statistics.labels(panel, str(status)).inc()
 
     # --- queried when they are collected
 
@@ -215,6 +241,23 @@ class Metrics:
             "Requests that are waiting for memory for their bodies.",
             lambda: bodies.waiting,
         )
+
+    def watch_statistics(self, queries: QueryProcesses, cache: PanelCache) -> None:
+        """Add the metrics of the statistics that the admin port serves."""
+        self._registry.register(_QueryCollector(queries.counts))
+        self._gauge("tkserver_insight_queries_running", "Statistics that are being computed.", lambda: queries.running)
+        self._gauge(
+            "tkserver_insight_queries_waiting",
+            "Requests for statistics that wait until others are computed.",
+            lambda: queries.waiting,
+        )
+        self._gauge(
+            "tkserver_insight_queries_max_waiting",
+            "Maximum number of these requests.",
+            lambda: queries.limits.waiting,
+        )
+        self._gauge("tkserver_insight_cache_bytes", "Memory used by computed statistics.", lambda: cache.bytes)
+        self._gauge("tkserver_insight_cache_max_bytes", "Maximum of this memory.", lambda: cache.max_bytes)
 
     def watch_redis(self, shared: RedisTokenBuckets | None) -> None:
         """Add the metric of Redis, which has no sample if Redis is not configured."""
@@ -305,6 +348,21 @@ class _LedgerCollector(Collector):
         for labels, count in self._ledger.settled.items():
             events.add_metric(labels, count)
         yield events
+
+
+class _QueryCollector(Collector):
+    """What has happened to requests that needed a computation."""
+
+    def __init__(self, counts: QueryCounts) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[Metric]:
+        queries = CounterMetricFamily(
+            "tkserver_insight_queries", "Computations of statistics, by outcome.", labels=("outcome",)
+        )
+        for outcome, count in asdict(self._counts).items():
+            queries.add_metric((outcome,), count)
+        yield queries
 
 
 class _RedisCollector(Collector):

@@ -25,7 +25,7 @@ from tkserver.config import Settings, variable
 from tkserver.operations.database import ConfiguredDatabase
 from tkserver.server.privileges import CannotDrop, Privileges
 from tkserver.server.sweeper import Sweeper
-from tkserver.server.wiring import create_admin_listener, create_aggregation, create_worker
+from tkserver.server.wiring import create_admin, create_aggregation, create_worker
 from tkserver.server.worker import stop_all
 from tkserver.storage import migrations
 from tkserver.storage.blocking import BlockingConnections
@@ -73,7 +73,8 @@ class Supervisor(Service):
         database = ConfiguredDatabase.from_settings(settings)
         self._dsn, self._embedded = database.dsn, database.embedded
         self.worker = create_worker(settings, reactor, self._dsn)
-        self._admin = create_admin_listener(settings, reactor, self.worker.components.metrics)
+        self._admin_parts = create_admin(settings, reactor, self._dsn, self.worker.components.metrics)
+        self._admin = None if self._admin_parts is None else self._admin_parts.listener
         days, tolerance = settings.retention.days, settings.ingest.timestamp_tolerance
         self._sweeper = Sweeper(reactor, self._dsn, days, tolerance, settings.quarantine.days)
         self._aggregation = create_aggregation(settings, reactor, self._dsn, self.worker.components.metrics)
@@ -240,6 +241,8 @@ class Supervisor(Service):
         self._stopping = True
         await stop_all(self.worker.drain, self._end_startup, self._end_embedded_check)
         aggregation = [] if self._aggregation is None else [self._aggregation.stop]
+        if self._admin_parts is not None:
+            await stop_all(self._admin_parts.queries.stop, self._admin_parts.watch.stop)
         await stop_all(*aggregation, self._sweeper.stop, self.worker.stop)
         if self._embedded is not None:
             await stop_all(partial(self._in_thread, self._embedded.stop))

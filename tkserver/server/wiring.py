@@ -7,6 +7,7 @@ import random
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from tkserver.ingest.ledger import Ledger
 from tkserver.ingest.readiness import Readiness
 from tkserver.ingest.scheduler import FairScheduler
 from tkserver.ingest.verification import Verifier
+from tkserver.insight.catalog_watch import CatalogWatch
 from tkserver.limits.auth_failures import AuthFailureLimit
 from tkserver.limits.client_address import TrustedProxies
 from tkserver.limits.redis import MissingExtra, RedisServer, RedisTokenBuckets
@@ -28,6 +30,7 @@ from tkserver.limits.token_bucket import Rate
 from tkserver.log.access import AccessLog
 from tkserver.server.aggregation import Aggregation
 from tkserver.server.metrics import Metrics
+from tkserver.server.query_processes import QueryLimits, QueryProcesses
 from tkserver.server.reactor_lag import ReactorLagMeter
 from tkserver.server.worker import Components, Worker
 from tkserver.storage.caches import CredentialCache, ErasedUserCache, LastUsedTimes
@@ -40,11 +43,13 @@ from tkserver.storage.pool import Pool
 from tkserver.storage.store_statement import PREPARE_STORE
 from tkserver.web.admin import AdminApi, AdminListener
 from tkserver.web.admission import IngestAdmission, clients_of_connections
-from tkserver.web.allowed_hosts import AllowedHosts
+from tkserver.web.allowed_hosts import AllowedHosts, is_loopback
 from tkserver.web.api import Api
 from tkserver.web.http.connections import ApiSite, HttpLimits
 from tkserver.web.http.response import CorsPolicy
 from tkserver.web.listen.listener import InvalidEndpoint, Listener, tcp_endpoint
+from tkserver.web.read_access import ReadAccess
+from tkserver.web.statistics import PanelCache, StatisticsApi
 
 
 def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
@@ -96,13 +101,38 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     return Worker(components, settings.server.shutdown_timeout)
 
 
-def create_admin_listener(settings: Settings, reactor: Any, metrics: Metrics) -> AdminListener | None:
-    """Return the listener of the admin port, or ``None`` if the port is disabled."""
-    host, port = settings.admin.host, settings.admin.port
+@dataclass(frozen=True)
+class Admin:
+    """The parts of the admin port.
+
+    :ivar watch: knows the state of the statistics that the port serves; ``queries`` computes them.
+    """
+
+    listener: AdminListener
+    watch: CatalogWatch
+    queries: QueryProcesses
+
+
+def create_admin(settings: Settings, reactor: Any, dsn: str, metrics: Metrics) -> Admin | None:
+    """Return the parts of the admin port, or ``None`` if the port is disabled.
+
+    :param dsn: the connection string of the database.
+    """
+    host, port, insight = settings.admin.host, settings.admin.port, settings.insight
     if port is None:
         return None
+    clock = reactor.seconds
+    limits = QueryLimits(insight.connections, insight.query_timeout, insight.max_waiting)
+    queries = QueryProcesses(reactor, dsn, limits, metrics.observe_query)
+    watch, cache = CatalogWatch(reactor, dsn, clock), PanelCache(insight.cache_bytes)
+    metrics.watch_statistics(queries, cache)
     hosts = AllowedHosts([host, *settings.admin.allowed_hosts])
-    return AdminListener(AdminApi(metrics.exposition, reactor.seconds, hosts), reactor, host, port)
+    proxies = TrustedProxies.from_names(settings.server.trusted_proxies)
+    admission = IngestAdmission(lambda: None, _auth_failures(settings, clock), proxies, clock)
+    access = ReadAccess(admission, hosts, trusts_this_machine=is_loopback(host) and not settings.insight.require_token)
+    statistics = StatisticsApi(watch, access, queries.compute, cache, clock, metrics.observe_statistics)
+    listener = AdminListener(AdminApi(metrics.exposition, clock, hosts, statistics), reactor, host, port)
+    return Admin(listener, watch, queries)
 
 
 def create_aggregation(settings: Settings, reactor: Any, dsn: str, metrics: Metrics) -> Aggregation | None:

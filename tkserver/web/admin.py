@@ -1,4 +1,4 @@
-"""The admin port: serves metrics to operators. Strangers must not be able to reach it."""
+"""The admin port: serves metrics to operators, and statistics. Strangers must not be able to reach it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import CorsPolicy, Response, json_response
 from tkserver.web.http.routing import Routes
 from tkserver.web.listen.listener import Listener, tcp_endpoint
+from tkserver.web.statistics import ENCODED_SLASH, StatisticsApi
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
@@ -34,31 +35,50 @@ class AdminApi:
 
     :param clock: returns seconds, on any scale.
     :param hosts: the hosts in whose name requests are allowed.
+    :param statistics: handles requests for statistics.
     """
 
     _router = Klein()
     _router.url_map.merge_slashes = False
     _route = cast("Callable[..., Callable[[_Handler], _Handler]]", _router.route)
 
-    def __init__(self, exposition: Exposition, clock: Callable[[], float], hosts: AllowedHosts) -> None:
+    def __init__(
+        self, exposition: Exposition, clock: Callable[[], float], hosts: AllowedHosts, statistics: StatisticsApi
+    ) -> None:
         self._exposition = exposition
+        self._statistics = statistics
         self._hosts = hosts
         self._error_responses = ErrorResponses(clock, "GET / lists all paths")
 
     def resource(self) -> IResource:
         """Return the resource that serves the routes."""
-        return Routes(self._router, self._error_responses, self._hosts.check)
+        return Routes(self._router, self._error_responses, self._hosts.check, encoded_slash=ENCODED_SLASH)
 
     @_route("/", methods=["GET"])
     def index(self, _: ApiRequest) -> Response:
         """List the paths."""
-        return json_response(200, {"version": __version__, "metrics": "/metrics"})
+        return json_response(200, {"version": __version__, "metrics": "/metrics", "apps": "/api/v1/apps"})
 
     @_route("/metrics", methods=["GET"])
     def metrics(self, request: ApiRequest) -> Response:
         """Return the metrics for Prometheus."""
         text, content_type = self._exposition(request.header("accept"))
         return Response(200, text, content_type=content_type)
+
+    @_route("/api/v1/apps", methods=["GET"])
+    async def apps(self, request: ApiRequest) -> Response:
+        """List the applications that have statistics."""
+        return await self._statistics.apps(request)
+
+    @_route("/api/v1/apps/<app>/<panel>", methods=["GET"])
+    async def panel(self, request: ApiRequest, app: str, panel: str) -> Response:
+        """Return a panel of an application."""
+        return await self._statistics.panel(request, app, panel)
+
+    @_route("/api/v1/apps/<org>/<app>/<panel>", methods=["GET"])
+    async def panel_of_org(self, request: ApiRequest, org: str, app: str, panel: str) -> Response:
+        """Return a panel of an application of an organization."""
+        return await self._statistics.panel(request, f"{org}/{app}", panel)
 
 
 class AdminListener(Listener):

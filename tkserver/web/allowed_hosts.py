@@ -18,6 +18,11 @@ _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^\s\[\]:/?#@,]+)(?::([0-9]{0,5}))?")
 _ABSOLUTE = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 
 
+def is_loopback(host: str) -> bool:
+    """True if a host is this machine: ``localhost``, or an address of the loopback interface."""
+    return _is_this_machine(_canonical(host))
+
+
 class AllowedHosts:
     """Allows requests for loopback, for the address of the connection, and for the hosts in a list.
 
@@ -40,14 +45,24 @@ class AllowedHosts:
         if not all(self._allows(text, request) for text in named if text is not None):
             raise MisdirectedRequest("requests for this host name are not allowed: see TK__ADMIN__ALLOWED_HOSTS")
 
+    def is_local(self, request: ApiRequest) -> bool:
+        """True if a request comes from this machine, and names it as such."""
+        peer = _canonical(str(getattr(request.channel.getPeer(), "host", "")))
+        name, _ = _split(request.header("host") or "")
+        return _is_this_machine(peer) and _is_this_machine(name)
+
     def _allows(self, text: str, request: ApiRequest) -> bool:
         if not _HOST.fullmatch(text):
             return False
         name, port = _split(text)
-        if name == "localhost" or (not isinstance(name, str) and name.is_loopback):
+        if _is_this_machine(name):
             return True
         own = _canonical(str(getattr(request.channel.getHost(), "host", "")))
         return name == own or not self._allowed.isdisjoint({(name, None), (name, port or DEFAULT_PORT)})
+
+
+def _is_this_machine(name: HostName) -> bool:
+    return name == "localhost" if isinstance(name, str) else name.is_loopback
 
 
 def _split(text: str) -> tuple[HostName, int | None]:

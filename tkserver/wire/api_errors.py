@@ -54,6 +54,10 @@ class BadRequest(ApiError):
     status, code = 400, "bad_request"
 
 
+class InvalidParameter(ApiError):
+    status, code = 400, "invalid_parameter"
+
+
 class MisdirectedRequest(ApiError):
     status, code = 421, "misdirected_request"
 

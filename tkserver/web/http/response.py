@@ -21,8 +21,10 @@ NO_HEADERS: Mapping[str, str] = {}
 COMMON_HEADERS = {
     "Server": "tkserver",
     "X-Clacks-Overhead": "GNU Terry Pratchett",
-    "Cache-Control": "no-store",
 }
+
+NO_STORE = "no-store"
+"""The ``Cache-Control`` header of responses that no cache must keep."""
 
 _PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
 """Twisted's own table lacks 429."""
@@ -46,8 +48,9 @@ _LIST_OF_NAMES = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+( ?, ?[!#$%&'*+.^_`|~0-
 class Response(msgspec.Struct, frozen=True):
     """A response to a request.
 
-    :ivar body: ``None`` if there is none (204).
+    :ivar body: ``None`` if there is none (204, 304).
     :ivar code: the code of the error, if the response is one.
+    :ivar cache_control: the value of the ``Cache-Control`` header.
     """
 
     status: int
@@ -55,6 +58,7 @@ class Response(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = {}
     code: str | None = None
     content_type: str = "application/json"
+    cache_control: str = NO_STORE
 
     def with_headers(self, headers: Mapping[str, str]) -> Response:
         """Return the same response with additional headers."""
@@ -159,7 +163,7 @@ def serialize_head(
     start = b"HTTP/1.1 %d %s\r\n%sX-Request-ID: %s\r\n" % (
         response.status,
         _PHRASES[response.status],
-        _common_headers(int(now), cors, cors.listed(origin), closes),
+        _common_headers(int(now), cors, cors.listed(origin), closes, response.cache_control),
         request_id.encode(),
     )
     own = _serialize(response.headers) if response.headers else b""
@@ -170,9 +174,10 @@ def serialize_head(
 
 
 @lru_cache(maxsize=64)
-def _common_headers(second: int, cors: CorsPolicy, origin: str | None, closes: bool) -> bytes:
+def _common_headers(second: int, cors: CorsPolicy, origin: str | None, closes: bool, cache_control: str) -> bytes:
     """Return the headers that all responses within one second share."""
-    headers = {"Date": str(datetimeToString(second), "ascii"), **COMMON_HEADERS, **cors.headers(origin)}
+    date = str(datetimeToString(second), "ascii")
+    headers = {"Date": date, **COMMON_HEADERS, "Cache-Control": cache_control, **cors.headers(origin)}
     if closes:
         headers["Connection"] = "close"
     return _serialize(headers)

@@ -49,6 +49,8 @@ class Routes(Resource):
 
     :param error_response: returns the response to an error, including errors of routing.
     :param check: called with each request before its route is looked up; raises an ``ApiError`` to reject it.
+    :param encoded_slash: stands in the arguments of routes for a slash that is encoded in a segment of the path. Paths
+        that contain it match no route. By default, paths with encoded slashes match no route.
     """
 
     def __init__(
@@ -56,8 +58,11 @@ class Routes(Resource):
         app: Klein,
         error_response: Callable[[Failure, ApiRequest], Response],
         check: Callable[[ApiRequest], None] = check_number_of_hosts,
+        *,
+        encoded_slash: str | None = None,
     ) -> None:
         super().__init__()
+        self._encoded_slash = encoded_slash
         self._check = check
         self._app = app
         self._error_response = error_response
@@ -90,8 +95,9 @@ class Routes(Resource):
         :raise werkzeug.exceptions.HTTPException: if there is no such route.
         """
         if method != method.upper():  # methods are case-sensitive, but not in werkzeug
-            self._map.match(_text(path), _NO_METHOD)
-        rule, arguments = self._map.match(_text(path), method.decode("latin-1"), return_rule=True)
+            self._map.match(_text(path, self._encoded_slash), _NO_METHOD)
+        text = _text(path, self._encoded_slash)
+        rule, arguments = self._map.match(text, method.decode("latin-1"), return_rule=True)
         return _ARGUMENT.sub(r"{\1}", rule.rule), rule.endpoint, dict(arguments)
 
 
@@ -102,7 +108,7 @@ _NO_PATH = "//"
 """A path that no route has."""
 
 
-def _text(path: bytes) -> str:
+def _text(path: bytes, encoded_slash: str | None) -> str:
     """Return the path of a request target, unquoted. Invalid UTF-8 is replaced, and then matches no route.
 
     Servers must also accept a target with scheme and host (RFC 9112, section 3.2.2); only its path is used.
@@ -111,6 +117,7 @@ def _text(path: bytes) -> str:
     if absolute:
         path = path[absolute.end() :] or b"/"
     segments = [unquote_to_bytes(part).decode("utf-8", "replace") for part in path.split(b"/")]
-    if not path.startswith(b"/") or path.startswith(b"//") or any("/" in part for part in segments):
+    unexpected = "/" if encoded_slash is None else encoded_slash
+    if not path.startswith(b"/") or path.startswith(b"//") or any(unexpected in part for part in segments):
         return _NO_PATH
-    return "/".join(segments)
+    return "/".join(part.replace("/", encoded_slash or "/") for part in segments)

@@ -1,0 +1,140 @@
+"""The current catalog, which is read every second while somebody asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet import defer
+from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.task import LoopingCall
+
+from tkserver.insight.catalog import SELECT_CATALOG, Catalog
+from tkserver.storage.connection import PersistentConnection
+from tkserver.storage.errors import StorageError, Unavailable
+
+INTERVAL = 1.0
+"""Seconds between two reads of the catalog."""
+
+MAX_AGE = 1.9
+"""Seconds for which a catalog is used. A token that is revoked is not valid any longer than that."""
+
+GRACE = 30.0
+"""Seconds for which a catalog is used while the database is not available, for requests without a token."""
+
+IDLE = 60.0
+"""Seconds without a request after which the catalog is not read anymore."""
+
+TIMEOUT = 5.0
+"""Seconds in which the database must respond."""
+
+
+class CatalogWatch:
+    """Reads the catalog on a connection of its own, which it opens with the first request.
+
+    :param clock: returns seconds, on any scale.
+    """
+
+    def __init__(self, reactor: Any, dsn: str, clock: Callable[[], float]) -> None:
+        self._reactor = reactor
+        self._dsn = dsn
+        self._clock = clock
+        self._connection: PersistentConnection | None = None
+        self._loop = LoopingCall(lambda: ensureDeferred(self._tick()))
+        self._loop.clock = reactor
+        self._catalog: Catalog | None = None
+        self._text = ""
+        self._read_at = self._asked_at = float("-inf")
+        self._waiting: set[Deferred[None]] = set()
+        self._problem: StorageError | None = None
+        self._stopped = False
+
+    async def current(self, *, grace: bool) -> Catalog:
+        """Return a catalog that is at most :data:`MAX_AGE` old.
+
+        :param grace: while the database is not available, accept one that is at most :data:`GRACE` old.
+        :raise StorageError: if there is none.
+        """
+        self._asked_at = self._clock()
+        catalog = self._not_older_than(MAX_AGE) or (self._not_older_than(GRACE) if grace and self._problem else None)
+        if catalog is None:
+            await self._read_again()
+            catalog = self._not_older_than(GRACE if grace and self._problem else MAX_AGE)
+        if catalog is None:
+            raise self._problem or Unavailable("the catalog could not be read")
+        return catalog
+
+    async def stop(self) -> None:
+        """Close the connection. Whoever waits gets an error."""
+        self._stopped = True
+        self._problem = Unavailable("stopping")
+        await self._close()
+        self._end_waiting()
+
+    def _not_older_than(self, seconds: float) -> Catalog | None:
+        return self._catalog if self._clock() - self._read_at <= seconds else None
+
+    async def _read_again(self) -> None:
+        """Wait until the catalog has been read, or an attempt has failed."""
+        if self._stopped:
+            return
+        waiter: Deferred[None] = Deferred(lambda waiter: self._waiting.discard(waiter))
+        self._waiting.add(waiter)
+        self._start()
+        try:
+            await waiter.addTimeout(TIMEOUT, self._reactor)
+        except defer.TimeoutError:
+            raise Unavailable("the database does not respond") from None
+
+    def _start(self) -> None:
+        if self._connection is None:
+            self._connection = PersistentConnection(
+                self._reactor,
+                self._dsn,
+                session=("SET application_name = 'tkserver catalog'",),
+                on_connected=self._on_connected,
+                on_disconnected=self._on_disconnected,
+            )
+            self._connection.start()
+
+    async def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if self._loop.running:
+            self._loop.stop()
+        if connection is not None:
+            await connection.stop()
+
+    def _on_connected(self) -> None:
+        if not self._loop.running and self._connection is not None:
+            self._loop.start(INTERVAL)
+
+    def _on_disconnected(self, error: StorageError) -> None:
+        if self._loop.running:
+            self._loop.stop()
+        self._fail(error)
+
+    async def _tick(self) -> None:
+        if self._clock() - self._asked_at > IDLE:
+            await self._close()
+            return
+        began = self._clock()
+        try:
+            assert self._connection is not None
+            ((summed_until, text),) = await self._connection.query(SELECT_CATALOG, timeout=TIMEOUT)
+        except StorageError as error:
+            self._fail(error)
+            return
+        if self._catalog is None or text != self._text:
+            self._catalog, self._text = Catalog.decode(summed_until, text), text
+        self._catalog.summed_until = summed_until
+        self._read_at, self._problem = began, None
+        self._end_waiting()
+
+    def _fail(self, error: StorageError) -> None:
+        self._problem = error
+        self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for waiter in waiting:
+            waiter.callback(None)
