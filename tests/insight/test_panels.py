@@ -13,7 +13,7 @@ from tests.support.client import App
 from tests.support.database import Database
 from tests.support.naive_statistics import NaiveStatistics, RawEvent
 from tests.support.raw_events import NOW, insert, random_event
-from tkserver.insight import aggregation, stats
+from tkserver.insight import aggregation, detail_store, stats
 from tkserver.insight.aggregator import run_once
 from tkserver.insight.panels import APPLICABLE_FILTERS, PANELS
 from tkserver.storage.blocking import Connection, rows, transaction
@@ -92,6 +92,26 @@ def test_panels_are_exact(connection: Connection, database: Database, seed: int,
     events = [event for event in events if event.user_id != user]
     for query in QUERIES[:6]:
         check(connection, app, events, query, zone)
+
+
+@pytest.mark.timeout(300)
+def test_details_in_several_parts(connection: Connection, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels with filters are exact if the details of days and weeks consist of several parts."""
+    monkeypatch.setattr(detail_store, "SMALL_PART", 0)
+    random_ = random.Random(11)
+    app = App().install(database)
+    events = [random_event(random_, n) for n in range(1, 260)]
+    for first, end in ((0, 200), (200, 240), (240, 250), (250, 255), (255, 259)):
+        insert(connection, app, events[first:end])
+        run_once(connection, lambda _: None)
+    parts = "SELECT max(n) FROM (SELECT count(*) AS n FROM insight_details GROUP BY topic, period, start) AS counts"
+    assert rows(connection, parts)[0][0] >= 2
+    for query in QUERIES:
+        check(connection, app, events, query)
+    with transaction(connection):
+        aggregation.remove_user(connection, app.app_id, app.org_id, "client_3")
+    rows(connection, "DELETE FROM events WHERE user_id = %s", "client_3")
+    check(connection, app, [event for event in events if event.user_id != "client_3"], QUERIES[4])
 
 
 def test_change_of_timezone(connection: Connection, database: Database) -> None:
