@@ -106,7 +106,12 @@ class _Client:
 
 
 def _send_all(port: int, requests: list[bytes], clients: int, results: Connection) -> None:
-    results.send(_Generator(port, requests, clients).run())
+    results.send(send_all(port, requests, clients))
+
+
+def send_all(port: int, requests: list[bytes], clients: int) -> Result:
+    """Send all requests from this process."""
+    return _Generator(port, requests, clients).run()
 
 
 class _Generator:

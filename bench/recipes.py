@@ -72,7 +72,7 @@ class Recipe:
 
     def _plain(self, max_bytes: int) -> bytes:
         room = max_bytes - len(self.body)
-        value, overhead = len(self.value) + len(self.separator), len(self.event) + 2 * self.depth + 1
+        value, overhead = len(self.value) + len(self.separator) or 1, len(self.event) + 2 * self.depth + 1
         events = min(self.events, room // (overhead + value)) or 1
         values = min(self.values, (room // events - overhead) // value) or 1
         numbers = map(b"%d".__mod__, itertools.count(100))

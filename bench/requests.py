@@ -6,6 +6,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from tkserver.storage.embedded import demo
 from tkserver.wire.signature import sign, signed_message
@@ -34,8 +35,19 @@ _EVENT = {
         "retry_count": 0,
     },
 }
+
+
+@dataclass(frozen=True)
+class Sender:
+    """An application that sends requests as the released SDK does."""
+
+    path: str
+    secret: str
+
+
+DEMO = Sender(f"/v1/ingest/{ORG_ID}/{APP_ID}", demo.SECRET)
+
 _BEFORE_ID, _AFTER_ID = json.dumps(_EVENT, separators=(",", ":")).encode().split(_ID.encode())
-_PATH = f"/v1/ingest/{ORG_ID}/{APP_ID}"
 
 
 def new_bodies(count: int, events: int) -> Iterator[bytes]:
@@ -45,12 +57,13 @@ def new_bodies(count: int, events: int) -> Iterator[bytes]:
         yield b'{"events":[' + b",".join(_BEFORE_ID + event_id + _AFTER_ID for event_id in ids) + b"]}"
 
 
-def signed_request(body: bytes) -> bytes:
+def signed_request(body: bytes, sender: Sender = DEMO, encoding: str = "identity") -> bytes:
     """Return a complete HTTP request as the released SDK sends it, with the current time and a new nonce."""
     timestamp, nonce = str(int(time.time())).encode(), str(uuid.uuid4()).encode()
-    signature = sign(demo.SECRET, signed_message(timestamp, nonce, body))
+    signature = sign(sender.secret, signed_message(timestamp, nonce, body))
     head = (
         b"POST %s HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nX-Signature: %s\r\n"
-        b"X-Timestamp: %s\r\nX-Nonce: %s\r\nContent-Length: %d\r\n\r\n"
+        b"X-Timestamp: %s\r\nX-Nonce: %s\r\n%sContent-Length: %d\r\n\r\n"
     )
-    return head % (_PATH.encode(), signature, timestamp, nonce, len(body)) + body
+    coding = b"" if encoding == "identity" else b"Content-Encoding: %s\r\n" % encoding.encode()
+    return head % (sender.path.encode(), signature, timestamp, nonce, coding, len(body)) + body

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,14 +40,14 @@ class Server:
     """A running server.
 
     :ivar checkout: the directory that its code comes from.
-    :ivar object_counts: the file that :mod:`bench.instrumented` writes, if the server is instrumented.
+    :ivar report: the file that the module writes that runs the server, if there is one.
     """
 
     port: int
     pid: int
     checkout: Path
     data_dir: Path
-    object_counts: Path
+    report: Path
 
     @property
     def cpu_seconds(self) -> float:
@@ -75,6 +77,16 @@ class Server:
             connection.laddr.port == self.port and connection.status != psutil.CONN_LISTEN for connection in connections
         )
 
+    def next_report(self) -> Any:
+        """Return what the module that runs the server reports since the last call."""
+        self.report.touch()
+        self.report.chmod(0o666)  # the user of the server may be another one
+        reports = self.report.read_text().count("\n")
+        os.kill(self.pid, signal.SIGUSR2)
+        while self.report.read_text().count("\n") == reports:
+            time.sleep(0.01)
+        return json.loads(self.report.read_text().splitlines()[-1])
+
     @property
     def dsn(self) -> str:
         """The embedded database's address."""
@@ -103,16 +115,16 @@ class Server:
 
 
 @contextmanager
-def running_server(*, checkout: Path = CHECKOUT, instrumented: bool = False, **settings: str) -> Iterator[Server]:
+def running_server(*, checkout: Path = CHECKOUT, module: str = "", **settings: str) -> Iterator[Server]:
     """Run a server with an embedded database in a new directory, and remove both afterwards.
 
     :param checkout: the directory that the server's code comes from.
-    :param instrumented: run the server with :mod:`bench.instrumented`.
+    :param module: runs the server: :mod:`bench.instrumented` or :mod:`bench.stalls`. By default, ``twistd`` does.
     :param settings: environment variables, by name.
     """
     directory = Path(tempfile.mkdtemp(prefix="tkbench"))
     directory.chmod(0o777)  # a server that was started as root continues as another user
-    log, data_dir, object_counts = directory / "log", directory / "data", directory / "objects"
+    log, data_dir, report = directory / "log", directory / "data", directory / "report"
     environment = {
         **_environment(checkout),
         "TK__SERVER__PORT": "0",
@@ -120,13 +132,13 @@ def running_server(*, checkout: Path = CHECKOUT, instrumented: bool = False, **s
         "TK__DATABASE__DATA_DIR": str(data_dir),
         **settings,
     }
-    twistd = [sys.executable, "-m", "bench.instrumented", str(object_counts)] if instrumented else [_SCRIPTS / "twistd"]
+    twistd = [sys.executable, "-m", module, str(report)] if module else [_SCRIPTS / "twistd"]
     command = [*twistd, "-n", "--pidfile=", "tkserver"]
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=directory, env=environment, stdout=output, stderr=output)
     try:
         port = _wait_until_ready(process, log)
-        yield Server(port, process.pid, checkout, data_dir, object_counts)
+        yield Server(port, process.pid, checkout, data_dir, report)
     finally:
         process.terminate()
         process.wait()

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import signal
 import sys
 import time
 from collections import Counter
@@ -110,7 +107,7 @@ class Report:
 def soak(server: Server, clients: SimulatedClients, seconds: float) -> Report:
     """Run the clients for this time and compare the server's resource usage after the warm-up and at the end.
 
-    :param server: an instrumented server that trusts 127.0.0.1 as a proxy.
+    :param server: a server that :mod:`bench.instrumented` runs and that trusts 127.0.0.1 as a proxy.
     """
     # The server has no demo application, because it trusts a proxy.
     insert = "INSERT INTO api_tokens (org_id, app_id, token, secret) VALUES (%s, %s, %s, %s)"
@@ -143,22 +140,10 @@ def _run_clients(clients: SimulatedClients, server: Server, seconds: float) -> N
 def _measure_resources(server: Server) -> ResourceUsage:
     time.sleep(IDLE_SECONDS)
     rss_mb = server.rss_mb  # before the objects are counted, because counting needs memory
-    objects = _count_objects(server)
+    objects: Counter[str] = Counter(server.next_report())
     sql = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
     ((database,),) = server.query(sql)
     return ResourceUsage(rss_mb, server.open_files, server.client_connections, database, objects)
-
-
-def _count_objects(server: Server) -> Counter[str]:
-    """Let an instrumented server count its objects."""
-    file = server.object_counts
-    file.touch()
-    file.chmod(0o666)  # the user of the server may be another one
-    lines = file.read_text().count("\n")
-    os.kill(server.pid, signal.SIGUSR2)
-    while file.read_text().count("\n") == lines:
-        time.sleep(0.05)
-    return Counter(json.loads(file.read_text().splitlines()[-1]))
 
 
 def _count_lost_events(server: Server, clients: SimulatedClients) -> int:
@@ -169,7 +154,7 @@ def _count_lost_events(server: Server, clients: SimulatedClients) -> int:
 def main() -> None:
     options = _parse_options()
     clients = SimulatedClients(options.clients, options.pause, Random(options.seed))
-    with running_server(instrumented=True, TK__SERVER__TRUSTED_PROXIES="127.0.0.1") as server:
+    with running_server(module="bench.instrumented", TK__SERVER__TRUSTED_PROXIES="127.0.0.1") as server:
         report = soak(server, clients, options.minutes * 60)
     for (name, status), count in sorted(report.clients.responses.items()):
         print(f"{count:8} {name}: {status}")

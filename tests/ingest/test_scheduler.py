@@ -14,14 +14,26 @@ from tests.support.clock import IterationClock
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.server import client_of, running_server
-from tkserver.ingest.scheduler import SLICE_TIME, FairScheduler
+from tkserver.ingest.scheduler import (
+    IMMEDIATE_PERIOD,
+    IMMEDIATE_TIME,
+    LONG_STEP,
+    OTHERS_ACTIVE,
+    PAUSE_FACTOR,
+    SLICE_TIME,
+    FairScheduler,
+)
 from tkserver.wire.batch import Steps
 
 STEP = SLICE_TIME / 5
+VERY_LONG_STEP = 50 * LONG_STEP
 
 
 class Workbench:
-    """A scheduler with a clock of CPU time that only its computations advance."""
+    """A scheduler with a clock of CPU time that only its computations advance.
+
+    :ivar history: the name of each computation that has made a step.
+    """
 
     def __init__(self) -> None:
         self.reactor = IterationClock()
@@ -29,20 +41,29 @@ class Workbench:
         self.history: list[str] = []
         self.scheduler = FairScheduler(self.reactor, lambda: self.cpu_time)
 
-    def compute(self, name: str, steps: int, error: Exception | None = None) -> Steps[str]:
+    def compute(self, name: str, steps: int, error: Exception | None = None, step: float = STEP) -> Steps[str]:
         """Do some steps, and then return the name or raise an error."""
         for _ in range(steps):
-            self.cpu_time += STEP
+            self.cpu_time += step
+            self.reactor.rightNow += step
             self.history.append(name)
             yield
         if error is not None:
             raise error
         return name
 
-    def run(self, owner: str, steps: int, name: str = "") -> list[object]:
-        """Start a computation, and return a list to which the result is appended."""
+    def run(self, owner: str, steps: int, name: str = "", *, small: bool = False, step: float = STEP) -> list[object]:
+        """Start a computation in slices, and return a list to which the result is appended."""
         results: list[object] = []
-        self.scheduler.run(owner, self.compute(name or owner, steps)).addBoth(results.append)
+        computation = self.compute(name or owner, steps, step=step)
+        self.scheduler.enqueue(owner, computation, small=small).addBoth(results.append)
+        return results
+
+    def request(self, owner: str, steps: int, *, small: bool = True) -> list[object]:
+        """Start a computation, immediately if possible, and return a list to which the result is appended."""
+        results: list[object] = []
+        running = self.scheduler.run(owner, self.compute(owner, steps), small=small)
+        ensureDeferred(running).addBoth(results.append)
         return results
 
     def iterate(self, iterations: int = 1) -> None:
@@ -102,7 +123,7 @@ def test_error_of_a_computation() -> None:
     """An error is the result of its own computation, and the next one runs."""
     bench = Workbench()
     results: list[object] = []
-    bench.scheduler.run("app", bench.compute("a", 8, ValueError("bad"))).addBoth(results.append)
+    bench.scheduler.enqueue("app", bench.compute("a", 8, ValueError("bad"))).addBoth(results.append)
     following = bench.run("app", 1, "b")
     bench.iterate(6)
     (failure,) = results
@@ -123,7 +144,7 @@ def test_cancelled_computation_ends() -> None:
             closed.append(True)
 
     results: list[object] = []
-    running = bench.scheduler.run("app", steps())
+    running = bench.scheduler.enqueue("app", steps())
     running.addBoth(results.append)
     following = bench.run("app", 1, "next")
     bench.iterate()
@@ -137,6 +158,104 @@ def test_cancelled_computation_ends() -> None:
     assert failure.check(CancelledError)
     assert following == ["next"]
 
+
+# --- computations that need not wait
+
+
+def test_short_computation_is_finished_immediately() -> None:
+    """A short computation does not wait for the reactor, also while others have long ones."""
+    bench = Workbench()
+    bench.run("greedy", 1000)
+    assert bench.request("modest", 3) == ["modest"]
+    assert bench.history == ["modest"] * 3
+
+
+def test_error_of_a_short_computation() -> None:
+    """The error of a computation that is finished immediately is its result."""
+    bench = Workbench()
+    results: list[object] = []
+    running = bench.scheduler.run("app", bench.compute("app", 1, ValueError("bad")), small=True)
+    ensureDeferred(running).addBoth(results.append)
+    (failure,) = results
+    assert isinstance(failure, Failure)
+    assert isinstance(failure.value, ValueError)
+
+
+def test_immediate_work_of_an_application_is_limited() -> None:
+    """However many short computations one application has, only some are done at once if there are others."""
+    bench = Workbench()
+    bench.request("modest", 1)
+    results = [bench.request("greedy", 4) for _ in range(100)]
+    immediate = bench.history.count("greedy")
+    assert immediate * STEP <= IMMEDIATE_TIME + 4 * STEP
+    assert results.count(["greedy"]) == pytest.approx(immediate / 4, abs=1)
+    before = len(bench.history)
+    assert bench.request("modest", 2) == ["modest"]
+    assert bench.history[before:] == ["modest"] * 2
+    bench.iterate(200)
+    assert results == [["greedy"]] * 100
+    bench.reactor.rightNow += IMMEDIATE_PERIOD
+    assert bench.request("greedy", 4) == ["greedy"]
+
+
+def test_application_that_is_alone_does_not_wait() -> None:
+    """As long as there are no requests of others, each short computation is finished immediately."""
+    bench = Workbench()
+    bench.request("app", 1)
+    bench.reactor.rightNow += 2 * OTHERS_ACTIVE
+    assert [bench.request("app", 4) for _ in range(100)] == [["app"]] * 100
+
+
+def test_small_body_does_not_wait_for_large_bodies_of_the_same_application() -> None:
+    """Small and large bodies of an application take turns."""
+    bench = Workbench()
+    large = [bench.run("app", 1000, "large") for _ in range(16)]
+    small = bench.run("app", 10, "small", small=True)
+    bench.iterate(6)
+    assert (small, large) == (["small"], [[]] * 16)
+    bench.iterate(10)
+    assert bench.history.count("large") > 0
+
+
+# --- steps that cannot be divided
+
+
+def test_application_pauses_after_a_long_step() -> None:
+    """An application with long steps uses less than a hundredth of the time as long as others send requests."""
+    bench = Workbench()
+    bench.request("modest", 1)
+    results = bench.run("greedy", 3, step=VERY_LONG_STEP)
+    for _ in range(20):
+        bench.iterate()
+        bench.request("modest", 1)
+    assert bench.history.count("greedy") < 3
+    bench.iterate(int(3 * PAUSE_FACTOR * VERY_LONG_STEP) + 10)
+    assert results == ["greedy"]
+
+
+def test_others_run_during_a_pause() -> None:
+    """A pause of one application does not delay the computations of another."""
+    bench = Workbench()
+    bench.request("modest", 1)
+    greedy = bench.run("greedy", 100, step=VERY_LONG_STEP)
+    bench.iterate()
+    modest = bench.run("modest", 20)
+    before = bench.history.count("greedy")
+    bench.iterate(5)
+    assert (modest, greedy, bench.history.count("greedy")) == (["modest"], [], before)
+
+
+def test_application_that_is_alone_does_not_pause() -> None:
+    """Nobody waits because of long steps if there are no other requests."""
+    bench = Workbench()
+    bench.request("app", 1)
+    bench.reactor.rightNow += 2 * OTHERS_ACTIVE
+    results = bench.run("app", 10, step=VERY_LONG_STEP)
+    bench.iterate(12)
+    assert results == ["app"]
+
+
+# --- in the server
 
 EXPENSIVE_DATA = b"[" + b'"",' * 25_000 + b"1e-399]"
 

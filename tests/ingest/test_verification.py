@@ -265,9 +265,9 @@ class OwnersOfTasks(FairScheduler):
         super().__init__(IterationClock(), count(step=SLICE_TIME * 0.6).__next__)
         self.owners: list[Hashable] = []
 
-    def run(self, owner: Hashable, steps: Steps[T]) -> Deferred[T]:
+    def enqueue(self, owner: Hashable, steps: Steps[T], *, small: bool = False) -> Deferred[T]:
         self.owners.append(owner)
-        return super().run(owner, steps)
+        return super().enqueue(owner, steps, small=small)
 
 
 @pytest.mark.parametrize("has_token", [True, False])

@@ -18,7 +18,7 @@ SECONDS = 100.0
 def test_server_leaks_nothing_in_two_minutes() -> None:
     """Memory, files, Deferreds and connections do not grow, each response is right, and no accepted event is lost."""
     clients = SimulatedClients(clients=50, pause=0.2, random=Random(1))
-    with running_server(instrumented=True, TK__SERVER__TRUSTED_PROXIES="127.0.0.1") as server:
+    with running_server(module="bench.instrumented", TK__SERVER__TRUSTED_PROXIES="127.0.0.1") as server:
         report = soak(server, clients, SECONDS)
     assert report.problems() == []
     assert len({name for name, _ in clients.responses}) == len(ACTIONS) - 1  # two actions are counted as "reset"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable
 from typing import TypeVar
 
 from msgspec import Struct
@@ -29,8 +29,8 @@ from tkserver.wire.batch import Batch, Steps, count_events, decode_body, read_ba
 
 T = TypeVar("T")
 
-IMMEDIATE_TIME = 0.002
-"""Seconds for which the work on a body is done immediately. A small body is finished by then, and waits for nobody."""
+SMALL_BODY = 65_536
+"""Bytes. Small bodies do not wait for large ones of the same application."""
 
 
 class IngestResult(Struct, frozen=True):
@@ -56,7 +56,6 @@ class Ingestion:
 
     :param ledger: counts events when they are received; the committer counts the outcomes of those that are submitted.
     :param scheduler: runs long computations.
-    :param clock: returns seconds, on any scale with a high resolution.
     :param max_body_bytes: the maximum size of a body after decompression.
     :param keeps_texts: true if the quarantine contains the texts of events.
     """
@@ -65,7 +64,6 @@ class Ingestion:
         self,
         verifier: Verifier,
         scheduler: FairScheduler,
-        clock: Callable[[], float],
         committer: Committer,
         last_used: LastUsedTimes,
         ledger: Ledger,
@@ -75,7 +73,6 @@ class Ingestion:
     ) -> None:
         self._verifier = verifier
         self._scheduler = scheduler
-        self._clock = clock
         self._committer = committer
         self._last_used = last_used
         self._ledger = ledger
@@ -103,11 +100,11 @@ class Ingestion:
         try:
             verified = await self._verifier.verify(identified, body)
         except DoNotTrack:
-            self._ledger.skip(await self._run(request, self._count(request, body)))
+            self._ledger.skip(await self._run(request, body, self._count(request, body)))
             raise
         credential = verified.credential
         self._last_used.record(credential)
-        batch, submission = await self._run(request, self._read(verified))
+        batch, submission = await self._run(request, body, self._read(verified))
         self._ledger.receive(batch)  # from here to the queue, nothing can be cancelled
         record = request.record
         record.received = batch.size
@@ -122,19 +119,10 @@ class Ingestion:
             raise _all_rejected(result)
         return result
 
-    async def _run(self, request: IngestRequest, steps: Steps[T]) -> T:
-        """Run a computation whose cost depends on the length of the body, and return its result.
-
-        A short one is finished immediately. A long one takes turns with those of other applications.
-        """
-        deadline = self._clock() + IMMEDIATE_TIME
-        try:
-            while self._clock() < deadline:
-                next(steps)
-        except StopIteration as stop:
-            return stop.value  # type: ignore[no-any-return]
+    def _run(self, request: IngestRequest, body: bytes, steps: Steps[T]) -> Awaitable[T]:
+        """Run a computation whose cost depends on the length of the body, and return its result."""
         record = request.record  # the path may contain slugs, so that one application could take several shares
-        return await self._scheduler.run((record.org_id, record.app_id), steps)
+        return self._scheduler.run((record.org_id, record.app_id), steps, small=len(body) <= SMALL_BODY)
 
     def _read(self, verified: VerifiedRequest) -> Steps[tuple[Batch, Submission]]:
         """Return the batch, and its events as a submission."""

@@ -3,6 +3,8 @@
 A body of legal size can take seconds of CPU time. Its computation is therefore divided into steps
 (:mod:`tkserver.wire.batch`), and the scheduler runs a few steps in each iteration of the reactor. It divides CPU time
 equally between applications, so that one application with expensive bodies does not delay the others.
+
+A step that takes too long, although it is the smallest possible one, is followed by a pause of the application.
 """
 
 from __future__ import annotations
@@ -20,8 +22,32 @@ from tkserver.wire.batch import Steps
 
 T = TypeVar("T")
 
-SLICE_TIME = 0.005
-"""Seconds of work in one iteration of the reactor. Everything else that the server does waits for so long at most."""
+SLICE_TIME = 0.001
+"""CPU seconds of work in one iteration of the reactor. A request waits several iterations."""
+
+IMMEDIATE_TIME = 0.002
+"""Seconds of work of an application that are done without waiting, in each :data:`IMMEDIATE_PERIOD`.
+
+An application that is alone can use them for each body.
+"""
+
+IMMEDIATE_PERIOD = 0.02
+"""Seconds."""
+
+LONG_STEP = 0.005
+"""CPU seconds. Few steps take longer: they decode very long values, and cannot be divided."""
+
+PAUSE_FACTOR = 100
+"""The pause of an application after a long step, as a multiple of its duration.
+
+Long steps then delay at most one in a hundred requests of other applications.
+"""
+
+PAUSE_CHECK = 0.05
+"""Seconds until the next attempt if all applications pause."""
+
+OTHERS_ACTIVE = 1.0
+"""Seconds. An application is alone if no other one has sent a request for this time. It needs no pauses then."""
 
 
 @dataclass(eq=False)
@@ -38,16 +64,30 @@ class _Share:
     """The waiting computations of one application.
 
     :ivar used: CPU seconds that it has used, relative to the others.
+    :ivar small: the computations on small bodies. They take turns with those on large bodies.
+    :ivar paused_until: the end of a pause, as a time of the reactor.
     """
 
     used: float
-    tasks: deque[_Task[Any]] = field(default_factory=deque)
+    small: deque[_Task[Any]] = field(default_factory=deque)
+    large: deque[_Task[Any]] = field(default_factory=deque)
+    paused_until: float = 0.0
+    is_small_next: bool = True
+
+    def __len__(self) -> int:
+        return len(self.small) + len(self.large)
+
+    def next_queue(self) -> deque[_Task[Any]]:
+        """Return the queue whose first computation is next."""
+        queue, other = (self.small, self.large) if self.is_small_next else (self.large, self.small)
+        self.is_small_next = not self.is_small_next
+        return queue or other
 
 
 class FairScheduler:
-    """Runs computations in slices.
+    """Runs computations: short ones immediately, and long ones in slices.
 
-    :param clock: returns seconds, on any scale; a clock of CPU time or of real time.
+    :param clock: returns CPU seconds of the current thread, so that other processes do not cause pauses.
     """
 
     def __init__(self, reactor: Any, clock: Callable[[], float]) -> None:
@@ -55,53 +95,110 @@ class FairScheduler:
         self._clock = clock
         self._shares: dict[Hashable, _Share] = {}
         self._call: IDelayedCall | None = None
+        self._all_pause = False
+        self._latest_owner: Hashable = None
+        self._alone_since = 0.0
+        self._immediate: dict[Hashable, float] = {}
+        self._period_ends = 0.0
 
     @property
     def waiting(self) -> int:
         """The number of computations that are not finished."""
-        return sum(len(share.tasks) for share in self._shares.values())
+        return sum(map(len, self._shares.values()))
 
-    def run(self, owner: Hashable, steps: Steps[T]) -> Deferred[T]:
-        """Run a computation on behalf of an application.
+    async def run(self, owner: Hashable, steps: Steps[T], *, small: bool) -> T:
+        """Run a computation on behalf of an application, and return its result.
 
         :param owner: the application.
+        :param small: true if the computation is about a small body. It does not wait for large bodies then.
+        """
+        now = self._reactor.seconds()
+        if owner != self._latest_owner:
+            self._latest_owner, self._alone_since = owner, now
+        left = self._immediate_time(owner, now) if small or owner not in self._shares else 0.0
+        if left > 0:
+            deadline = now + left
+            try:
+                while True:
+                    next(steps)
+                    if self._reactor.seconds() >= deadline:
+                        break
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            finally:
+                self._immediate[owner] = self._immediate.get(owner, 0.0) + self._reactor.seconds() - now
+        return await self.enqueue(owner, steps, small=small)
+
+    def _immediate_time(self, owner: Hashable, now: float) -> float:
+        """Return the CPU time that the application can use now without waiting for others."""
+        if now >= self._period_ends:
+            self._immediate.clear()
+            self._period_ends = now + IMMEDIATE_PERIOD
+        if self._is_alone(owner, now):
+            return IMMEDIATE_TIME
+        return IMMEDIATE_TIME - self._immediate.get(owner, 0.0)
+
+    def _is_alone(self, owner: Hashable, now: float) -> bool:
+        """Return true if no other application has sent a request for some time."""
+        return owner == self._latest_owner and now - self._alone_since > OTHERS_ACTIVE
+
+    def enqueue(self, owner: Hashable, steps: Steps[T], *, small: bool = False) -> Deferred[T]:
+        """Run a computation in slices.
+
         :return: fires with the result. Cancelling it ends the computation.
         """
         task = _Task(steps, copy_context(), Deferred(lambda _: steps.close()))
         share = self._shares.get(owner)
         if share is None:
             share = self._shares[owner] = _Share(self._least_used())
-        share.tasks.append(task)
-        if self._call is None:
-            self._call = self._reactor.callLater(0, self._run_slice)
+        (share.small if small else share.large).append(task)
+        if self._call is None or self._all_pause:
+            self._schedule(all_pause=False)
         return task.result
 
     def _least_used(self) -> float:
         """Return where a new share starts: equal to the others, so that it neither waits nor has saved up time."""
         return min((share.used for share in self._shares.values()), default=0.0)
 
-    def _run_slice(self) -> None:
-        owner, share = min(self._shares.items(), key=lambda item: item[1].used)
-        task = share.tasks[0]
-        started = self._clock()
-        finished = task.result.called or task.context.run(self._continue, task)
-        share.used += self._clock() - started
-        if finished:
-            share.tasks.popleft()
-            if not share.tasks:
-                del self._shares[owner]
-        self._call = self._reactor.callLater(0, self._run_slice) if self._shares else None
+    def _schedule(self, *, all_pause: bool) -> None:
+        if self._call is not None:
+            self._call.cancel()
+        self._all_pause = all_pause
+        self._call = self._reactor.callLater(PAUSE_CHECK if all_pause else 0, self._run_slice)
 
-    def _continue(self, task: _Task[Any]) -> bool:
-        """Run a slice of a computation, and return true if it has ended."""
-        deadline = self._clock() + SLICE_TIME
+    def _run_slice(self) -> None:
+        self._call = None
+        now = self._reactor.seconds()
+        ready = [item for item in self._shares.items() if item[1].paused_until <= now or self._is_alone(item[0], now)]
+        if ready:
+            self._run_next(*min(ready, key=lambda item: item[1].used))
+        if self._shares and self._call is None:  # the result of a computation can start another one
+            self._schedule(all_pause=not ready)
+
+    def _run_next(self, owner: Hashable, share: _Share) -> None:
+        """Run a slice of the next computation of an application."""
+        queue = share.next_queue()
+        task = queue[0]
+        started = self._clock()
+        finished = task.result.called or task.context.run(self._continue, task, started + SLICE_TIME)
+        duration = self._clock() - started
+        share.used += duration
+        if duration >= LONG_STEP:
+            share.paused_until = self._reactor.seconds() + PAUSE_FACTOR * duration
+        if finished:
+            queue.popleft()
+            if not share:
+                del self._shares[owner]
+
+    def _continue(self, task: _Task[Any], deadline: float) -> bool:
+        """Run a computation until the deadline, and return true if it has ended."""
         try:
-            while self._clock() < deadline:
+            while True:
                 next(task.steps)
+                if self._clock() >= deadline:
+                    return False
         except StopIteration as stop:
             task.result.callback(stop.value)
         except Exception:
             task.result.errback()
-        else:
-            return False
         return True

@@ -73,12 +73,11 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
 
     ledger, queue_limits = Ledger(), _queue_limits(settings)
     committer = Committer(events, reactor, queue_limits, ledger)
-    timer = time.perf_counter
-    scheduler, max_bytes = FairScheduler(reactor, timer), settings.ingest.max_body_bytes
+    scheduler, max_bytes = FairScheduler(reactor, time.thread_time), settings.ingest.max_body_bytes
     tolerance, limit = settings.ingest.timestamp_tolerance, _rate_limit(settings, redis, clock)
     verifier = Verifier(credentials, clock, tolerance, scheduler, limit)
     keeps_texts = settings.quarantine.days > 0
-    ingestion = Ingestion(verifier, scheduler, timer, committer, last_used, ledger, max_bytes, keeps_texts=keeps_texts)
+    ingestion = Ingestion(verifier, scheduler, committer, last_used, ledger, max_bytes, keeps_texts=keeps_texts)
     proxies = TrustedProxies.from_names(settings.server.trusted_proxies)
     admission = IngestAdmission(committer.check_load, _auth_failures(settings, clock), proxies, clock)
     api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock, _closed_to_web_pages(settings))

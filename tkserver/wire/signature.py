@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Generator
 
-_STEP_BYTES = 262_144
+_STEP_BYTES = 131_072
 
 
 def signed_message(timestamp: bytes, nonce: bytes | None, body: bytes) -> bytes:

@@ -11,7 +11,7 @@ import re
 from collections.abc import Generator
 
 _STEP_BYTES = 32_768
-_STEP_RESTORED = 1 << 20
+_STEP_RESTORED = 262_144
 
 _ESCAPE_LENGTH = 6
 _PAIR_LENGTH = 12
@@ -40,13 +40,20 @@ def replace_lone_surrogates(text: bytes) -> Generator[None, None, tuple[bytes, b
                 start += _ESCAPE_LENGTH
             if previous_end - start == _ESCAPE_LENGTH:
                 if not first:
-                    first, second = bytearray(text), bytearray(text)
+                    first = bytearray(text)
+                    yield
+                    second = bytearray(text)
+                    yield
                 # The first hexadecimal digit changes from d to e or f, in the same case.
                 first[start + 2] += 1
                 second[start + 2] += 2
         position = max(end, previous_end)
         yield
-    return (bytes(first), bytes(second)) if first else None
+    if not first:
+        return None
+    variant = bytes(first)
+    yield
+    return variant, bytes(second)
 
 
 def _ends_with_odd_backslashes(text: bytes) -> bool:

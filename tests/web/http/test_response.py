@@ -91,7 +91,7 @@ async def ingest(events: list[dict[str, Any]], outcome: Outcome) -> IngestResult
     headers = {"content-type": "application/json", "x-timestamp": "1735732800"}
     request = IngestRequest(str(FIRST), str(SECOND), headers, RequestRecord(), {})
     scheduler = FairScheduler(Clock(), time.monotonic)
-    ingestion = Ingestion(verifier, scheduler, time.monotonic, committer, last_used, Ledger(), 10_000_000)
+    ingestion = Ingestion(verifier, scheduler, committer, last_used, Ledger(), 10_000_000)
     return await ingestion.ingest(VerificationState(request), batch(events))
 
 
