@@ -11,12 +11,20 @@ CREATE TABLE IF NOT EXISTS read_tokens (
     CHECK ((org_id IS NULL) = (app_id IS NULL))
 );
 
-COMMENT ON TABLE read_tokens IS 'Tokens that allow to read statistics, and nothing else. Servers read them every second.';
+COMMENT ON TABLE read_tokens IS 'Tokens that allow to read statistics, and nothing else.';
 COMMENT ON COLUMN read_tokens.token_hash IS
     'SHA-256 of the token. A token has 256 random bits, so a hash without a salt and without iterations is enough.';
 COMMENT ON COLUMN read_tokens.app_id IS 'Together with org_id: the application. Both are NULL for all applications.';
 COMMENT ON INDEX read_tokens_pkey IS 'Finds the token that is revoked.';
 COMMENT ON INDEX read_tokens_token_hash_key IS 'Ensures that no two rows have the same token.';
+
+-- Servers that serve statistics read the tokens every second, and after this notification, together with the names of
+-- applications.
+
+DROP TRIGGER IF EXISTS read_tokens_changed ON read_tokens;
+CREATE TRIGGER read_tokens_changed
+    AFTER INSERT OR DELETE OR TRUNCATE OR UPDATE ON read_tokens
+    FOR EACH STATEMENT EXECUTE FUNCTION tkserver_notify_credentials();
 
 ALTER TABLE insight_apps ADD COLUMN IF NOT EXISTS changed_at TIMESTAMPTZ NOT NULL DEFAULT now();
 COMMENT ON COLUMN insight_apps.changed_at IS 'When the last transaction began that changed the aggregates.';

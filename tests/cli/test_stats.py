@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,29 +10,15 @@ import pytest
 from tests.support.client import App
 from tests.support.command import Command
 from tests.support.database import Database
-from tests.support.naive_statistics import RawEvent
-from tests.support.raw_events import insert, random_event
+from tests.support.sample_statistics import install_named, store_recent
 from tkserver.operations.statistics import PANEL_NAMES
-from tkserver.storage.blocking import BlockingConnections, value
 
 
 @pytest.fixture
 def app(database: Database) -> App:
     """An application with events of the last days: the new version fails more often."""
-    app = App().install(database)
-    database.query("INSERT INTO apps (org_id, app_id, name) VALUES (%s, %s, 'my-cli')", app.org_id, app.app_id)
-    connection = BlockingConnections().connect(database.dsn)
-    now = value(connection, "SELECT now()")
-    events: list[RawEvent] = []
-    for n in range(1, 401):
-        version = "1.4.0" if n % 2 else "1.3.2"
-        received = now - timedelta(hours=n % 48, minutes=1)
-        base = random_event(random.Random(n), n).__dict__
-        changes = {"user_id": f"client_{n % 9}", "timestamp": received, "received_at": received, "ci": False}
-        data = {"command": "build", "success": n % 20 > (6 if n % 2 else 0), "duration_ms": n, "flags": ["--fast"]}
-        events.append(RawEvent(**{**base, **changes, "version": version, "os": "linux", "data": data}))
-    insert(connection, app, events)
-    connection.close()
+    app = install_named(database, "my-cli")
+    store_recent(database, app, range(1, 401))
     return app
 
 

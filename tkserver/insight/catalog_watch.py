@@ -1,4 +1,4 @@
-"""The current catalog, which is read every second while somebody asks for it."""
+"""The current catalog, which is read every second, and after changes, while somebody asks for it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from twisted.internet.task import LoopingCall
 
 from tkserver.insight.catalog import SELECT_CATALOG, Catalog
 from tkserver.storage.connection import PersistentConnection
+from tkserver.storage.credentials import CHANNEL
 from tkserver.storage.errors import StorageError, Unavailable
 
 INTERVAL = 1.0
@@ -45,6 +46,8 @@ class CatalogWatch:
         self._catalog: Catalog | None = None
         self._text = ""
         self._read_at = self._asked_at = float("-inf")
+        self._reading = False
+        self._generation = 0
         self._waiting: set[Deferred[None]] = set()
         self._problem: StorageError | None = None
         self._stopped = False
@@ -91,10 +94,11 @@ class CatalogWatch:
             self._connection = PersistentConnection(
                 self._reactor,
                 self._dsn,
-                session=("SET application_name = 'tkserver catalog'",),
+                session=("SET application_name = 'tkserver catalog'", f"LISTEN {CHANNEL}"),
                 on_connected=self._on_connected,
                 on_disconnected=self._on_disconnected,
             )
+            self._connection.add_notify_observer(self._on_change)
             self._connection.start()
 
     async def _close(self) -> None:
@@ -113,16 +117,35 @@ class CatalogWatch:
             self._loop.stop()
         self._fail(error)
 
+    def _on_change(self, _: object) -> None:
+        self._generation += 1
+        self._read_at = float("-inf")
+        ensureDeferred(self._read())
+
     async def _tick(self) -> None:
         if self._clock() - self._asked_at > IDLE:
             await self._close()
+        else:
+            await self._read()
+
+    async def _read(self) -> None:
+        """Read the catalog; again, if something changes meanwhile."""
+        if self._reading:
             return
-        began = self._clock()
+        self._reading, generation = True, -1
         try:
-            assert self._connection is not None
-            ((summed_until, text),) = await self._connection.query(SELECT_CATALOG, timeout=TIMEOUT)
+            while generation != self._generation and self._connection is not None:
+                generation = self._generation
+                await self._read_once(self._connection, generation)
         except StorageError as error:
             self._fail(error)
+        finally:
+            self._reading = False
+
+    async def _read_once(self, connection: PersistentConnection, generation: int) -> None:
+        began = self._clock()
+        ((summed_until, text),) = await connection.query(SELECT_CATALOG, timeout=TIMEOUT)
+        if generation != self._generation:
             return
         if self._catalog is None or text != self._text:
             self._catalog, self._text = Catalog.decode(summed_until, text), text

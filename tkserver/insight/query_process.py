@@ -132,7 +132,7 @@ class Computer:
             return Failed(f"{type(error).__name__} in {last.name}, {Path(last.filename).name}:{last.lineno}")
 
     def _with_connection(self, job: Job) -> Outcome:
-        if self._connection is not None:
+        if self._connection is not None and not self._connection.closed:
             with suppress(ConnectionLost):  # the database may have been restarted since the last job
                 return _compute(self._connection, job)
             self._connection.close()

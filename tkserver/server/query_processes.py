@@ -266,9 +266,8 @@ class _QueryProcess(ProcessProtocol):
             task.keep(outcome)
         elif isinstance(outcome, Failed):
             counts.failed += 1
-            _log.error(
-                "statistics could not be computed: {location}", location=outcome.location, event="statistics_failed"
-            )
+            place = outcome.location
+            _log.error("statistics could not be computed: {place}", place=place, event="statistics_failed")
         elif isinstance(outcome, Unavailable) and not outcome.timed_out:
             counts.unavailable += 1
         timed_out = isinstance(outcome, Unavailable) and outcome.timed_out

@@ -13,7 +13,7 @@ from tkserver.storage.pool import Pool
 from tkserver.wire.ids import PathId
 
 CHANNEL = "tkserver_credentials"
-"""The NOTIFY channel for changes of credentials and slugs, and of whether an application has a quota."""
+"""The NOTIFY channel for changes of credentials, slugs, tokens to read, and of whether an application has a quota."""
 
 
 @dataclass(frozen=True)

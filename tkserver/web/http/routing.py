@@ -104,8 +104,8 @@ class Routes(Resource):
 _NO_METHOD = "-"
 """A method that no route has."""
 
-_NO_PATH = "//"
-"""A path that no route has."""
+_NO_PATH = "/\0"
+"""A path that no route has. werkzeug would take ``//`` for ``/``."""
 
 
 def _text(path: bytes, encoded_slash: str | None) -> str:
