@@ -52,6 +52,26 @@ def test_list_show_and_rename(tkserver: InProcessCommand, database: Database) ->
     assert "active tokens" in table
 
 
+def test_list_shows_recent_activity(tkserver: InProcessCommand, database: Database) -> None:
+    """The list shows events and users of the last 30 days, and the last event, as far as they are aggregated."""
+    busy = tkserver("apps", "create", "busy", "--json").app
+    tkserver("apps", "create", "idle")
+    store(database, busy, 1200, user="client_a", happened="2020-01-01")
+    store(database, busy, 34, days=31, user="client_b")
+    columns = ("events_30d", "users_30d", "last_event_at")
+    unknown = [[app[name] for name in columns] for app in tkserver("apps", "list", "--json").json]
+    assert unknown == [[None] * 3] * 2
+    tkserver("stats", "busy")
+    first, second = [[app[name] for name in columns] for app in tkserver("apps", "list", "--json").json]
+    assert first[:2] == [1200, 1]
+    assert first[2] > "2026"  # their clock was wrong, so the time of reception counts
+    assert second == [0, 0, None]
+    lines = tkserver("apps", "list").out.splitlines()
+    assert re.search("events 30d +users 30d +last event at", lines[0])
+    assert re.search(r"\b1,200 +1 +2\d{3}-", lines[1])
+    assert re.search(r"\b0 +0 +-", lines[2])
+
+
 @pytest.mark.parametrize("name", ["", " x", "x" * 101, "a\nb"])
 def test_invalid_name_is_rejected(tkserver: InProcessCommand, name: str) -> None:
     """A name must be printable in one line, so that it can be typed again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import datetime, timezone
 from uuid import UUID
 
 import click
@@ -50,11 +51,17 @@ def create(name: str, slug: str | None, org: str | None, app_id: UUID | None, ti
 @apps.command("list")
 @json_option
 def list_(as_json: bool) -> None:
-    """List all applications that have a name or a token."""
+    """List all applications that have a name or a token.
+
+    The events and users of the last 30 days are those of "tkserver stats APP", without CI. A hyphen stands for numbers
+    that are not computed yet.
+    """
     with open_database(load({})) as connection:
         found = list_apps(connection)
+        activity = statistics.read_activity(connection, datetime.now(timezone.utc))
     empty = "No applications. Create one with: tkserver apps create NAME"
-    print_records([_record(app) for app in found], as_json=as_json, empty=empty)
+    records = [{**_record(app), **_recent(activity.of(app.app_id, app.org_id))} for app in found]
+    print_records(records, as_json=as_json, empty=empty)
 
 
 @apps.command()
@@ -202,6 +209,14 @@ def _record(app: App) -> Record:
         "retention_days": app.retention_days,
         "last_used_at": app.last_used_at,
         "created_at": app.created_at,
+    }
+
+
+def _recent(activity: statistics.Activity) -> Record:
+    return {
+        "events_30d": activity.events,
+        "users_30d": activity.users,
+        "last_event_at": activity.last_event_at,
     }
 
 

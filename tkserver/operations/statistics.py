@@ -7,6 +7,7 @@ from datetime import datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from tkserver.insight import aggregator
+from tkserver.insight.activity import Activity, read_activity
 from tkserver.insight.panels import APPLICABLE_FILTERS, PANELS, Json
 from tkserver.insight.query import InvalidQuery
 from tkserver.insight.stats import compute
@@ -18,10 +19,12 @@ from tkserver.storage.blocking import Connection
 
 __all__ = [
     "PANEL_NAMES",
+    "Activity",
     "Json",
     "finish_rebuild",
     "is_applicable",
     "lag",
+    "read_activity",
     "read_panel",
     "refresh",
     "set_timezone",
