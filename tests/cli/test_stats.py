@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.support.client import App
 from tests.support.command import Command
 from tests.support.database import Database
+from tests.support.quarantined import put
 from tests.support.sample_statistics import install_named, store_recent
 from tkserver.operations.statistics import PANEL_NAMES
 
@@ -44,6 +46,18 @@ def test_panels(database: Database, directory: Path, app: App, panel: str) -> No
     printed = json.loads(command("stats", "my-cli", panel, "--json", "--days", "7").output)
     assert printed["app"] == "my-cli"
     assert printed.keys() >= {"timezone", "from", "to", "ci", "filters", "generated_at", "summed_until", "filling_from"}
+
+
+def test_quality(database: Database, directory: Path, app: App) -> None:
+    """The quality is printed with quarantined events by code, and the space of the events."""
+    put(database, app, "{}", "{}", code="invalid_schema")
+    text = Command.on(database, directory)("stats", "my-cli", "quality").out
+    lines = [line.split() for line in text.splitlines()]
+    assert ["duplicates", "0"] in lines
+    assert ["in", "quarantine", "2"] in lines
+    assert ["invalid_schema", "2"] in lines
+    assert ["stored", "events", "400"] in lines
+    assert re.search(r"their size +\d+\.\d kB", text)
 
 
 def test_no_events(database: Database, directory: Path) -> None:

@@ -52,7 +52,7 @@ async def test_requests_are_finished_although_the_port_cannot_be_closed() -> Non
 async def test_all_parts_are_stopped_although_one_fails() -> None:
     """An error of one part is logged, and the other parts are stopped in their order."""
     calls: list[str] = []
-    names = ("last_used", "changes", "pool", "redis")
+    names = ("last_used", "duplicates", "changes", "pool", "redis")
     parts: dict[str, Any] = {name: Part(name, calls, failing="stop") for name in names}
     components = SimpleNamespace(**parts, lag_meter=SimpleNamespace(stop=lambda: calls.append("lag_meter.stop")))
     with logged_failures() as failures:

@@ -206,6 +206,12 @@ def _quality(panel: Json) -> RenderableType:
     for name, key in (("median lateness", "late_p50_s"), ("95 % arrive within", "late_p95_s")):
         table.add_row(name, "-" if panel[key] is None else duration(panel[key] * 1000))
     table.add_row("implausible clocks", number(panel["adjusted"]))
+    table.add_row("duplicates", number(panel["duplicates"]))
+    table.add_row("in quarantine", number(sum(panel["quarantined"].values())))
+    for code, events in panel["quarantined"].items():
+        table.add_row(Text(f"  {printable(code)}"), number(events))
+    table.add_row("stored events", number(panel["rows"]))
+    table.add_row("their size", size(panel["bytes"]))
     return table
 
 
@@ -247,3 +253,11 @@ def duration(milliseconds: float | None) -> str:
         if milliseconds >= size:
             return f"{milliseconds / size:.1f} {unit}"
     return f"{milliseconds:.0f} ms"
+
+
+def size(bytes_: int) -> str:
+    """Return a number of bytes with a suitable unit."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if bytes_ >= factor:
+            return f"{bytes_ / factor:.1f} {unit}"
+    return f"{bytes_} B"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 from tkserver.storage.errors import StorageError
 from tkserver.storage.events import Outcome, Submission
@@ -57,10 +58,12 @@ class Ledger:
     where they are decided, not where the response is sent: the client may have disconnected, or the request timed out.
 
     :ivar received: the number of events in all batches that were read, and in do-not-track requests.
+    :param count_duplicates: called with an application and the number of its duplicates.
     :ivar settled: the number of events by outcome.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, count_duplicates: Callable[[tuple[int, int], int], object] = lambda *_: None) -> None:
+        self._count_duplicates = count_duplicates
         self.received = 0
         self.settled: Counter[Entry] = Counter(dict.fromkeys(ENTRIES, 0))
 
@@ -98,6 +101,7 @@ class Ledger:
         duplicates = outcome.duplicates - erased
         settled[STORED] += len(rows) - len(duplicates) - len(erased) - len(refused)
         settled[DUPLICATE] += len(duplicates)
+        self._count_duplicates(submission.application, len(duplicates))
         settled[ERASED] += len(erased)
         for index, event in submission.invalid.items():
             settled[ERASED if index in outcome.erased else (QUARANTINED, event.code)] += 1

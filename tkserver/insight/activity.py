@@ -14,6 +14,7 @@ from tkserver.insight.facts import Topic
 from tkserver.insight.query import DEFAULT_DAYS, Query
 from tkserver.insight.reader import Reader
 from tkserver.insight.selection import Sum
+from tkserver.insight.stored import AppKey
 from tkserver.storage.blocking import Connection, rows, transaction, value
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -38,7 +39,7 @@ WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start =
     AND last_times IS NOT NULL
 """
 
-AppKey = tuple[UUID, UUID]
+Ids = tuple[UUID, UUID]
 """``app_id`` and ``org_id``."""
 
 
@@ -66,7 +67,7 @@ class RecentActivity:
     :param default: of all others.
     """
 
-    def __init__(self, known: dict[AppKey, Activity], default: Activity) -> None:
+    def __init__(self, known: dict[Ids, Activity], default: Activity) -> None:
         self._known = known
         self._default = default
 
@@ -79,23 +80,24 @@ def read_activity(connection: Connection, now: datetime) -> RecentActivity:
     """Return the activity of all applications in the last 30 days, including today."""
     with transaction(connection):
         rows(connection, "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        known = {_key(app): Activity() for app in rows(connection, _REBUILT)}
+        known = {_ids(app): Activity() for app in rows(connection, _REBUILT)}
         for app_id, org_id, app, zone, frozen_before in rows(connection, _APPS):
             today = number_of(now.astimezone(ZoneInfo(zone)).date())
             frozen = number_of(frozen_before or date.min)
-            known[_key((app_id, org_id))] = _of_app(connection, app, today, frozen)
+            key = AppKey(app_id, org_id, zone)
+            known[_ids((app_id, org_id))] = _of_app(connection, key, app, today, frozen)
         is_aggregated = value(connection, _IS_AGGREGATED)
     return RecentActivity(known, NO_EVENTS if is_aggregated else Activity())
 
 
-def _key(ids: tuple[str, ...]) -> AppKey:
+def _ids(ids: tuple[str, ...]) -> Ids:
     app_id, org_id = map(UUID, ids)
     return app_id, org_id
 
 
-def _of_app(connection: Connection, app: int, today: int, frozen_before: int) -> Activity:
+def _of_app(connection: Connection, key: AppKey, app: int, today: int, frozen_before: int) -> Activity:
     query = Query(today - DEFAULT_DAYS + 1, today)
-    reader = Reader(connection, app, query, today, frozen_before)
+    reader = Reader(connection, key, app, query, today, frozen_before)
     total = reader.sums(Topic.ALL, reader.totals(), [ONE_ITEM]).get(ONE_ITEM, Sum())
     return Activity(total.events, total.user_count, _last_event_at(connection, app))
 

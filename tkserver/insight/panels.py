@@ -436,15 +436,20 @@ def _active(cohort: BitMap, active: dict[int, BitMap], week: int, later: int, to
 
 
 def quality(reader: Reader) -> Json:
-    """Lateness of events, and implausible clocks."""
+    """Lateness of events, implausible clocks, duplicates, quarantined events, and space."""
     segments = reader.totals()
     lateness = reader.sums(Topic.LATENESS, segments, [ONE_ITEM], durations=True).get(ONE_ITEM, Sum())
     adjusted = reader.sums(Topic.ADJUSTED, segments, [ONE_ITEM]).get(ONE_ITEM, Sum())
+    stored, size = reader.space()
     return {
         "received": lateness.events,
         "late_p50_s": _percentile(lateness.durations, 0.5, 1),
         "late_p95_s": _percentile(lateness.durations, 0.95, 1),
         "adjusted": adjusted.events,
+        "duplicates": reader.duplicates(),
+        "quarantined": reader.quarantined(),
+        "rows": stored,
+        "bytes": size,
     }
 
 

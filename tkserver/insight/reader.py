@@ -19,6 +19,7 @@ from tkserver.insight.groups import Ints, decode
 from tkserver.insight.histograms import decode as decode_histogram
 from tkserver.insight.query import Query
 from tkserver.insight.selection import Row, Selection, Sum, union
+from tkserver.insight.stored import AppKey, count_duplicates, count_quarantined, measure_space
 from tkserver.insight.version_use import Users, assign, overlap
 from tkserver.storage.blocking import Connection, rows
 
@@ -107,12 +108,29 @@ class Reader:
     :ivar frozen_before: the first day that is not frozen.
     """
 
-    def __init__(self, connection: Connection, app: int, query: Query, today: int, frozen_before: int) -> None:
+    def __init__(
+        self, connection: Connection, key: AppKey, app: int, query: Query, today: int, frozen_before: int
+    ) -> None:
         self._connection = connection
+        self._key = key
         self._app = app
         self.frozen_before = frozen_before
         self.query = query
         self.today = today
+
+    # --- what is not aggregated
+
+    def duplicates(self) -> int:
+        """Return the number of duplicates that were received in the period."""
+        return count_duplicates(self._connection, self._key, self.query.first, self.query.last)
+
+    def quarantined(self) -> dict[str, int]:
+        """Return the number of events in quarantine that were received in the period, by code."""
+        return count_quarantined(self._connection, self._key, self.query.first, self.query.last)
+
+    def space(self) -> tuple[int, int]:
+        """Return the number of stored events of days that are not frozen, and their bytes."""
+        return measure_space(self._connection, self._key)
 
     # --- segments
 

@@ -17,6 +17,7 @@ from tkserver.insight.panels import APPLICABLE_FILTERS, PANELS, Json
 from tkserver.insight.query import InvalidQuery, parse
 from tkserver.insight.reader import Reader
 from tkserver.insight.selection import Sum
+from tkserver.insight.stored import AppKey
 from tkserver.storage.blocking import Connection, rows, transaction
 
 LATENESS_DAYS = 28
@@ -89,7 +90,9 @@ def compute_parts(
     state = _state(connection, app_id, org_id)
     today = now.astimezone(ZoneInfo(state.timezone)).date()
     query = parse(parameters, today, APPLICABLE_FILTERS[panel])
-    reader = Reader(connection, state.app or 0, query, number_of(today), number_of(state.frozen_before or date.min))
+    frozen_before = number_of(state.frozen_before or date.min)
+    key = AppKey(app_id, org_id, state.timezone)
+    reader = Reader(connection, key, state.app or 0, query, number_of(today), frozen_before)
     facts = {
         "app": label,
         "timezone": state.timezone,

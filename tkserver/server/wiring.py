@@ -36,6 +36,7 @@ from tkserver.server.worker import Components, Worker
 from tkserver.storage.caches import CredentialCache, ErasedUserCache, LastUsedTimes
 from tkserver.storage.changes import ChangeListener
 from tkserver.storage.credentials import CredentialStore
+from tkserver.storage.duplicates import DuplicateCounts
 from tkserver.storage.embedded import demo
 from tkserver.storage.erasures import ErasureStore
 from tkserver.storage.event_store import EventStore
@@ -71,7 +72,8 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     events = EventStore(pool, erasure_store, erased_users, clock, metrics.observe_commit)
     redis = _redis(settings, reactor)
 
-    ledger, queue_limits = Ledger(), _queue_limits(settings)
+    duplicates = DuplicateCounts(pool, reactor)
+    ledger, queue_limits = Ledger(duplicates.add), _queue_limits(settings)
     committer = Committer(events, reactor, queue_limits, ledger)
     scheduler, max_bytes = FairScheduler(reactor, time.thread_time), settings.ingest.max_body_bytes
     tolerance, limit = settings.ingest.timestamp_tolerance, _rate_limit(settings, redis, clock)
@@ -96,7 +98,7 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     metrics.watch_clients(site)
     metrics.watch_redis(redis)
     lag_meter = ReactorLagMeter(reactor, metrics.observe_lag)
-    components = Components(listener, site, pool, changes, last_used, redis, lag_meter, metrics, access_log)
+    components = Components(listener, site, pool, changes, last_used, duplicates, redis, lag_meter, metrics, access_log)
     return Worker(components, settings.server.shutdown_timeout)
 
 

@@ -15,6 +15,7 @@ from tkserver.server.metrics import Metrics
 from tkserver.server.reactor_lag import ReactorLagMeter
 from tkserver.storage.caches import LastUsedTimes
 from tkserver.storage.changes import ChangeListener
+from tkserver.storage.duplicates import DuplicateCounts
 from tkserver.storage.pool import Pool
 from tkserver.web.http.connections import ApiSite
 from tkserver.web.listen.listener import Listener
@@ -34,6 +35,7 @@ class Components:
     pool: Pool
     changes: ChangeListener
     last_used: LastUsedTimes
+    duplicates: DuplicateCounts
     redis: RedisTokenBuckets | None
     lag_meter: ReactorLagMeter
     metrics: Metrics
@@ -99,6 +101,7 @@ class Worker:
         components.pool.start().addCallback(lambda _: self.resume_accepting())
         components.changes.start()
         components.last_used.start()
+        components.duplicates.start()
         if components.redis is not None:
             components.redis.start()
 
@@ -111,7 +114,8 @@ class Worker:
         """Close the connections to the database and to Redis. Call :meth:`drain` before."""
         components = self.components
         redis = [] if components.redis is None else [components.redis.stop]
-        await stop_all(components.last_used.stop, components.changes.stop, components.pool.stop, *redis)
+        writers = components.last_used.stop, components.duplicates.stop
+        await stop_all(*writers, components.changes.stop, components.pool.stop, *redis)
         components.lag_meter.stop()
 
 

@@ -14,9 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from cachetools import TTLCache
-from twisted.internet import defer
 from twisted.internet.defer import Deferred, ensureDeferred
-from twisted.internet.task import LoopingCall
 
 from tkserver import log
 from tkserver.deferreds import SharedDeferred
@@ -25,6 +23,7 @@ from tkserver.storage.changes import ChangeListener
 from tkserver.storage.credentials import Credential, CredentialStore
 from tkserver.storage.erasures import ErasedUsers, ErasureStore
 from tkserver.storage.errors import StorageError
+from tkserver.storage.periodic import PeriodicWriter
 from tkserver.wire.ids import PathId
 
 _log = log.logger(__name__)
@@ -38,9 +37,6 @@ LIFETIME = 60.0
 
 LAST_USED_INTERVAL = 30.0
 """Seconds between two updates of ``last_used_at``."""
-
-LAST_FLUSH_TIMEOUT = 2.0
-"""Seconds for the last update when the server stops."""
 
 Credentials = tuple[Credential, ...]
 
@@ -170,19 +166,8 @@ class LastUsedTimes:
         self._store = store
         self._reactor = reactor
         self._times: dict[UUID, float] = {}
-        self._loop = LoopingCall(lambda: ensureDeferred(self._flush()))
-        self._loop.clock = reactor
-
-    def start(self) -> None:
-        self._loop.start(LAST_USED_INTERVAL, now=False)
-
-    async def stop(self) -> None:
-        """Write the remaining times, unless the database does not respond soon."""
-        if self._loop.running:
-            self._loop.stop()
-        # The timeout cancels the waiting, not the update, which may still succeed. The times need not be exact.
-        with suppress(defer.TimeoutError):
-            await SharedDeferred(ensureDeferred(self._flush())).wait().addTimeout(LAST_FLUSH_TIMEOUT, self._reactor)
+        self._writer = PeriodicWriter(self._flush, LAST_USED_INTERVAL, reactor)
+        self.start, self.stop = self._writer.start, self._writer.stop
 
     def record(self, credential: Credential) -> None:
         """Record that a credential was used now."""
