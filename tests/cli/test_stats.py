@@ -60,6 +60,16 @@ def test_quality(database: Database, directory: Path, app: App) -> None:
     assert re.search(r"their size +\d+\.\d kB", text)
 
 
+@pytest.mark.parametrize("panel", PANEL_NAMES)
+def test_title_states_whether_ci_counts(database: Database, directory: Path, app: App, panel: str) -> None:
+    """The title of a panel says that events of CI count, which they do not by default."""
+    command = Command.on(database, directory)
+    first, _, _ = command("stats", "my-cli", panel).out.partition("\n\n")
+    assert "ci" not in first
+    first, _, _ = command("stats", "my-cli", panel, "--ci", "include").out.partition("\n\n")
+    assert "ci include" in " ".join(first.split())
+
+
 def test_no_events(database: Database, directory: Path) -> None:
     """An application without events has an empty summary, which says what to do."""
     command = Command.on(database, directory)

@@ -46,7 +46,7 @@ def check(
         own = {name: value for name, value in parameters.items() if name in applicable}
         actual = stats.compute(connection, app.app_id, app.org_id, "x", panel, own, NOW)
         first, last = date.fromisoformat(actual["from"]), date.fromisoformat(actual["to"])
-        filters = tuple(actual["filters"].items())
+        filters = tuple((name, value) for name, value in actual["filters"].items() if name != "ci")
         today = NOW.astimezone(ZoneInfo(zone)).date()
         naive = NaiveStatistics(events, first, last, today, own.get("ci", "exclude"), filters, zone)
         try:
@@ -126,3 +126,15 @@ def test_change_of_timezone(connection: Connection, database: Database) -> None:
     database.query("UPDATE apps SET timezone = 'Pacific/Auckland'")
     run_once(connection, lambda _: None)
     check(connection, app, events, {"days": "90"}, "Pacific/Auckland")
+
+
+@pytest.mark.parametrize("panel", PANELS)
+def test_every_panel_states_whether_ci_counts(connection: Connection, panel: str) -> None:
+    """The parameter ``ci`` is in each panel; among the filters if the panel has a list with this name."""
+    actual = stats.compute(connection, App().app_id, App().org_id, "x", panel, {"ci": "include"}, NOW)
+    if panel == "environment":
+        assert actual["ci"] == []
+        assert actual["filters"] == {"ci": "include"}
+    else:
+        assert actual["ci"] == "include"
+        assert actual["filters"] == {}

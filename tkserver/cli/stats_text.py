@@ -52,7 +52,7 @@ def print_panel(name: str, panel: Json, console: Console) -> None:
 
 
 def _title(panel: Json) -> Text:
-    filters = [f"{name} {value}" for name, value in panel["filters"].items()]
+    filters = [f"{name} {value}" for name, value in {**panel["filters"], "ci": _ci_mode(panel)}.items() if value]
     until = panel["summed_until"]
     return Text.assemble(
         (printable(panel["app"]), "bold"),
@@ -60,6 +60,12 @@ def _title(panel: Json) -> Text:
         printable("".join(f", {part}" for part in filters)),
         f"; events up to {until.replace('T', ' ').replace('Z', ' UTC')}" if until else "; no events yet",
     )
+
+
+def _ci_mode(panel: Json) -> str | None:
+    """Return whether events of CI count, if that is not the default."""
+    mode: str = panel["filters"].get("ci", panel["ci"])
+    return None if mode == "exclude" else mode
 
 
 def _table(*columns: str) -> Table:

@@ -93,18 +93,21 @@ def compute_parts(
     frozen_before = number_of(state.frozen_before or date.min)
     key = AppKey(app_id, org_id, state.timezone)
     reader = Reader(connection, key, state.app or 0, query, number_of(today), frozen_before)
+    content = PANELS[panel](reader)
+    # A panel has a list with the name of this parameter, which takes its place.
+    hidden = {"ci": query.ci} if "ci" in content else {}
     facts = {
         "app": label,
         "timezone": state.timezone,
         "from": iso(query.first),
         "to": iso(query.last),
         "ci": query.ci,
-        "filters": dict(query.filters),
+        "filters": {**query.filters, **hidden},
         "generated_at": rfc3339(now),
         "summed_until": state.summed_until and rfc3339(state.summed_until),
         "filling_from": _filling_from(reader, now, state.timezone),
     }
-    return facts, PANELS[panel](reader)
+    return facts, content
 
 
 def _state(connection: Connection, app_id: str, org_id: str) -> _State:
