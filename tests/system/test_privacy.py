@@ -15,16 +15,21 @@ from tests.support.blocking_client import is_ready
 from tests.support.client import DIALECTS, App, batch
 from tests.support.command import Command
 from tests.support.database import Database
+from tests.support.documents import text_of
 from tests.support.events import make_event
 from tests.support.json_log import parse_json_log
 from tests.support.marked import ADDRESS, MARK, USER, MarkedClient, marked_app, marked_event
 from tests.support.process import Twistd
+from tests.support.quarantined import put
+from tests.support.stored import store
 from tests.support.waiting import wait_for
 
 COLUMNS = """
 SELECT table_schema, table_name, column_name, udt_name FROM information_schema.columns
 WHERE table_schema NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2, 3
 """
+
+TABLES = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' ORDER BY 1"
 
 FORWARDED = ("203.0.113.7", "2001:db8::cafe", "198.51.100.23")
 ADDRESSES = ("127.0.0.1", *FORWARDED)
@@ -62,6 +67,36 @@ def test_no_addresses(directory: Path, database: Database) -> None:
         log = "\n".join(line for line in server.log.splitlines() if "listens on" not in line)
     for text in (*FORWARDED, "unmistakable", "127.0.0.1", app.token, app.secret, "client_0123456789abcdef"):
         assert text not in log
+
+
+def test_every_table_is_listed(database: Database) -> None:
+    """The document says of every table what it contains and for how long."""
+    table = text_of("privacy.md").partition("## What is stored")[2].partition("\n\n- ")[0]
+    listed = set(re.findall("`(\\w+)`", table))
+    tables = {name for (name,) in database.query(TABLES)}
+    assert tables - listed == {name for name in tables if "yoyo" in name}
+
+
+@pytest.mark.timeout(300)
+def test_users_are_only_where_the_document_says(directory: Path, database: Database) -> None:
+    """Only the listed tables contain the id of a user, before and after an erasure."""
+    command = Command.on(database, directory)
+    app = App().install(database)
+    store(database, app, 3, user="client_unmistakable")
+    put(database, app, '{"user_id":"client_unmistakable"}', user="client_unmistakable")
+    command("stats", app.app_id, code=0)
+
+    def tables() -> set[str]:
+        sql = 'SELECT count(*) FROM "{}"."{}" WHERE strpos("{}"::text, \'client_unmistakable\') > 0'
+        return {
+            table
+            for schema, table, column, _ in database.query(COLUMNS)
+            if database.value(sql.format(schema, table, column))
+        }
+
+    assert tables() == {"events", "quarantine", "insight_users"}
+    command("erase", "--user", "client_unmistakable", code=0)
+    assert tables() == set()
 
 
 def requests_of_all_kinds() -> list[tuple[str, dict[str, str], list[dict[str, object]]]]:
