@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -12,6 +13,9 @@ CI_MODES = ("exclude", "include", "only")
 FILTERS = ("version", "os", "arch", "name")
 DEFAULT_DAYS = 30
 MAX_DAYS = 3660
+
+_NUMBER = re.compile(r"[1-9][0-9]{0,3}")
+_DAY = re.compile(r"(199[0-9]|2[0-9]{3})-[0-9]{2}-[0-9]{2}")
 
 
 class InvalidQuery(Exception):
@@ -74,13 +78,15 @@ def _period(parameters: Mapping[str, str], today: int) -> tuple[int, int]:
 
 
 def _days(text: str) -> int:
-    if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MAX_DAYS:
+    if not _NUMBER.fullmatch(text) or int(text) > MAX_DAYS:
         raise InvalidQuery(f"days={text!r}: use a number from 1 to {MAX_DAYS}")
     return int(text)
 
 
 def _day(name: str, text: str) -> int:
     try:
+        if not _DAY.fullmatch(text):
+            raise ValueError
         return number_of(date.fromisoformat(text))
     except ValueError:
-        raise InvalidQuery(f"{name}={text!r}: use a day such as 2026-01-31") from None
+        raise InvalidQuery(f"{name}={text!r}: use a day such as 2026-01-31, from 1990 to 2999") from None

@@ -156,6 +156,7 @@ def _compute(connection: Connection, job: Job) -> Outcome:
             return Unknown()
         ids = str(job.app_id), str(job.org_id)
         facts, content = compute_parts(connection, *ids, version.app.label, job.panel, job.parameters, job.now)
+        facts = {name: fact for name, fact in facts.items() if name not in content}  # one panel has a key "ci"
         return Computed(facts, Raw(msgspec.json.encode(content)), version)
 
 
