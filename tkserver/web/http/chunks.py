@@ -153,15 +153,14 @@ class ChunkDecoder:
         """
         period = len(line) + size + 4
         while available := (len(data) - position) // period:
-            length = min(self._run_length, available, MAX_RUN_BYTES // period) * period
-            run = bytearray(data[position : position + length])
-            part = _take_content(run, len(line) + 2, size, period)
-            if not _template(line, size).startswith(run):
+            count = min(self._run_length, available, MAX_RUN_BYTES // period)
+            part = _content_of_run(data, position, count, line, size)
+            if part is None:
                 self._run_length, self._equal_chunks = FIRST_RUN, 0
                 self._chunks_before_run *= 2
                 break
             content.append(part)
-            position += length
+            position += count * period
             self._run_length = min(self._run_length * 2, MAX_RUN_BYTES)
         return position
 
@@ -182,18 +181,32 @@ class ChunkDecoder:
             raise MalformedChunks(_LONG_TRAILERS)
 
 
-def _take_content(run: bytearray, offset: int, size: int, period: int) -> bytes:
-    """Return the content of the chunks of a run, and replace it by zeros."""
-    count = len(run) // period
-    content, zeros = bytearray(count * size), bytes(count)
-    for column in range(offset, offset + size):
-        content[column - offset :: size] = run[column::period]
-        run[column::period] = zeros
-    return bytes(content)
+def _content_of_run(data: bytes, position: int, count: int, line: bytes, size: int) -> bytes | None:
+    """Return the content of equal chunks, or ``None`` if not all of them have this size line.
+
+    The content is found by its positions, and is inserted into a template, which must then equal the chunks.
+    """
+    period = len(line) + size + 4
+    template = _template(line, size)
+    end = position + count * period
+    if count * period < len(template):
+        template = template[: count * period]
+    first = len(line) + 2
+    if size == 1:
+        content = data[position + first : end : period]
+        template[first::period] = content
+    else:
+        columns = bytearray(count * size)
+        for column in range(size):
+            part = data[position + first + column : end : period]
+            columns[column::size] = part
+            template[first + column :: period] = part
+        content = bytes(columns)
+    return content if data.startswith(template, position) else None
 
 
 @lru_cache(32)
-def _template(line: bytes, size: int) -> bytes:
-    """Return the longest run, with zeros as its content."""
+def _template(line: bytes, size: int) -> bytearray:
+    """Return the longest run. Its content is overwritten each time that it is used."""
     chunk = line + _CRLF + bytes(size) + _CRLF
-    return chunk * (MAX_RUN_BYTES // len(chunk))
+    return bytearray(chunk * (MAX_RUN_BYTES // len(chunk)))
