@@ -20,7 +20,7 @@ from tkserver.storage.event_store import CommitRecord, CommitResult, EventStore
 from tkserver.storage.events import Outcome, Submission
 from tkserver.storage.pool import READ_COMMITTED, Execute
 from tkserver.storage.quarantine import InvalidEvent
-from tkserver.storage.store_statement import STORE
+from tkserver.storage.store_statement import STORE, JsonLiteral
 from tkserver.wire.batch import read_batch, run_steps
 
 ORG, APP = uuid.uuid4(), uuid.uuid4()
@@ -113,6 +113,8 @@ class FakePool:
         if self.errors and (error := self.errors.pop(0)) is not None:
             raise error
         (requests,) = parameters
+        assert isinstance(requests, JsonLiteral)
+        requests = requests.text.decode()
         assert isinstance(requests, str)
         self.stored += json.loads(requests)
         return []

@@ -16,7 +16,7 @@ from tests.support.client import App
 from tests.support.database import Database
 from tests.support.quarantined import quarantined, usage
 from tkserver.storage import quarantine as module
-from tkserver.storage.blocking import BlockingConnections, Connection, complete, executor, transaction
+from tkserver.storage.blocking import BlockingConnections, Connection, complete, executor, rows, transaction
 from tkserver.storage.quarantine import (
     InvalidEvent,
     Received,
@@ -25,6 +25,7 @@ from tkserver.storage.quarantine import (
     invalid_events,
     quarantine,
 )
+from tkserver.storage.store_statement import JsonLiteral
 from tkserver.wire.api_errors import EventError
 from tkserver.wire.batch import run_steps
 from tkserver.wire.event import NIL_UUID
@@ -40,6 +41,18 @@ def invalid(*texts: str, event_id: UUID | None = None, message: str = "$: no") -
     """Return invalid events with these texts, which all have the same id or none."""
     errors = [EventError(index, event_id or NIL_UUID, "invalid_schema", message) for index in range(len(texts))]
     return run_steps(invalid_events(errors, [text.encode() for text in texts]))
+
+
+@pytest.mark.parametrize("setting", ["on", "off"])
+@pytest.mark.parametrize(
+    "value", ["", "it's", "''", "\\", "\\'", "a\\\\'; SELECT 1 --", "%s %(x)s %%", "\u2028 ä💡 \x7f", "'" * 10_000]
+)
+def test_json_literal(connection: Connection, setting: str, value: str) -> None:
+    """Any text in a JSON document reaches the database unchanged, whatever backslashes in literals mean."""
+    with transaction(connection):
+        rows(connection, f"SET LOCAL standard_conforming_strings = {setting}")
+        document = JsonLiteral(json.dumps([value], ensure_ascii=False).encode())
+        assert rows(connection, "SELECT %s::jsonb->>0, %s", document, 5) == [(value, 5)]
 
 
 def put(connection: Connection, app: App, *batches: dict[int, InvalidEvent], **source: Any) -> int:
@@ -156,8 +169,8 @@ def test_events_without_text_are_counted_by_reason() -> None:
     """If texts are not kept, events without an id are distinguished only by their reasons."""
     errors = [EventError(index, NIL_UUID, "invalid_schema", f"$: {index % 2}") for index in range(4)]
     events = run_steps(invalid_events(errors, None))
-    rows = [json.loads(chunk) for chunk in encode_in_chunks([Received("request", None, None, events)])]
-    assert [(row[0][2], row[5]) for row in rows[0]] == [("$: 0", 2), ("$: 1", 2)]
+    chunks = [json.loads(chunk) for chunk in encode_in_chunks([Received("request", None, None, events)])]
+    assert [(row[0][2], row[5]) for row in chunks[0]] == [("$: 0", 2), ("$: 1", 2)]
     assert {(event.text, event.user_id, event.event_id) for event in events.values()} == {(None, None, None)}
 
 

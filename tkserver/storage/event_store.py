@@ -17,7 +17,7 @@ from tkserver.storage.events import ALL_STORED, Outcome, Row, Submission
 from tkserver.storage.pool import READ_COMMITTED, Execute, Pool
 from tkserver.storage.quarantine import Received, forget_nonce, quarantine, use_nonce
 from tkserver.storage.quota_store import Insert, insert_and_check_conflicts, insert_within_quota
-from tkserver.storage.store_statement import PROBE, STORE
+from tkserver.storage.store_statement import PROBE, STORE, JsonLiteral
 
 
 class CommitResult(Enum):
@@ -185,9 +185,13 @@ def _result_of(error: Exception) -> CommitResult:
 
 async def insert_all(execute: Execute, submissions: Sequence[Submission]) -> list[Outcome]:
     """Insert all submissions, or none of them."""
-    requests = b"[" + b",".join(map(_encode, submissions)) + b"]"
+    parts = [b"["]
+    for submission in submissions:
+        parts += _encode(submission)
+        parts.append(b",")
+    parts[-1] = b"]"
     exceptions: dict[int, dict[str | None, bool]] = {}
-    for request, event_id, is_own in await execute(STORE, (requests.decode(),)):
+    for request, event_id, is_own in await execute(STORE, (JsonLiteral(b"".join(parts)),)):
         exceptions.setdefault(request, {})[event_id] = is_own
     stored: dict[tuple[int, int], set[int]] = {}
     return [
@@ -299,8 +303,11 @@ def _with_erased(outcome: Outcome, indexes: frozenset[int]) -> Outcome:
     return replace(outcome, erased=indexes) if indexes else outcome
 
 
-def _encode(submission: Submission) -> bytes:
-    """Encode a submission for the store statement. Of several events with the same id, only the first is included."""
+def _encode(submission: Submission) -> list[bytes]:
+    """Encode a submission for the store statement, and return the parts of the text.
+
+    Of several events with the same id, only the first is included. The parts are not joined, because they can be long.
+    """
     head = msgspec.json.encode((submission.org_id, submission.app_id, submission.nonce, submission.sent_at))
     seen: set[int] = set()
     origins: dict[bytes, list[bytes]] = {}
@@ -309,8 +316,11 @@ def _encode(submission: Submission) -> bytes:
         if number not in seen:
             seen.add(number)
             origins.setdefault(row.origin, []).append(row.values)
-    texts = [b"%s,[%s]]" % (origin, b",".join(values)) for origin, values in origins.items()]
-    return b"%s,[%s]]" % (head[:-1], b",".join(texts))
+    parts = [head[:-1], b",["]
+    for origin, values in origins.items():
+        parts += (origin, b",[", b",".join(values), b"]]", b",")
+    parts[-1] = b"]]"
+    return parts
 
 
 def _outcome(rows: dict[int, Row], exceptions: dict[str | None, bool], stored: set[int]) -> Outcome:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from tkserver.storage.pool import Execute
+from tkserver.storage.store_statement import JsonLiteral
 from tkserver.wire.api_errors import EventError
 from tkserver.wire.batch import Steps
 from tkserver.wire.event import NIL_UUID
@@ -195,7 +196,7 @@ async def quarantine(execute: Execute, org_id: UUID, app_id: UUID, received: Seq
     application = str(app_id), str(org_id)
     await execute(LOCK, application)
     for rows in encode_in_chunks(received):
-        await execute(_INSERT, (*application, rows))
+        await execute(_INSERT, (*application, JsonLiteral(rows)))
     ((dropped,),) = await execute(_TRIM, (str(org_id), str(app_id)))
     return int(dropped)
 
@@ -210,7 +211,7 @@ async def delete_quarantined(execute: Execute, org_id: UUID, app_id: UUID, event
     application = str(app_id), str(org_id)
     await execute(LOCK, application)
     user_ids = {event.user_id for event in events if event.user_id is not None}
-    await execute(_DELETE, (*application, sorted(user_ids), msgspec.json.encode(events).decode()))
+    await execute(_DELETE, (*application, sorted(user_ids), JsonLiteral(msgspec.json.encode(events))))
 
 
 _Row = tuple[Any, ...]
@@ -220,14 +221,14 @@ The last value can be missing if it is one.
 """
 
 
-def encode_in_chunks(received: Sequence[Received]) -> Iterator[str]:
+def encode_in_chunks(received: Sequence[Received]) -> Iterator[bytes]:
     """Yield rows for the insert statement as JSON. An event that was received several times is in the same row."""
     rows = _rows(received)
     start = 0
     while start < len(rows):
         sizes = accumulate([len(row[0].text or "") for row in rows[start : start + _CHUNK_EVENTS]])
         length = sum(1 for size in sizes if size <= _CHUNK_BYTES) or 1
-        yield msgspec.json.encode(rows[start : start + length]).decode()
+        yield msgspec.json.encode(rows[start : start + length])
         start += length
 
 
