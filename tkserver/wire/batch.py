@@ -386,7 +386,7 @@ def _decode(body: bytes) -> Steps[Texts]:
         if len(body) > _LONG_BODY:
             texts = yield from texts_of_long_body(body, MAX_EVENTS)
             if texts is not None:
-                return texts
+                return _with_tiny_bytes(texts)
         # The array is decoded in a second pass, because the body can contain many of them with the same key.
         array = _envelope_decoder.decode(body).events
         if len(memoryview(array)) <= _LONG_ARRAY:
@@ -394,13 +394,17 @@ def _decode(body: bytes) -> Steps[Texts]:
         yield
         events = astuple(_limited_decoder.decode(array))
         yield
-        return [event if len(event) > _TINY_EVENT else bytes(event) for event in events if event is not UNSET]
+        return _with_tiny_bytes([event for event in events if event is not UNSET])
     except msgspec.ValidationError as error:
         if str(error).startswith(_TOO_MANY):
             raise BatchTooLarge(f"the batch has more than {MAX_EVENTS} events: send several batches") from None
         raise InvalidJson(f"the body must be a JSON object with an events array: {error}") from None
     except RecursionError:
         raise _nested_too_deeply() from None
+
+
+def _with_tiny_bytes(texts: list[bytes | Raw]) -> Texts:
+    return [text if len(text) > _TINY_EVENT else bytes(text) for text in texts]
 
 
 def _to_bytes(texts: list[Raw]) -> list[bytes]:

@@ -28,6 +28,9 @@ _MAX_AFTER = 65_536
 
 _STEP_BYTES = 65_536
 
+_LONGEST_TOKEN = 16
+"""Bytes. Escapes and literals are shorter."""
+
 _START = re.compile(rb'"events"[ \t\n\r]{0,64}:[ \t\n\r]{0,64}\[')
 _WHITE_SPACE = b" \t\n\r"
 _GROUP_ENDS = (b"},{", b"}, {")
@@ -92,7 +95,7 @@ class _Reader:
         except msgspec.DecodeError as error:
             match = _TRAILING.fullmatch(str(error))
             if match is None:
-                raise self._moved(error, start, len(window)) from None
+                raise self._moved(error, len(window)) from None
             after = start + int(match[1])
         else:
             raise _UnusualForm
@@ -104,16 +107,27 @@ class _Reader:
         if delimiter == b"]":
             self.end = after - 1
 
-    @staticmethod
-    def _moved(error: msgspec.DecodeError, start: int, length: int) -> Exception:
-        """Return the error of a part of the body with the position in the body.
+    def _moved(self, error: msgspec.DecodeError, length: int) -> Exception:
+        """Return the error of the next event with the position in the body.
 
-        Errors at the end of the part can be wrong, because the end is within the event.
+        An error at the end of the window can be wrong, because the end is within the event. An error in the first event
+        can mean that there are none.
+
+        :param length: of the window.
         """
         match = _POSITION.search(str(error))
-        if match is None or int(match[1]) > length - 16:
+        is_cut = self.position + length < len(self.body)
+        if not self.texts or (is_cut and (match is None or int(match[1]) > length - _LONGEST_TOKEN)):
             return _UnusualForm()
-        return msgspec.DecodeError(f"{str(error)[: match.start()]}(byte {start + int(match[1])})")
+        return error if match is None else _at_position(error, match, self.position)
+
+
+def _at_position(error: msgspec.DecodeError, match: re.Match[str], offset: int) -> msgspec.DecodeError:
+    """Return the same error at a later position.
+
+    :param match: of the position in the message.
+    """
+    return msgspec.DecodeError(f"{str(error)[: match.start()]}(byte {int(match[1]) + offset})")
 
 
 def texts_of_long_body(body: bytes, max_events: int) -> Generator[None, None, list[bytes | Raw] | None]:
@@ -167,5 +181,4 @@ def _check_other_members(body: bytes, before: int, start: int, end: int) -> None
         match = _POSITION.search(str(error))
         if match is None or int(match[1]) < start:
             raise
-        position = int(match[1]) - start + end
-        raise msgspec.DecodeError(f"{str(error)[: match.start()]}(byte {position})") from None
+        raise _at_position(error, match, end - start) from None
