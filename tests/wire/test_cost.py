@@ -18,6 +18,9 @@ from bench.recipes import KINDS, ORDINARY_EVENT, Kind, Recipe
 MAX_STEP = 100
 """The longest step, as a multiple of the time for an ordinary batch of 100 events (about 1 ms)."""
 
+MAX_DIVIDED_STEP = 15
+"""The same for bodies without very long values, which cannot be divided."""
+
 MIB = 1 << 20
 
 
@@ -91,6 +94,26 @@ def test_expensive_body(name: str) -> None:
     cost, ordinary = compare(body, encoding, repeat=1 if len(body) > MIB else 9)
     assert cost.per_byte < MAX_RATIO * ordinary.per_byte
     assert cost.step < MAX_STEP * ordinary.seconds
+
+
+DIVIDED = {
+    "nested lists": lambda: (many_events([repeated(b"{}", 95_000)[:-1] + b"," + b"[" * 300 + b"]" * 301] * 50), None),
+    "long strings": lambda: (many_events([b'"' + b"x" * 90_000 + b'"'] * 100), None),
+    "strings": lambda: (many_events([repeated(b'"a"', 98_000)] * 51), None),
+    "exponents": lambda: (many_events([repeated(b"1e399", 98_000)] * 51), None),
+    "lone surrogates": lambda: (many_events([repeated(rb'"\ud800"', 98_000)] * 51), None),
+    "tiny events": HOSTILE["different events without known fields"],
+    "gzip members of one byte": HOSTILE["gzip members of one byte"],
+    "gzip bomb": HOSTILE["gzip bomb"],
+}
+
+
+@pytest.mark.parametrize("name", DIVIDED)
+def test_steps_are_short(name: str) -> None:
+    """The work on an expensive body is divided into short steps. The best of three attempts counts."""
+    body, encoding = DIVIDED[name]()
+    attempts = [compare(body, encoding, repeat=1) for _ in range(3)]
+    assert min(cost.step / ordinary.seconds for cost, ordinary in attempts) < MAX_DIVIDED_STEP
 
 
 def test_short_search() -> None:
