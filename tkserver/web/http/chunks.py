@@ -188,21 +188,20 @@ def _content_of_run(data: bytes, position: int, count: int, line: bytes, size: i
     """
     period = len(line) + size + 4
     template = _template(line, size)
-    end = position + count * period
-    if count * period < len(template):
-        template = template[: count * period]
-    first = len(line) + 2
+    first, length = len(line) + 2, count * period
+    end = position + length
     if size == 1:
         content = data[position + first : end : period]
-        template[first::period] = content
+        template[first:length:period] = content
     else:
         columns = bytearray(count * size)
         for column in range(size):
             part = data[position + first + column : end : period]
             columns[column::size] = part
-            template[first + column :: period] = part
+            template[first + column : length : period] = part
         content = bytes(columns)
-    return content if data.startswith(template, position) else None
+    with memoryview(template) as view:
+        return content if data.startswith(view[:length], position) else None
 
 
 @lru_cache(32)
