@@ -149,7 +149,7 @@ def _violation(event: Event, text: bytes) -> Violation | None:
     if not _is_in_range(event.metadata.transmission_timestamp):
         return _invalid("metadata.transmission_timestamp", "out of range in UTC")
     # \u0000 is the only way to write U+0000 in JSON. Without it, the strings need not be checked.
-    if rb"\u0000" in text:
+    if b"\\" in text and rb"\u0000" in text:  # the search for one byte is much faster
         for path, value in _texts(event):
             if "\0" in value:
                 return _invalid(path, "contains U+0000")
@@ -213,7 +213,7 @@ def _may_have_long_fraction(text: bytes) -> bool:
     """Return false if the event has no time with a fraction of more than six digits."""
     # The searches are ordered by their cost. A time can be written with escapes.
     return bool(_FRACTION.search(text) and _FRACTION_OF_TIME in text.translate(_WITHOUT_DIGITS)) or (
-        rb"\u00" in text and bool(_ESCAPED_CHARACTER_OF_TIME.search(text))
+        b"\\" in text and rb"\u00" in text and bool(_ESCAPED_CHARACTER_OF_TIME.search(text))
     )
 
 
