@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -178,7 +179,7 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     os.nice(NICENESS)
     # Whatever a library prints must not become a part of a message.
-    requests, results = os.fdopen(0, "rb"), os.fdopen(os.dup(1), "wb")
+    requests, results = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     startup = _read(requests)
     if startup is None:

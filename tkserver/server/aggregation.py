@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -19,14 +18,11 @@ from twisted.python.failure import Failure
 from tkserver import log
 from tkserver.insight import messages
 from tkserver.insight.background import Task
+from tkserver.server.child_process import import_path, start_python
 
 _log = log.logger(__name__)
 
-# The process imports modules from where this one does, and never from the working directory.
-_SCRIPT = (
-    "import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline());"
-    " from tkserver.insight.background import main; main()"
-)
+MODULE = "tkserver.insight.background"
 
 STOP_TIMEOUT = 5.0
 """Seconds after which the process is killed when the server stops."""
@@ -79,11 +75,8 @@ class Aggregation:
         self._restart = None
         self._started_at = self._reactor.seconds()
         self._process = _Process(self)
-        # -I: neither the working directory nor variables such as PYTHONPATH determine what is imported.
-        command = [sys.executable, "-I", "-c", _SCRIPT]
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("TK__")}
         try:
-            self._reactor.spawnProcess(self._process, command[0], command, environment)
+            start_python(self._reactor, self._process, MODULE)
         except OSError as error:
             self._ended(os.strerror(error.errno or 0))
 
@@ -100,8 +93,7 @@ class Aggregation:
 
     def begin(self) -> bytes:
         """Return what the process reads: where it imports modules from, and its task."""
-        path = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 -- zip files are entries, too
-        return msgspec.json.encode(path) + b"\n" + msgspec.json.encode(self._task) + b"\n"
+        return import_path() + msgspec.json.encode(self._task) + b"\n"
 
     def received(self, message: messages.Message) -> None:
         """Log and count what the process reports."""

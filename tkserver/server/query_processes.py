@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import os
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from tkserver import log
 from tkserver.insight.query_process import LENGTH_BYTES, Computed, Failed, Outcome, Startup, Task, Unavailable, framed
+from tkserver.server.child_process import import_path, start_python
 from tkserver.wire.api_errors import InternalError, Overloaded
 
 _log = log.logger(__name__)
@@ -34,8 +35,7 @@ START_TIME = 10.0
 RESPONSE_TIME = 1.0
 """Seconds that a job may take longer than its time limit, so that the database can cancel its statement."""
 
-_PROGRAM = "import sys; sys.path[:] = sys.argv[1:]; from tkserver.insight.query_process import main; main()"
-"""The process imports the same modules as this one. It must not import any from the working directory."""
+MODULE = "tkserver.insight.query_process"
 
 _decode = msgspec.json.Decoder(Outcome).decode
 
@@ -149,7 +149,11 @@ class QueryProcesses:
             if known is not None:
                 entry.result.callback(known)
                 continue
-            process = next((process for process in self._processes if not process.is_busy), None) or self._start()
+            try:
+                process = next((process for process in self._processes if not process.is_busy), None) or self._start()
+            except OSError as error:
+                self._cannot_start(entry.result, os.strerror(error.errno or 0))
+                continue
             process.run(entry.task, entry.result)
 
     def _take(self) -> _Waiting:
@@ -172,10 +176,18 @@ class QueryProcesses:
 
     def _start(self) -> _QueryProcess:
         process = _QueryProcess(self._reactor, self)
+        start_python(self._reactor, process, MODULE)
         self._processes.append(process)
-        arguments = [sys.executable, "-c", _PROGRAM, *sys.path]
-        self._reactor.spawnProcess(process, sys.executable, arguments, env=None, childFDs={0: "w", 1: "r", 2: 2})
         return process
+
+    def _cannot_start(self, result: Deferred[Outcome], reason: str) -> None:
+        self.counts.failed += 1
+        _log.error(
+            "no process that computes statistics can be started: {reason}",
+            reason=reason,
+            event="statistics_process_lost",
+        )
+        _fire(result, Overloaded("no statistics can be computed at the moment: try again later"))
 
     def on_free(self) -> None:
         """Called by a process that has computed its job."""
@@ -234,7 +246,7 @@ class _QueryProcess(ProcessProtocol):
         return ended
 
     def connectionMade(self) -> None:
-        self.transport.write(self._owner.startup)
+        self.transport.write(import_path() + self._owner.startup)
 
     def outReceived(self, data: bytes) -> None:
         self._received += data
