@@ -6,7 +6,7 @@ It is small, and is all that the server needs to know to find out whether statis
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import date, datetime, timezone
 from functools import cached_property
 from hashlib import blake2b
@@ -24,6 +24,9 @@ from tkserver.storage.read_tokens import hash_read_token
 
 LIVE_PANELS = frozenset({"quality"})
 """Panels with numbers that are not aggregated, such as the size of tables. These numbers are at most a minute old."""
+
+MAX_NAMES = 201
+"""The length of a name of an organization, a slash, and a name of an application, at most."""
 
 _APPS = """
 SELECT app_id, org_id, n.name, n.slug, o.name AS org, o.slug AS org_slug,
@@ -52,7 +55,7 @@ FROM insight_progress
 
 
 class AppState(Struct, frozen=True):
-    """An application and the state of its aggregates.
+    """An application and the state of its aggregates. Ids are texts, which are decoded faster than UUIDs.
 
     :ivar name: ``None`` if it has only tokens.
     :ivar org: the name of its organization, if that has one.
@@ -61,8 +64,8 @@ class AppState(Struct, frozen=True):
     :ivar changed_at: when the aggregates were last changed, in microseconds; ``None`` if there are none.
     """
 
-    app_id: UUID
-    org_id: UUID
+    app_id: str
+    org_id: str
     name: str | None
     slug: str | None
     org: str | None
@@ -75,15 +78,8 @@ class AppState(Struct, frozen=True):
     def label(self) -> str:
         """The name, after that of the organization if there is one; or the id if it has no name."""
         if self.name is None:
-            return str(self.app_id)
+            return self.app_id
         return self.name if self.org is None else f"{self.org}/{self.name}"
-
-    def names(self) -> set[str]:
-        """Return all texts that select this application, except its id alone."""
-        own = [self.name, self.slug]
-        orgs = [self.org, self.org_slug, str(self.org_id)]
-        apps = [*own, str(self.app_id)]
-        return {name for name in own if name} | {f"{org}/{app}" for org in orgs for app in apps if org and app}
 
     def today(self, now: datetime) -> date:
         """Return the current day in the time zone of the application."""
@@ -93,8 +89,8 @@ class AppState(Struct, frozen=True):
 class Scope(Struct, frozen=True):
     """What somebody may read: one application, or all of them."""
 
-    app_id: UUID | None = None
-    org_id: UUID | None = None
+    app_id: str | None = None
+    org_id: str | None = None
 
     def contains(self, app: AppState) -> bool:
         """True if statistics of this application may be read."""
@@ -106,8 +102,8 @@ EVERYTHING = Scope()
 
 class _Token(Struct, frozen=True):
     hash: str
-    app_id: UUID | None
-    org_id: UUID | None
+    app_id: str | None
+    org_id: str | None
 
 
 class _Content(Struct, frozen=True):
@@ -145,38 +141,51 @@ class Catalog:
 
         :param scope: others are not found.
         """
-        found = self._by_id.get(_uuid(name_or_id), []) or self._by_name.get(name_or_id, [])
-        return [app for app in found if scope.contains(app)]
+        found = self._by_id.get(_canonical(name_or_id), []) or [
+            *self._by_name.get(name_or_id, []),
+            *self._of_organizations(name_or_id),
+        ]
+        return [app for app in dict.fromkeys(found) if scope.contains(app)]
+
+    def _of_organizations(self, text: str) -> Iterator[AppState]:
+        """Return the applications of organizations. Names can contain slashes, so that each of them may divide both."""
+        positions = [position for position, character in enumerate(text) if character == "/"]
+        for position in positions if len(text) <= MAX_NAMES else ():
+            org, own = text[:position], text[position + 1 :]
+            for app in [*self._by_id.get(own, []), *self._by_name.get(own, [])]:
+                if org in (app.org, app.org_slug, app.org_id):
+                    yield app
 
     def scope_of(self, token: str) -> Scope | None:
         """Return what a token allows to read; ``None`` if it is not valid."""
         return self._by_hash.get(hash_read_token(token).hex())
 
     @cached_property
-    def _by_id(self) -> dict[UUID | None, list[AppState]]:
+    def _by_id(self) -> dict[str, list[AppState]]:
         return _grouped((app.app_id, app) for app in self.apps)
 
     @cached_property
     def _by_name(self) -> dict[str, list[AppState]]:
-        return _grouped((name, app) for app in self.apps for name in app.names())
+        return _grouped((name, app) for app in self.apps for name in {app.name, app.slug} if name)
 
     @cached_property
     def _by_hash(self) -> dict[str, Scope]:
         return {token.hash: Scope(token.app_id, token.org_id) for token in self._content.tokens}
 
 
-def _grouped(pairs: Iterable[tuple[object, AppState]]) -> dict:  # type: ignore[type-arg]
-    result = defaultdict(list)
+def _grouped(pairs: Iterable[tuple[str, AppState]]) -> dict[str, list[AppState]]:
+    result: defaultdict[str, list[AppState]] = defaultdict(list)
     for key, app in pairs:
         result[key].append(app)
     return dict(result)
 
 
-def _uuid(text: str) -> UUID | None:
+def _canonical(text: str) -> str:
+    """Return an id as PostgreSQL writes it, or the text itself if it is not a UUID."""
     try:
-        return UUID(text)
+        return str(UUID(text))
     except ValueError:
-        return None
+        return text
 
 
 class Version(NamedTuple):
@@ -186,9 +195,9 @@ class Version(NamedTuple):
     app: AppState
 
 
-def read_version(connection: Connection, app_id: UUID, org_id: UUID) -> Version | None:
+def read_version(connection: Connection, app_id: str, org_id: str) -> Version | None:
     """Return the state of an application as the current transaction sees it; ``None`` if it does not exist."""
-    ((definitions, text),) = rows(connection, _SELECT_APP, str(app_id), str(org_id))
+    ((definitions, text),) = rows(connection, _SELECT_APP, app_id, org_id)
     return None if text is None else Version(definitions, msgspec.json.decode(text, type=AppState))
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
-from uuid import UUID
 
 import msgspec
 from msgspec import Raw, Struct
@@ -48,8 +47,8 @@ class Startup(Struct):
 class Job(Struct):
     """A panel to compute. The parameters are those of :func:`~tkserver.insight.stats.compute`."""
 
-    app_id: UUID
-    org_id: UUID
+    app_id: str
+    org_id: str
     panel: str
     parameters: dict[str, str]
     now: datetime
@@ -155,8 +154,8 @@ def _compute(connection: Connection, job: Job) -> Outcome:
         version = read_version(connection, job.app_id, job.org_id)
         if version is None:
             return Unknown()
-        ids = str(job.app_id), str(job.org_id)
-        facts, content = compute_parts(connection, *ids, version.app.label, job.panel, job.parameters, job.now)
+        key, label = (job.app_id, job.org_id), version.app.label
+        facts, content = compute_parts(connection, *key, label, job.panel, job.parameters, job.now)
         facts = {name: fact for name, fact in facts.items() if name not in content}  # one panel has a key "ci"
         return Computed(facts, Raw(msgspec.json.encode(content)), version)
 
