@@ -105,6 +105,15 @@ async def test_forwarded_requests_need_a_token(local: Supervisor, tokens: dict[s
     assert (await get(local, APPS, tokens["all"], **{name: "192.0.2.1"})).status == 200
 
 
+@pytest.mark.parametrize(
+    ("site", "status"), [("none", 200), ("same-origin", 200), ("same-site", 401), ("cross-site", 401)]
+)
+@pytest_twisted.ensureDeferred
+async def test_pages_of_other_sites_need_a_token(local: Supervisor, site: str, status: int) -> None:
+    """A page of another site cannot let a browser on this machine request statistics."""
+    assert (await get(local, PANEL, Sec_Fetch_Site=site)).status == status
+
+
 @pytest_twisted.ensureDeferred
 async def test_exposed_port_requires_tokens(exposed: Supervisor, tokens: dict[str, str]) -> None:
     """If other machines can reach the port, every request needs a token, and the error says how to create one."""

@@ -16,6 +16,9 @@ MAX_TOKEN_LENGTH = 255
 _FORWARDING_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 """Headers of proxies: the client of a proxy may be anywhere."""
 
+_OWN_SITES = (None, "none", "same-origin")
+"""Values of ``Sec-Fetch-Site`` in requests that no page of another site has caused (Fetch Metadata)."""
+
 
 class CurrentCatalog(Protocol):
     """Returns the catalog. See :meth:`tkserver.insight.catalog_watch.CatalogWatch.current`."""
@@ -71,4 +74,5 @@ class ReadAccess:
     def _is_trusted(self, request: ApiRequest) -> bool:
         """True if the client is a program on this machine, as far as that can be known."""
         forwarded = any(request.requestHeaders.hasHeader(name) for name in _FORWARDING_HEADERS)
-        return self._trusts_this_machine and not forwarded and self._hosts.is_local(request)
+        own = request.header("sec-fetch-site") in _OWN_SITES
+        return self._trusts_this_machine and own and not forwarded and self._hosts.is_local(request)
