@@ -13,5 +13,8 @@ CREATE ROLE tkserver LOGIN PASSWORD :'password';
 ALTER ROLE tkserver SET log_min_error_statement = panic;
 CREATE DATABASE telemetry OWNER tkserver;
 REVOKE CONNECT, TEMPORARY ON DATABASE telemetry FROM PUBLIC;
+-- For tools that show statistics: docs/insight.md. The migration lets this role read the views.
+CREATE ROLE tkserver_insight NOLOGIN;
+GRANT CONNECT ON DATABASE telemetry TO tkserver_insight;
 ALTER ROLE CURRENT_USER PASSWORD NULL;
 SQL
