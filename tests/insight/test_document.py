@@ -57,7 +57,8 @@ def section(heading: str) -> str:
 
 def table(text: str) -> list[dict[str, str]]:
     """Return the rows of the first table, by the headings of its columns."""
-    lines = re.findall(r"^\| (.*) \|$", text, re.MULTILINE)
+    first = text[text.index("| ") :].partition("\n\n")[0]
+    lines = re.findall(r"^\| (.*) \|$", first, re.MULTILINE)
     heading, *rows = [[cell.strip() for cell in line.split("|")] for line in lines]
     return [dict(zip(heading, row, strict=True)) for row in rows]
 
