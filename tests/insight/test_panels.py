@@ -3,57 +3,24 @@
 from __future__ import annotations
 
 import random
-from datetime import date
-from typing import Any
-from zoneinfo import ZoneInfo
 
 import pytest
 
 from tests.support.client import App
 from tests.support.database import Database
-from tests.support.naive_statistics import NaiveStatistics, RawEvent
+from tests.support.naive_statistics import RawEvent
+from tests.support.panels import check_panels
 from tests.support.raw_events import NOW, insert, random_event
-from tkserver.insight import aggregation, detail_store, stats
+from tkserver.insight import aggregation, detail_store
 from tkserver.insight.aggregator import run_once
-from tkserver.insight.panels import APPLICABLE_FILTERS, PANELS
 from tkserver.storage.blocking import Connection, rows, transaction
-
-
-def assert_equal(actual: Any, expected: Any, path: str = "") -> None:
-    """Compare JSON; percentiles may differ by 5 %, and other fractions by rounding errors."""
-    if isinstance(expected, dict):
-        assert actual.keys() == expected.keys(), path
-        for key in expected:
-            assert_equal(actual[key], expected[key], f"{path}.{key}")
-    elif isinstance(expected, list):
-        assert len(actual) == len(expected), (path, actual, expected)
-        for index, (one, other) in enumerate(zip(actual, expected, strict=True)):
-            assert_equal(one, other, f"{path}[{index}]")
-    elif path.endswith(("_ms", "_s")) and expected is not None:
-        assert actual == pytest.approx(expected, rel=0.05, abs=0.001), path
-    elif isinstance(expected, float):
-        assert actual == pytest.approx(expected), path
-    else:
-        assert actual == expected, (path, actual, expected)
 
 
 def check(
     connection: Connection, app: App, events: list[RawEvent], parameters: dict[str, str], zone: str = "UTC"
 ) -> None:
     """Compare all panels with the naive computation."""
-    for panel in PANELS:
-        applicable = {"days", "from", "to", "ci", *APPLICABLE_FILTERS[panel]}
-        own = {name: value for name, value in parameters.items() if name in applicable}
-        actual = stats.compute(connection, app.app_id, app.org_id, "x", panel, own, NOW)
-        first, last = date.fromisoformat(actual["from"]), date.fromisoformat(actual["to"])
-        filters = tuple((name, value) for name, value in actual["filters"].items() if name != "ci")
-        today = NOW.astimezone(ZoneInfo(zone)).date()
-        naive = NaiveStatistics(events, first, last, today, own.get("ci", "exclude"), filters, zone)
-        try:
-            expected = naive.panel(panel)
-            assert_equal({name: actual[name] for name in expected}, expected, panel)
-        except AssertionError as error:
-            raise AssertionError(f"{panel} {own}") from error
+    check_panels(connection, app, events, parameters, NOW, zone)
 
 
 QUERIES: list[dict[str, str]] = [

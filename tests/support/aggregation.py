@@ -15,6 +15,7 @@ from tests.support.naive_statistics import RawEvent
 from tests.support.process import Twistd
 from tests.support.raw_events import NOW, random_event
 from tests.support.waiting import wait_for
+from tkserver.insight import aggregator
 from tkserver.insight.stats import compute
 from tkserver.storage.blocking import Connection
 
@@ -43,14 +44,27 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def wait_until_aggregated(database: Database, server: Twistd | None = None) -> None:
-    """Wait until all events are aggregated, in the background."""
+def wait_until_active(database: Database, server: Twistd) -> None:
+    """Wait until a process aggregates in the background."""
+    key = aggregator._BACKGROUND_LOCK_KEY
     sql = """
-    SELECT watermark >= (SELECT coalesce(max(id), 0) FROM events)
-        AND NOT EXISTS (SELECT FROM insight_apps WHERE watermark IS NOT NULL)
+    SELECT count(*) FROM pg_locks
+    WHERE locktype = 'advisory' AND classid::bigint = %s AND objid::bigint = %s
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    """
+    wait_for(lambda: database.value(sql, key >> 32, key & 0xFFFFFFFF), lambda: server.log, within=90)
+
+
+def wait_until_aggregated(database: Database, server: Twistd | None = None) -> None:
+    """Wait until all events are aggregated in the background, with the current time zones."""
+    sql = """
+    SELECT watermark >= (SELECT coalesce(max(id), 0) FROM events) AND NOT EXISTS (
+        SELECT FROM insight_apps AS i LEFT JOIN apps AS a USING (app_id, org_id)
+        WHERE watermark IS NOT NULL OR i.timezone <> coalesce(a.timezone, 'UTC')
+    )
     FROM insight_progress
     """
-    wait_for(lambda: database.value(sql), lambda: server.log if server else "events are not aggregated")
+    wait_for(lambda: database.value(sql), lambda: server.log if server else "events are not aggregated", within=90)
 
 
 def plain_event(id_: int, **changes: Any) -> RawEvent:

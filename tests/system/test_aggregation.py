@@ -144,11 +144,11 @@ def test_disabled(directory: Path, database: Database, admin_port: int) -> None:
 
 
 def test_process_has_low_priority_and_no_secrets(directory: Path, database: Database) -> None:
-    """The process has the lowest priority, the user of the server, and no DSN in its arguments and environment."""
+    """The process has a low priority, the user of the server, and no DSN in its arguments and environment."""
     with running(directory, f"{database.dsn}&password=hunter2") as server:
         server.wait_for_line("this server aggregates")
         process, parent = Path(f"/proc/{aggregating_process(server)}"), Path(f"/proc/{server.pid}")
-        assert os.getpriority(os.PRIO_PROCESS, int(process.name)) == 19
+        assert os.getpriority(os.PRIO_PROCESS, int(process.name)) > os.getpriority(os.PRIO_PROCESS, server.pid)
         assert ids(process) == ids(parent)
         for name in ("cmdline", "environ"):
             assert b"hunter2" not in (process / name).read_bytes()
@@ -291,13 +291,13 @@ def test_erased_user_disappears_on_every_server(directory: Path, other_directory
 def test_first_start_with_many_events(directory: Path, database: Database, admin_port: int) -> None:
     """A server aggregates the events that it finds in the background, and reports its progress."""
     app = App().install(database)
-    store(database, app, 130_000)
+    store(database, app, 50_000)
     with running(directory, database.dsn, admin_port) as server:
-        server.wait_for_line(r"aggregated 0 events, about 1\d{5} remain")
+        server.wait_for_line(r"aggregated 0 events, about 50000 remain")
         send(server, app, 1)
-        server.wait_for_line(r"aggregated 13000\d events, none remain")
+        server.wait_for_line(r"aggregated 5000\d events, none remain")
         wait_until_aggregated(database, server)
-    assert aggregated_events(database, app) == 130_001
+    assert aggregated_events(database, app) == 50_001
 
 
 def test_new_definitions(directory: Path, database: Database) -> None:

@@ -39,8 +39,9 @@ from tkserver.insight.messages import (
 from tkserver.storage.blocking import BlockingConnections, Connection, rows
 from tkserver.storage.errors import StorageError
 
-NICENESS = 19
-"""The lowest priority: the server and the database use the processor first."""
+NICENESS = 10
+"""The server and the database use the processor first. With the lowest priority, which is 19, a transaction could take
+minutes on a busy machine, and erasures wait for it."""
 
 IDLE_RATE = 500.0
 """Events per second. If fewer are stored, there is no need to leave time to the server."""
@@ -60,7 +61,7 @@ STATE_INTERVAL = 1.0
 PROGRESS_INTERVAL = 10.0
 """Seconds between two messages about the progress of a long aggregation."""
 
-LONG = 5 * aggregator.BATCH
+LONG = 2 * aggregator.BATCH
 """Events. The progress of an aggregation of more events is reported."""
 
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.5, 10.0

@@ -28,7 +28,7 @@ STOP_TIMEOUT = 5.0
 """Seconds after which the process is killed when the server stops."""
 
 HEALTHY_TIME = 60.0
-"""Seconds. If the process has run for so long, its next death is not considered a consequence of the last one."""
+"""Seconds. If the process has run for so long, or has aggregated events, its next death is not a repetition."""
 
 MAX_STATE_AGE = 30.0
 """Seconds. If the process has not reported for longer, the lag is considered to grow."""
@@ -100,6 +100,7 @@ class Aggregation:
         if isinstance(message, messages.State):
             self._set_state(message)
         elif isinstance(message, messages.Aggregated):
+            self._deaths = 0
             self._observe(message.events, message.seconds)
         elif isinstance(message, messages.Unavailable):
             self._unavailable(message.reason)
