@@ -191,6 +191,27 @@ def test_retention_keeps_totals_and_no_users(connection: Connection, database: D
     assert compute(connection, app.app_id, app.org_id, "x", "overview", {"days": "120"}, now)["days"] == found["days"]
 
 
+@pytest.mark.parametrize("filters", [{}, {"os": "linux"}])
+def test_unused_names_of_frozen_days(connection: Connection, database: Database, filters: dict[str, str]) -> None:
+    """Names that occurred only on days whose events were deleted are still listed as unused."""
+    app = App().install(database)
+    now = value(connection, "SELECT now()")
+    for number, (age, name) in enumerate([(100, "old"), (1, "new")], start=1):
+        time = now - timedelta(days=age)
+        event = an_event(number, timestamp=time, received_at=time, os="linux", data={"command": name})
+        insert(connection, app, [event])
+    aggregator.run_once(connection, no_sleep)
+
+    def unused() -> Any:
+        parameters = {"days": "30", **filters}
+        return compute(connection, app.app_id, app.org_id, "x", "commands", parameters, now)["unused"]
+
+    before = unused()
+    assert [item["name"] for item in before] == ["old"]
+    retention.prune(connection, 90, lambda: 0.0, no_sleep)
+    assert unused() == before
+
+
 def test_thousands_of_fake_versions(connection: Connection, database: Database) -> None:
     """The most frequent versions of a batch are counted separately, and all others together."""
     app = App().install(database)

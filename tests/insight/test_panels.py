@@ -11,8 +11,9 @@ from tests.support.database import Database
 from tests.support.naive_statistics import RawEvent
 from tests.support.panels import check_panels
 from tests.support.raw_events import NOW, insert, random_event
-from tkserver.insight import aggregation, detail_store
+from tkserver.insight import aggregation, detail_store, stats
 from tkserver.insight.aggregator import run_once
+from tkserver.insight.panels import PANELS
 from tkserver.storage.blocking import Connection, rows, transaction
 
 

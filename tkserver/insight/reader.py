@@ -37,7 +37,7 @@ _DAYS_OF = """
 SELECT segment, start - date '1970-01-01' FROM insight_cells
 WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start >= %s AND start <= %s
 """
-_WEEKS = "SELECT min(start) FROM insight_cells WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s)"
+_OLDEST = "SELECT min(start) FROM insight_cells WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s)"
 
 LOOKBACK = 56
 """Days of which details are read at once to find when something occurred last. They double until all is found."""
@@ -65,13 +65,13 @@ _SEEN = _SEEN.format(
 )
 
 
-# Weekly cells are fewer than daily ones, so they show in which week the last day is.
+# Weekly cells are fewer than daily ones, so they show in which week the last day is. Frozen days have no weekly cells.
 _LAST_DAYS = """
 WITH cells AS (
     SELECT period, item, start FROM insight_cells
     WHERE app = %s AND topic = %s AND segment = ANY (%s) AND item = ANY (%s)
 ), candidates AS (
-    SELECT item, start FROM cells WHERE period = 1 AND start BETWEEN %s AND %s
+    SELECT item, start FROM cells WHERE period = 1 AND (start BETWEEN %s AND %s OR start < %s AND start <= %s)
     UNION ALL
     SELECT item, day.start
     FROM (SELECT item, max(start) AS start FROM cells WHERE period = 7 AND start < %s GROUP BY item) AS w
@@ -300,10 +300,11 @@ class Reader:
             return self._last_days_of_details(topic, segments, set(items))
         last, week = iso(self.query.last), iso(week_of(self.query.last))
         scope = (self._app, topic, list(segments))
-        return dict(rows(self._connection, _LAST_DAYS, *scope, list(items), week, last, week, *scope))
+        days = week, last, iso(self.frozen_before), last, week
+        return dict(rows(self._connection, _LAST_DAYS, *scope, list(items), *days, *scope))
 
     def _last_days_of_details(self, topic: Topic, segments: Collection[int], missing: set[int]) -> dict[int, int]:
-        ((oldest,),) = rows(self._connection, _WEEKS, self._app, Topic.ALL, WEEK, list(segments))
+        ((oldest,),) = rows(self._connection, _OLDEST, self._app, Topic.ALL, DAY, list(segments))
         found: dict[int, int] = {}
         last, days = self.query.last, LOOKBACK
         while oldest is not None and missing and last >= number_of(oldest):
