@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -56,6 +57,16 @@ def encode(histogram: Histogram) -> bytes:
     """Return a compact representation; empty for an empty histogram."""
     numbers = sorted(number for number, count in histogram.items() if count)
     return array("H", numbers).tobytes() + array("I", [histogram[number] for number in numbers]).tobytes()
+
+
+def decode_sum(parts: Sequence[bytes]) -> Histogram:
+    """Return the sum of the histograms that :func:`encode` represented."""
+    sizes = [len(part) // 6 for part in parts]
+    numbers = b"".join(part[: 2 * size] for part, size in zip(parts, sizes, strict=True))
+    counts = b"".join(part[2 * size :] for part, size in zip(parts, sizes, strict=True))
+    sums = np.bincount(np.frombuffer(numbers, np.uint16), weights=np.frombuffer(counts, np.uint32))
+    known = np.flatnonzero(sums)
+    return Counter(dict(zip(known.tolist(), sums[known].astype(np.int64).tolist(), strict=True)))
 
 
 def decode(data: bytes) -> Histogram:

@@ -69,12 +69,9 @@ def overview(reader: Reader) -> Json:
     }
 
 
-def _activity(reader: Reader, first: int, last: int) -> defaultdict[int, Sum]:
-    days: defaultdict[int, Sum] = defaultdict(Sum)
+def _activity(reader: Reader, first: int, last: int) -> dict[int, Sum]:
     topic, items = reader.activity
-    for row in reader.daily(topic, first, last, reader.totals(), items):
-        days[row.start].add(row)
-    return days
+    return reader.sums_by_day(topic, first, last, reader.totals(), items)
 
 
 def _totals(reader: Reader, days: dict[int, Sum], new_users: dict[int, BitMap], first: int, last: int) -> Json:
@@ -349,12 +346,7 @@ def errors(reader: Reader) -> Json:
     name = query.filters.get("name")
     keys = {item: key for item, key in reader.items(Topic.ERROR).items() if name in (None, key[0])}
     found = reader.select(Topic.ERROR, [Span(DAY, query.first, query.last)], reader.segments, keys)
-    days: defaultdict[int, list[int]] = defaultdict(list)
-    for item, day in zip(found.items.tolist(), found.starts.tolist(), strict=True):
-        days[item].append(day)
-    found_versions: defaultdict[int, set[str]] = defaultdict(set)
-    for item, segment in set(zip(found.items.tolist(), found.segments.tolist(), strict=True)):
-        found_versions[item].add(reader.segments[segment].version)
+    days, segments = found.first_and_last(), found.segments_by_item()
     items = [
         {
             "name": keys[item][0],
@@ -362,9 +354,9 @@ def errors(reader: Reader) -> Json:
             "error_type": keys[item][2] or None,
             "events": total.events,
             "users": len(total.users),
-            "versions": in_order(sorted(found_versions[item])),
-            "first_seen": iso(min(days[item])),
-            "last_seen": iso(max(days[item])),
+            "versions": in_order(sorted({reader.segments[segment].version for segment in segments[item]})),
+            "first_seen": iso(days[item][0]),
+            "last_seen": iso(days[item][1]),
         }
         for item, total in found.sums_by(found.items).items()
     ]

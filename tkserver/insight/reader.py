@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from pyroaring import BitMap
 
 from tkserver.insight.cells import DAY, ONE_ITEM, WEEK, WITH_CI, WITHOUT_CI, LastTimes
@@ -17,6 +18,7 @@ from tkserver.insight.dictionary import all_segments, decode_key
 from tkserver.insight.facts import ItemKey, Segment, Topic
 from tkserver.insight.groups import Ints, decode
 from tkserver.insight.histograms import decode as decode_histogram
+from tkserver.insight.histograms import decode_sum
 from tkserver.insight.query import Query
 from tkserver.insight.selection import Row, Selection, Sum, union
 from tkserver.insight.stored import AppKey, count_duplicates, count_quarantined, measure_space
@@ -245,16 +247,16 @@ class Reader:
         columns = f"{'users' if users else 'NULL'}, {'histograms' if durations else 'NULL'}"
         sql = _DETAILS.format(columns=columns)
         starts, selected = [], []
-        wanted_segments, wanted_items = _array(segments), None if items is None else _array(items)
+        is_wanted_segment, is_wanted_item = _Members(segments), None if items is None else _Members(items)
         for span in spans:
             scope = (self._app, topic, span.period, iso(span.first), iso(span.last))
             for start, counts, *contents in rows(self._connection, sql, *scope):
                 if only is not None and start not in only:
                     continue
                 groups = decode(bytes(counts), *(bytes(content or b"") for content in contents))
-                mask = np.isin(groups.keys & 0xFFFFFFFF, wanted_segments)
-                if wanted_items is not None:
-                    mask &= np.isin(groups.keys >> 32, wanted_items)
+                mask = is_wanted_segment(groups.keys & 0xFFFFFFFF)
+                if is_wanted_item is not None:
+                    mask &= is_wanted_item(groups.keys >> 32)
                 starts.append(start)
                 selected.append(groups.selected(mask))
         return Selection.of_parts(starts, selected)
@@ -279,10 +281,45 @@ class Reader:
         if _are_details(topic, segments):
             selection = self.select(topic, spans, segments, items, durations=durations)
             return selection.sums_by(selection.items)
+        return self._sums_of_cells(topic, spans, segments, items, durations=durations)
+
+    def _sums_of_cells(
+        self, topic: Topic, spans: list[Span], segments: Collection[int], items: Collection[int], *, durations: bool
+    ) -> dict[int, Sum]:
         result: defaultdict[int, Sum] = defaultdict(Sum)
-        for row in self._rows(topic, spans, segments, items, durations=durations):
-            result[row.item].add(row)
+        users: defaultdict[int, list[BitMap]] = defaultdict(list)
+        histograms: defaultdict[int, list[bytes]] = defaultdict(list)
+        sql = _CELLS.format(columns="users, durations" if durations else "users, NULL") + _ONLY_ITEMS
+        for period, first, last in spans:
+            scope = (self._app, topic, period, list(segments), iso(first), iso(last), list(items))
+            for row in rows(self._connection, sql, *scope):
+                _, item, _, events, outcomes, failures, user_count, own_users, histogram = row
+                total = result[item]
+                total.events += events
+                total.outcomes += outcomes
+                total.failures += failures
+                if own_users is None:
+                    total.frozen.append(user_count)
+                else:
+                    users[item].append(BitMap.deserialize(bytes(own_users)))
+                if histogram:
+                    histograms[item].append(bytes(histogram))
+        for item, total in result.items():
+            total.users = BitMap.union(*users[item]) if users[item] else BitMap()
+            total.durations = decode_sum(histograms[item])
         return result
+
+    def sums_by_day(
+        self, topic: Topic, first: int, last: int, segments: Collection[int], items: Collection[int]
+    ) -> dict[int, Sum]:
+        """Return the sums of each day of a period."""
+        if _are_details(topic, segments):
+            selection = self.select(topic, [Span(DAY, first, last)], segments, items)
+            return selection.sums_by(selection.starts)
+        days: defaultdict[int, Sum] = defaultdict(Sum)
+        for row in self.daily(topic, first, last, segments, items):
+            days[row.start].add(row)
+        return days
 
     def active_users(self, segments: Collection[int], first: int, last: int) -> BitMap:
         """Return the users with an event in a period."""
@@ -348,8 +385,9 @@ class Reader:
                 events[self.segments[segment].version] += count
         versions = {number: segment.version for number, segment in self.segments.items()}
         return events, {
-            day: assign(users, versions, self.last_times(day, users) if overlap(users) else {})
+            day: assign(users, versions, shared, self.last_times(day, users) if shared else {})
             for day, users in by_day.items()
+            for shared in [overlap(users)]
         }
 
     def days_of(self, segments: Collection[int]) -> list[tuple[int, int]]:
@@ -371,5 +409,12 @@ def _are_details(topic: Topic, segments: Collection[int]) -> bool:
     return topic in DETAILED and not {WITHOUT_CI, WITH_CI}.issuperset(segments)
 
 
-def _array(numbers: Collection[int]) -> Ints:
-    return np.array(sorted(numbers), np.int64)
+class _Members:
+    """Finds which numbers belong to a set of small numbers; for many of them faster than :func:`numpy.isin`."""
+
+    def __init__(self, numbers: Collection[int]) -> None:
+        self._is_member = np.zeros(max(numbers, default=-1) + 2, np.bool_)
+        self._is_member[list(numbers)] = True
+
+    def __call__(self, numbers: Ints) -> npt.NDArray[np.bool_]:
+        return self._is_member[np.minimum(numbers, len(self._is_member) - 1)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,6 +15,9 @@ from tkserver.insight.cells import bitmap
 from tkserver.insight.changes import deltas
 from tkserver.insight.groups import Groups, Ints, joined_column, no_ints
 from tkserver.insight.histograms import Histogram
+
+MANY = 2000
+"""Users of whom it is faster to sort out repetitions before they are added to a set."""
 
 
 class Row(NamedTuple):
@@ -119,9 +122,30 @@ class Selection:
             .tolist()
             for column in ("events", "outcomes", "failures")
         )
-        users, durations = self._users_by(label, len(known)), self._durations_by(label, len(known))
-        sums = zip(*totals, users, durations, strict=True)
+        parts = (
+            self._users_by(label, len(known)),
+            self._durations_by(label, len(known)),
+            self._frozen_by(label, len(known)),
+        )
+        sums = zip(*totals, *parts, strict=True)
         return {number: Sum(*values) for number, values in zip(known.tolist(), sums, strict=True)}
+
+    def first_and_last(self) -> dict[int, tuple[int, int]]:
+        """Return the starts of the first and the last period of each item."""
+        order = np.argsort(self.starts, kind="stable")
+        items, starts = self.items[order], self.starts[order]
+        known, first = np.unique(items, return_index=True)
+        _, last = np.unique(items[::-1], return_index=True)
+        return dict(
+            zip(known.tolist(), zip(starts[first].tolist(), starts[::-1][last].tolist(), strict=True), strict=True)
+        )
+
+    def segments_by_item(self) -> dict[int, list[int]]:
+        """Return the segments in which each item occurred."""
+        result: defaultdict[int, list[int]] = defaultdict(list)
+        for code in np.unique(self.items << 32 | self.segments).tolist():
+            result[code >> 32].append(code & 0xFFFFFFFF)
+        return result
 
     def _users_by(self, label: Ints, size: int) -> list[BitMap]:
         of_users = np.repeat(label, self._counts_of("user_counts", "users"))
@@ -129,7 +153,19 @@ class Selection:
         order = np.argsort(of_users.astype(np.uint16) if size < 1 << 16 else of_users, kind="stable")
         users = joined_column(self._groups, "users")[order]
         ends = np.cumsum(np.bincount(of_users, minlength=size)).tolist()
-        return [bitmap(users[first:end]) for first, end in zip([0, *ends], ends, strict=False)]
+        is_seen = np.zeros(users.max(initial=0) + 1, np.bool_)
+        return [_distinct(users[first:end], is_seen) for first, end in zip([0, *ends], ends, strict=False)]
+
+    def _frozen_by(self, label: Ints, size: int) -> list[list[int]]:
+        frozen: list[list[int]] = [[] for _ in range(size)]
+        first = 0
+        for groups in self._groups:
+            if groups.are_frozen:
+                labels = label[first : first + len(groups)].tolist()
+                for number, user_count in zip(labels, groups.user_counts.tolist(), strict=True):
+                    frozen[number].append(user_count)
+            first += len(groups)
+        return frozen
 
     def _durations_by(self, label: Ints, size: int) -> list[Histogram]:
         of_buckets = np.repeat(label, self._counts_of("bucket_counts", "buckets"))
@@ -149,6 +185,19 @@ class Selection:
             for groups in self._groups
         ]
         return np.concatenate(counts) if counts else no_ints()
+
+
+def _distinct(users: Ints, is_seen: npt.NDArray[np.bool_]) -> BitMap:
+    """Return a set of users.
+
+    :param is_seen: false for each possible user, also afterwards.
+    """
+    if len(users) < MANY:
+        return bitmap(users)
+    is_seen[users] = True
+    distinct = np.flatnonzero(is_seen)
+    is_seen[distinct] = False
+    return bitmap(distinct)
 
 
 def union(sets: Iterable[BitMap | None]) -> BitMap:

@@ -14,17 +14,19 @@ Users = dict[str, BitMap]
 """Disjoint sets of users by version."""
 
 
-def assign(users: dict[int, BitMap], versions: dict[int, str], last_times: dict[int, LastTimes]) -> Users:
+def assign(
+    users: dict[int, BitMap], versions: dict[int, str], shared: BitMap, last_times: dict[int, LastTimes]
+) -> Users:
     """Return the users of a day by the version of their last event.
 
     :param users: by segment.
     :param versions: by segment.
+    :param shared: the users that are in more than one segment.
     :param last_times: of at least those segments that have users in common.
     """
     result: defaultdict[str, BitMap] = defaultdict(BitMap)
-    shared = overlap(users)
     for segment, own in users.items():
-        result[versions[segment]] |= own - shared
+        result[versions[segment]] |= own - shared if shared else own
     if shared:
         candidates = {
             segment: last_times[segment].of(users_of(own & shared)) for segment, own in users.items() if own & shared
