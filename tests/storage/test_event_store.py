@@ -18,9 +18,9 @@ from tkserver.storage.erasures import ErasedUsers, user_hash
 from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, Inseparable, Unavailable
 from tkserver.storage.event_store import CommitRecord, CommitResult, EventStore
 from tkserver.storage.events import Outcome, Submission
-from tkserver.storage.pool import READ_COMMITTED, Execute
+from tkserver.storage.pool import READ_COMMITTED, Execute, JsonLiteral
 from tkserver.storage.quarantine import InvalidEvent
-from tkserver.storage.store_statement import STORE, JsonLiteral
+from tkserver.storage.store_statement import STORE
 from tkserver.wire.batch import read_batch, run_steps
 
 ORG, APP = uuid.uuid4(), uuid.uuid4()

@@ -17,6 +17,7 @@ from tests.support.database import Database
 from tests.support.quarantined import quarantined, usage
 from tkserver.storage import quarantine as module
 from tkserver.storage.blocking import BlockingConnections, Connection, complete, executor, rows, transaction
+from tkserver.storage.pool import JsonLiteral
 from tkserver.storage.quarantine import (
     InvalidEvent,
     Received,
@@ -25,7 +26,6 @@ from tkserver.storage.quarantine import (
     invalid_events,
     quarantine,
 )
-from tkserver.storage.store_statement import JsonLiteral
 from tkserver.wire.api_errors import EventError
 from tkserver.wire.batch import run_steps
 from tkserver.wire.event import NIL_UUID

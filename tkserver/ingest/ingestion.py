@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
 from typing import TypeVar
 
 from msgspec import Struct
@@ -28,6 +27,9 @@ from tkserver.wire.api_errors import (
 from tkserver.wire.batch import Batch, Steps, count_events, decode_body, read_batch
 
 T = TypeVar("T")
+
+TINY_BODY = 2048
+"""Bytes. The first step of the work on such a body is always done immediately, and is usually the only one."""
 
 SMALL_BODY = 65_536
 """Bytes. Small bodies do not wait for large ones of the same application."""
@@ -119,10 +121,15 @@ class Ingestion:
             raise _all_rejected(result)
         return result
 
-    def _run(self, request: IngestRequest, body: bytes, steps: Steps[T]) -> Awaitable[T]:
+    async def _run(self, request: IngestRequest, body: bytes, steps: Steps[T]) -> T:
         """Run a computation whose cost depends on the length of the body, and return its result."""
+        if len(body) <= TINY_BODY:
+            try:
+                next(steps)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
         record = request.record  # the path may contain slugs, so that one application could take several shares
-        return self._scheduler.run((record.org_id, record.app_id), steps, small=len(body) <= SMALL_BODY)
+        return await self._scheduler.run((record.org_id, record.app_id), steps, small=len(body) <= SMALL_BODY)
 
     def _read(self, verified: VerifiedRequest) -> Steps[tuple[Batch, Submission]]:
         """Return the batch, and its events as a submission."""

@@ -14,10 +14,10 @@ from tkserver.storage.caches import ErasedUserCache
 from tkserver.storage.erasures import ErasedUsers, ErasureStore
 from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, Inseparable, StorageError
 from tkserver.storage.events import ALL_STORED, Outcome, Row, Submission
-from tkserver.storage.pool import READ_COMMITTED, Execute, Pool
+from tkserver.storage.pool import READ_COMMITTED, Execute, JsonLiteral, Pool
 from tkserver.storage.quarantine import Received, forget_nonce, quarantine, use_nonce
 from tkserver.storage.quota_store import Insert, insert_and_check_conflicts, insert_within_quota
-from tkserver.storage.store_statement import PROBE, STORE, JsonLiteral
+from tkserver.storage.store_statement import PROBE, STORE
 
 
 class CommitResult(Enum):

@@ -60,6 +60,34 @@ class Execute(Protocol):
     def __call__(self, sql: str, parameters: Sequence[object] = ()) -> Awaitable[Rows]: ...
 
 
+class JsonLiteral:
+    """A JSON document as a parameter of a statement.
+
+    psycopg2 needs several milliseconds to quote a megabyte of text. JSON contains no zero bytes, and can therefore be
+    quoted much faster.
+
+    :ivar text: UTF-8.
+    """
+
+    def __init__(self, text: bytes) -> None:
+        self.text = text
+        self._has_standard_strings = False
+
+    def __conform__(self, _: object) -> JsonLiteral:
+        """Return the adapter of this object (see "Adapting new types" in the manual of psycopg2)."""
+        return self
+
+    def prepare(self, connection: Any) -> None:
+        self._has_standard_strings = connection.get_parameter_status("standard_conforming_strings") == "on"
+
+    def getquoted(self) -> bytes:
+        """Return an SQL literal."""
+        quoted = self.text.replace(b"'", b"''")
+        if self._has_standard_strings or b"\\" not in quoted:
+            return b"'%b'" % quoted
+        return b"E'%b'" % quoted.replace(b"\\", b"\\\\")
+
+
 class Pool:
     """Maintains ``size`` connections, each for one statement or transaction at a time.
 

@@ -14,8 +14,7 @@ from uuid import UUID
 import msgspec
 from msgspec import Raw, Struct
 
-from tkserver.storage.pool import Execute
-from tkserver.storage.store_statement import JsonLiteral
+from tkserver.storage.pool import Execute, JsonLiteral
 from tkserver.wire.api_errors import EventError
 from tkserver.wire.batch import Steps
 from tkserver.wire.event import NIL_UUID

@@ -14,8 +14,6 @@ Usually there are no exceptions. If the number of inserted rows equals the numbe
 
 from __future__ import annotations
 
-from typing import Any
-
 CLOCK_MARGIN = 60
 """Seconds for which a nonce is kept after its timestamp has become invalid, by the clock of the database.
 
@@ -105,35 +103,6 @@ PREPARE_STORE = (
     _STATEMENT,
 )
 """Statements that prepare a connection for :class:`~tkserver.storage.event_store.EventStore`."""
-
-
-class JsonLiteral:
-    """A JSON document as a parameter of a statement.
-
-    psycopg2 needs several milliseconds to quote a megabyte of text. JSON contains no zero bytes, and can therefore be
-    quoted much faster.
-
-    :ivar text: UTF-8.
-    """
-
-    def __init__(self, text: bytes) -> None:
-        self.text = text
-        self._has_standard_strings = False
-
-    def __conform__(self, _: object) -> JsonLiteral:
-        """Return the adapter of this object (see "Adapting new types" in the manual of psycopg2)."""
-        return self
-
-    def prepare(self, connection: Any) -> None:
-        self._has_standard_strings = connection.get_parameter_status("standard_conforming_strings") == "on"
-
-    def getquoted(self) -> bytes:
-        """Return an SQL literal."""
-        quoted = self.text.replace(b"'", b"''")
-        if self._has_standard_strings or b"\\" not in quoted:
-            return b"'%b'" % quoted
-        return b"E'%b'" % quoted.replace(b"\\", b"\\\\")
-
 
 STORE = "EXECUTE tkserver_store (%s)"
 """Store requests, and return the exceptions."""
