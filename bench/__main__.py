@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from bench.against import compare_checkouts
+from bench.aggregation import compare_aggregation
 from bench.comparisons import compare_many_clients, compare_pruning, compare_table_sizes, compare_with_limits
 from bench.server import running_server
 
@@ -19,6 +20,9 @@ def main() -> None:
     rounds = options.rounds or (AGAINST_ROUNDS if options.against else ROUNDS)
     if options.against:
         compare_checkouts(options.against, rounds, options.scale)
+        return
+    if options.aggregation:
+        compare_aggregation(rounds, options.scale)
         return
     with running_server() as server:
         if options.prune:
@@ -53,6 +57,9 @@ def _parse_options() -> argparse.Namespace:
     )
     parser.add_argument("--rows", type=int, default=0, help="compare a table with this many rows with an empty table")
     parser.add_argument("--crowd", action="store_true", help="compare 1000 clients with 16 clients")
+    parser.add_argument(
+        "--aggregation", action="store_true", help="compare a server that aggregates events with one that does not"
+    )
     parser.add_argument(
         "--prune",
         action="store_true",

@@ -39,9 +39,9 @@ from tkserver.insight.messages import (
 from tkserver.storage.blocking import BlockingConnections, Connection, rows
 from tkserver.storage.errors import StorageError
 
-NICENESS = 10
-"""The server and the database use the processor first. With the lowest priority, which is 19, a transaction could take
-minutes on a busy machine, and erasures wait for it."""
+NICENESS = 5
+"""The server uses the processor first. With a much lower priority, a transaction could take minutes on a busy machine,
+and erasures wait for it."""
 
 IDLE_RATE = 500.0
 """Events per second. If fewer are stored, there is no need to leave time to the server."""
@@ -173,8 +173,16 @@ class BackgroundAggregation:
         self._report(Aggregated(events, seconds))
         if now - self._state_at >= STATE_INTERVAL:
             self._report_progress(self._look())
-        self._sleep(pause_after(seconds, self._rate))
+        self._pause(seconds)
         self._since = self._clock()
+
+    def _pause(self, worked: float) -> None:
+        """Pause after a transaction, but not longer than the servers are busy."""
+        end = self._clock() + pause_after(worked, self._rate)
+        while self._rate >= IDLE_RATE and (left := end - self._clock()) > 0:
+            self._sleep(min(left, STATE_INTERVAL))
+            if self._clock() - self._state_at >= STATE_INTERVAL:
+                self._look()
 
     def _look(self) -> Status:
         """Report how far the aggregation has come, and measure how many events the servers store."""
