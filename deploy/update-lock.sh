@@ -12,15 +12,19 @@ trap 'rm -rf "$environment"' EXIT
 "$python" -m venv "$environment"
 "$environment/bin/pip" install --quiet --disable-pip-version-check 'pip-tools>=7.6'
 
+# The tests install the locked packages with any version of Python that the project supports.
+echo 'numpy<2.3' > "$environment/constraints"
+
 # lock FILE CONTENT OPTION...
 lock() {
     file=$1
     printf '# %s, locked for Python %s.\n# Do not edit. To update: deploy/update-lock.sh\n\n' "$2" "$version" > "$environment/lock"
     shift 2
     "$environment/bin/pip-compile" --quiet --generate-hashes --strip-extras --allow-unsafe --annotation-style line \
-        --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file - "$@" pyproject.toml \
+        --no-header --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --constraint "$environment/constraints" \
+        --output-file - "$@" pyproject.toml \
         > "$environment/packages"
-    sed '/^$/d; /^# The following packages are considered to be unsafe/d' "$environment/packages" >> "$environment/lock"
+    sed 's/-c [^ ]*constraints, //; /^$/d; /^# The following packages are considered to be unsafe/d' "$environment/packages" >> "$environment/lock"
     cp "$environment/lock" "$file"
 }
 lock deploy/build-requirements.lock 'Packages that build the server' --only-build-deps --build-deps-for wheel

@@ -23,6 +23,7 @@ from tkserver.storage.blocking import BlockingConnections, Connection
 
 BEFORE = """
 DELETE FROM _yoyo_migration WHERE migration_id = '0010_names';
+DROP VIEW insight_daily, insight_commands, insight_versions;
 DROP TABLE orgs;
 DROP TRIGGER apps_slug_changed ON apps;
 ALTER TABLE apps DROP COLUMN slug;
