@@ -45,8 +45,8 @@ MAX_AGE = 88
 RETENTION = 95
 """Days. Between the oldest events that are sent and the newest ones that are deleted, there are days without events."""
 
-NOT_COMPARED_AFTER_PRUNING = frozenset(("days_to_half", "unused"))
-"""Values that also depend on frozen days."""
+NOT_COMPARED_AFTER_PRUNING = frozenset(("days_to_half",))
+"""Values that need the users of frozen days."""
 
 ZONES = ("UTC", "Asia/Kathmandu", "America/New_York", "Pacific/Auckland")
 
