@@ -12,9 +12,13 @@ CREATE TABLE IF NOT EXISTS insight_details (
     PRIMARY KEY (app, topic, period, start, part)
 );
 
--- The contents are compressed already.
+-- The time to decompress the contents would limit how many days can be read.
 ALTER TABLE insight_details
     ALTER counts SET STORAGE EXTERNAL, ALTER users SET STORAGE EXTERNAL, ALTER histograms SET STORAGE EXTERNAL;
+
+-- Each aggregation replaces rows, so that a fifth of dead rows, the default, would be too many.
+ALTER TABLE insight_cells SET (autovacuum_vacuum_scale_factor = 0.05);
+ALTER TABLE insight_details SET (autovacuum_vacuum_scale_factor = 0.05, toast.autovacuum_vacuum_scale_factor = 0.05);
 
 COMMENT ON TABLE insight_details IS 'Counts of events by item and segment, in columns: see tkserver/insight/groups.py.';
 COMMENT ON COLUMN insight_details.period IS 'Days: 1 or 7.';

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import TypeAlias
@@ -19,8 +18,6 @@ def no_ints() -> Ints:
 
 
 _STORED = np.dtype("<u4")
-_COMPRESSION = 1
-"""The fastest level of zlib. Higher ones save little."""
 
 
 @dataclass(frozen=True)
@@ -108,36 +105,36 @@ class Groups:
     # --- stored form
 
     def encode(self) -> tuple[bytes, bytes, bytes]:
-        """Return compact representations of the counts, of the users, and of the histograms.
+        """Return representations of the counts, of the users, and of the histograms.
 
-        Users are not compressed: the time that it takes to decompress them would limit how many days can be read.
+        They are not compressed: the time that it takes to decompress them would limit how many days can be read.
         """
         counts = (self.events, self.outcomes, self.failures, self.user_counts, self.bucket_counts)
         return (
-            _compress(np.concatenate((self.keys >> 32, self.keys, *counts))),
-            self.users.astype(_STORED).tobytes(),
-            _compress(np.concatenate((self.buckets, self.bucket_events))),
+            _to_bytes(np.concatenate((self.keys >> 32, self.keys, *counts))),
+            _to_bytes(self.users),
+            _to_bytes(np.concatenate((self.buckets, self.bucket_events))),
         )
 
 
 def decode(counts: bytes, users: bytes | None = None, histograms: bytes | None = None) -> Groups:
     """Return the groups that :meth:`Groups.encode` represented, with those parts that are given."""
-    high, low, *columns = _decompress(counts).reshape(7, -1)
+    high, low, *columns = _from_bytes(counts).reshape(7, -1)
     groups = Groups(high << 32 | low, *columns)
     if users:
-        groups = replace(groups, users=np.frombuffer(users, _STORED).astype(np.int64))
+        groups = replace(groups, users=_from_bytes(users))
     if histograms:
-        buckets, bucket_events = _decompress(histograms).reshape(2, -1)
+        buckets, bucket_events = _from_bytes(histograms).reshape(2, -1)
         groups = replace(groups, buckets=buckets, bucket_events=bucket_events)
     return groups
 
 
-def _compress(column: Ints) -> bytes:
-    return zlib.compress(column.astype(_STORED).tobytes(), _COMPRESSION) if len(column) else b""
+def _to_bytes(column: Ints) -> bytes:
+    return column.astype(_STORED).tobytes()
 
 
-def _decompress(data: bytes) -> Ints:
-    return np.frombuffer(zlib.decompress(data), _STORED).astype(np.int64) if data else no_ints()
+def _from_bytes(data: bytes) -> Ints:
+    return np.frombuffer(data, _STORED).astype(np.int64)
 
 
 # --- grouping

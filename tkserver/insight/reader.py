@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from datetime import date
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -39,10 +40,9 @@ _DAYS_OF = """
 SELECT segment, start - date '1970-01-01' FROM insight_cells
 WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start >= %s AND start <= %s
 """
-_OLDEST = "SELECT min(start) FROM insight_cells WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s)"
 
-LOOKBACK = 56
-"""Days of which details are read at once to find when something occurred last. They double until all is found."""
+LOOKBACK = 28
+"""Days that are read first to find when something occurred last. Of earlier times, weeks are read."""
 
 _ITEMS = "SELECT item, key FROM insight_items WHERE app = %s AND topic = %s"
 
@@ -341,15 +341,29 @@ class Reader:
         return dict(rows(self._connection, _LAST_DAYS, *scope, list(items), *days, *scope))
 
     def _last_days_of_details(self, topic: Topic, segments: Collection[int], missing: set[int]) -> dict[int, int]:
-        ((oldest,),) = rows(self._connection, _OLDEST, self._app, Topic.ALL, DAY, list(segments))
-        found: dict[int, int] = {}
-        last, days = self.query.last, LOOKBACK
-        while oldest is not None and missing and last >= number_of(oldest):
-            selection = self.select(topic, [Span(DAY, last - days + 1, last)], segments, missing, users=False)
-            found |= dict(sorted(zip(selection.items.tolist(), selection.starts.tolist(), strict=True)))
-            missing -= found.keys()
-            last, days = last - days, days * 2
-        return found
+        """Look at the latest days first, then at the weeks before, and finally at frozen days."""
+        recent = self.query.last - LOOKBACK + 1
+        found = self._last_starts(topic, Span(DAY, recent, self.query.last), segments, missing)
+        weeks = Span(WEEK, week_of(self.frozen_before + 6), week_of(recent - 1))
+        by_week = self._last_starts(topic, weeks, segments, missing - found.keys())
+        days = {week + day for week in by_week.values() for day in range(WEEK)}
+        period = Span(DAY, min(days, default=0), max(days, default=-1))
+        found |= self._last_starts(topic, period, segments, by_week.keys(), only=days)
+        frozen = Span(DAY, number_of(date.min), min(self.frozen_before, recent) - 1)
+        return found | self._last_starts(topic, frozen, segments, missing - found.keys())
+
+    def _last_starts(
+        self,
+        topic: Topic,
+        span: Span,
+        segments: Collection[int],
+        items: Collection[int],
+        only: Collection[int] | None = None,
+    ) -> dict[int, int]:
+        if not items or span.first > span.last:
+            return {}
+        selection = self.select(topic, [span], segments, items, only=only, users=False)
+        return {item: last for item, (_, last) in selection.first_and_last().items()}
 
     # --- users
 

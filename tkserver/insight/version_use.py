@@ -52,6 +52,8 @@ def _by_version(candidates: dict[int, LastTimes], versions: dict[int, str]) -> U
 
 def overlap(users: dict[int, BitMap]) -> BitMap:
     """Return the users that are in more than one set."""
+    if not users or len(BitMap.union(*users.values())) == sum(map(len, users.values())):
+        return BitMap()
     seen, shared = BitMap(), BitMap()
     for own in users.values():
         shared |= seen & own
