@@ -30,6 +30,12 @@ def terminate_listeners(database: Database) -> None:
     database.query(f"SELECT pg_terminate_backend(pid) {_LISTENERS}")
 
 
+def client_backends(database: Database) -> set[int]:
+    """Return the process ids of the connections that others have to a database."""
+    condition = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+    return {pid for (pid,) in database.query(f"SELECT pid FROM pg_stat_activity WHERE {condition}")}
+
+
 def blocked_backends(database: Database) -> list[int]:
     """Return the process ids of the connections that wait for a lock."""
     return [pid for (pid,) in database.query(_BLOCKED)]

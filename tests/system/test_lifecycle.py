@@ -18,6 +18,7 @@ from tests.support.client import App, batch
 from tests.support.database import Database, DatabaseServer
 from tests.support.events import make_event
 from tests.support.process import Twistd, environment
+from tests.support.queries import client_backends
 from tests.support.raw_requests import HEALTH_REQUEST, request_head, signed_request
 from tests.support.source import ROOT
 from tests.support.waiting import TIMEOUT, wait_for
@@ -374,11 +375,9 @@ class TestOptionsAndSettings:
         with Twistd(directory, settings, arguments) as server:
             assert f"listens on http://127.0.0.2:{server.port}" in server.log
             wait_for(lambda: is_ready(f"http://127.0.0.2:{server.port}"))
+        of_first = client_backends(database)  # some may not have ended yet
         quiet = Twistd(directory, {**settings, "TK__SERVER__PORT": "0"}, arguments[:2] + arguments[4:6]).launch()
-        connected = (
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        wait_for(lambda: database.value(connected))
+        wait_for(lambda: client_backends(database) - of_first)
         assert quiet.stop() == 0
         assert "listens on" not in quiet.log
 

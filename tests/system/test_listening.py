@@ -19,6 +19,7 @@ from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.load import LoadGenerator
 from tests.support.process import Twistd
+from tests.support.queries import client_backends
 from tests.support.waiting import TIMEOUT, wait_for
 from tkserver.storage.embedded.os_user import DatabaseUser
 
@@ -44,12 +45,6 @@ def limit_open_files(pid: int, soft: int) -> None:
     code = f"import resource; resource.prlimit({pid}, resource.RLIMIT_NOFILE, ({soft}, 4352))"
     options = DatabaseUser.for_this_process().subprocess_options
     subprocess.run(["/usr/bin/env", "python3", "-c", code], check=True, cwd="/", **options)
-
-
-def client_backends(database: Database) -> set[int]:
-    """Return the process ids of the connections that others have to a database."""
-    condition = "datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
-    return {pid for (pid,) in database.query(f"SELECT pid FROM pg_stat_activity WHERE {condition}")}
 
 
 def accepts_events(url: str) -> bool:
