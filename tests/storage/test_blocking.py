@@ -11,7 +11,16 @@ import pytest
 
 from tests.support.database import Database
 from tests.support.waiting import wait_for
-from tkserver.storage.blocking import BlockingConnections, Connection, chunks, rows, transaction, translated, value
+from tkserver.storage.blocking import (
+    BlockingConnections,
+    Connection,
+    binary_rows,
+    chunks,
+    rows,
+    transaction,
+    translated,
+    value,
+)
 from tkserver.storage.errors import ConnectionLost, DataRefused, DuplicateKey, StorageError, Unavailable
 
 SLEEPING = """
@@ -60,6 +69,16 @@ def test_rows_and_values(connection: Connection) -> None:
     assert value(connection, "SELECT 'a%'") == "a%"
     assert rows(connection, "SET statement_timeout = 1000") == []
     assert value(connection, "SELECT 1 WHERE false") is None
+
+
+def test_binary_rows(connection: Connection) -> None:
+    """Columns of binary rows are bytes of any length, or ``None``."""
+    sql = "SELECT n::int4, repeat('x', n)::bytea, NULL FROM unnest(%s::int[]) AS n"
+    expected = [(n.to_bytes(4, "big"), b"x" * n, None) for n in (0, 1, 100_000)]
+    assert binary_rows(connection, sql, [0, 1, 100_000]) == expected
+    assert binary_rows(connection, f"{sql} WHERE false", [1]) == []
+    with pytest.raises(StorageError):
+        binary_rows(connection, "SELECT 1 / %s", 0)
 
 
 def test_chunks_contain_all_rows(connection: Connection) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Ints: TypeAlias = "npt.NDArray[np.int64]"
+Bytes: TypeAlias = "bytes | memoryview"
 
 
 def no_ints() -> Ints:
@@ -117,7 +118,7 @@ class Groups:
         )
 
 
-def decode(counts: bytes, users: bytes | None = None, histograms: bytes | None = None) -> Groups:
+def decode(counts: Bytes, users: Bytes = b"", histograms: Bytes = b"") -> Groups:
     """Return the groups that :meth:`Groups.encode` represented, with those parts that are given."""
     high, low, *columns = _from_bytes(counts).reshape(7, -1)
     groups = Groups(high << 32 | low, *columns)
@@ -133,7 +134,7 @@ def _to_bytes(column: Ints) -> bytes:
     return column.astype(_STORED).tobytes()
 
 
-def _from_bytes(data: bytes) -> Ints:
+def _from_bytes(data: Bytes) -> Ints:
     return np.frombuffer(data, _STORED).astype(np.int64)
 
 

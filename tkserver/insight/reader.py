@@ -24,7 +24,7 @@ from tkserver.insight.query import Query
 from tkserver.insight.selection import Row, Selection, Sum, union
 from tkserver.insight.stored import AppKey, count_duplicates, count_quarantined, measure_space
 from tkserver.insight.version_use import Users, assign, overlap
-from tkserver.storage.blocking import Connection, rows
+from tkserver.storage.blocking import Connection, binary_rows, rows
 
 _CELLS = """
 SELECT start - date '1970-01-01', item, segment, events, outcomes, failures, user_count, {columns} FROM insight_cells
@@ -250,10 +250,11 @@ class Reader:
         is_wanted_segment, is_wanted_item = _Members(segments), None if items is None else _Members(items)
         for span in spans:
             scope = (self._app, topic, span.period, iso(span.first), iso(span.last))
-            for start, counts, *contents in rows(self._connection, sql, *scope):
+            for day, counts, *contents in binary_rows(self._connection, sql, *scope):
+                start = int.from_bytes(day or b"", "big", signed=True)
                 if only is not None and start not in only:
                     continue
-                groups = decode(bytes(counts), *(bytes(content or b"") for content in contents))
+                groups = decode(counts or b"", *(content or b"" for content in contents))
                 mask = is_wanted_segment(groups.keys & 0xFFFFFFFF)
                 if is_wanted_item is not None:
                     mask &= is_wanted_item(groups.keys >> 32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import os
 import socket
+import struct
 import threading
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -57,6 +58,36 @@ def value(connection: Connection, sql: str, *parameters: object) -> Any:
     """Execute a statement and return the first column of its first row; ``None`` if it returns no rows."""
     result = rows(connection, sql, *parameters)
     return result[0][0] if result else None
+
+
+def binary_rows(connection: Connection, sql: str, *parameters: object) -> list[tuple[memoryview | None, ...]]:
+    """Execute a query, and return the columns of its rows as PostgreSQL represents them in binary form.
+
+    Large values of the type ``bytea`` arrive several times as fast as with :func:`rows`, which transfers text.
+    """
+    data = io.BytesIO()
+    with translated(), connection.cursor() as cursor:
+        query = cursor.mogrify(sql, parameters).decode()
+        cursor.copy_expert(f"COPY ({query}) TO STDOUT (FORMAT binary)", data)
+    return list(_binary_rows(data.getbuffer()))
+
+
+# The binary format of COPY: https://www.postgresql.org/docs/current/sql-copy.html
+_COPY_HEADER = struct.Struct(">11sII")
+_COLUMN_COUNT, _LENGTH = struct.Struct(">h"), struct.Struct(">i")
+
+
+def _binary_rows(data: memoryview) -> Iterator[tuple[memoryview | None, ...]]:
+    position = _COPY_HEADER.size + _COPY_HEADER.unpack_from(data)[2]
+    while (columns := _COLUMN_COUNT.unpack_from(data, position)[0]) >= 0:
+        position += _COLUMN_COUNT.size
+        row: list[memoryview | None] = []
+        for _ in range(columns):
+            (length,) = _LENGTH.unpack_from(data, position)
+            position += _LENGTH.size
+            row.append(None if length < 0 else data[position : position + length])
+            position += max(0, length)
+        yield tuple(row)
 
 
 def copy_in(connection: Connection, sql: str, data: BinaryIO) -> None:
