@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from typing import Any
 
 import psycopg2
 import pytest
@@ -75,7 +76,8 @@ def test_binary_rows(connection: Connection) -> None:
     """Columns of binary rows are bytes of any length, or ``None``."""
     sql = "SELECT n::int4, repeat('x', n)::bytea, NULL FROM unnest(%s::int[]) AS n"
     expected = [(n.to_bytes(4, "big"), b"x" * n, None) for n in (0, 1, 100_000)]
-    assert binary_rows(connection, sql, [0, 1, 100_000]) == expected
+    found: list[Any] = binary_rows(connection, sql, [0, 1, 100_000])
+    assert found == expected
     assert binary_rows(connection, f"{sql} WHERE false", [1]) == []
     with pytest.raises(StorageError):
         binary_rows(connection, "SELECT 1 / %s", 0)

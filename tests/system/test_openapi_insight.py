@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,8 +118,8 @@ def module_database(database_server: DatabaseServer) -> Iterator[Database]:
 @pytest.fixture(scope="module")
 def url(module_database: Database, scratch: Path) -> Iterator[str]:
     """The URL of the admin port of a server with statistics."""
-    directory = scratch / "openapi"
-    directory.mkdir()
+    directory = Path(tempfile.mkdtemp(dir=scratch))  # a worker can set this up twice
+    directory.chmod(0o755)
     settings = {"TK__DATABASE__URL": module_database.dsn, "TK__ADMIN__PORT": "0"}
     settings["TK__RATE_LIMIT__AUTH_FAILURES_PER_MINUTE"] = "0"  # many generated requests fail to authenticate
     with Twistd(directory, settings) as server:

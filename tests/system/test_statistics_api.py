@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -92,8 +93,8 @@ class Installation:
 @pytest.fixture(scope="module")
 def installation(module_database: Database, scratch: Path) -> Iterator[Installation]:
     """A server on :func:`module_database`."""
-    directory = scratch / "statistics"
-    directory.mkdir()
+    directory = Path(tempfile.mkdtemp(dir=scratch))  # a worker can set this up twice
+    directory.chmod(0o755)
     with Twistd(directory, {"TK__DATABASE__URL": module_database.dsn, "TK__ADMIN__PORT": "0"}) as server:
         server.wait_until_ready()
         url = server.wait_for_line(r"metrics on (http://\S+)/metrics").split()[-1].removesuffix("/metrics")
