@@ -29,11 +29,14 @@ from tkserver.storage.embedded.postgres import EmbeddedPostgres
 UNTIL = datetime(2026, 11, 30, 16, tzinfo=timezone.utc)
 """The end of the population's events, so that they are the same in each run."""
 
-MAX_SECONDS = {30: 0.3, 90: 0.3, 365: 0.3}
-"""Seconds within which a panel must be computed, by the number of days. See :data:`MAX_FILTERED_YEAR`."""
+PERIODS = (30, 90, 365)
+"""Days."""
+
+MAX_SECONDS = 0.3
+"""Seconds within which a panel must be computed."""
 
 MAX_FILTERED_YEAR = 1.0
-"""Seconds within which a panel of 365 days with filters must be computed."""
+"""The same for a panel of 365 days with filters."""
 
 MIN_EVENTS_PER_SECOND = 20_000
 MAX_SHARE = 0.25
@@ -72,7 +75,7 @@ class Case:
     @property
     def limit(self) -> float:
         """Seconds within which the panel must be computed."""
-        return MAX_FILTERED_YEAR if self.days > 90 and self.filters else MAX_SECONDS[self.days]
+        return MAX_FILTERED_YEAR if self.days > 90 and self.filters else MAX_SECONDS
 
 
 # --- the database
@@ -126,7 +129,7 @@ def cases(connection: Connection) -> list[Case]:
     chosen = _choose_values(connection)
     result = []
     for panel in PANELS:
-        for days in MAX_SECONDS:
+        for days in PERIODS:
             for filters in FILTERS:
                 if filters.keys() <= {"ci", *APPLICABLE_FILTERS[panel]}:
                     result.append(Case(panel, days, {key: chosen.get(name, name) for key, name in filters.items()}))

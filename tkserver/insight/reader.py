@@ -219,15 +219,20 @@ class Reader:
     def _cells(
         self, topic: Topic, span: Span, segments: Collection[int], items: Collection[int] | None, *, durations: bool
     ) -> Iterator[Row]:
+        for row in self._stored_cells(topic, span, segments, items, durations=durations):
+            users, histogram = row[-2:]
+            bitmap = None if users is None else BitMap.deserialize(bytes(users))
+            yield Row._make((*row[:-2], bitmap, decode_histogram(bytes(histogram)) if histogram else Counter()))
+
+    def _stored_cells(
+        self, topic: Topic, span: Span, segments: Collection[int], items: Collection[int] | None, *, durations: bool
+    ) -> list[tuple[Any, ...]]:
         sql = _CELLS.format(columns="users, durations" if durations else "users, NULL")
         parameters: list[Any] = [self._app, topic, span.period, list(segments), iso(span.first), iso(span.last)]
         if items is not None:
             sql += _ONLY_ITEMS
             parameters.append(list(items))
-        for row in rows(self._connection, sql, *parameters):
-            users, histogram = row[-2:]
-            bitmap = None if users is None else BitMap.deserialize(bytes(users))
-            yield Row._make((*row[:-2], bitmap, decode_histogram(bytes(histogram)) if histogram else Counter()))
+        return rows(self._connection, sql, *parameters)
 
     def select(
         self,
@@ -260,7 +265,7 @@ class Reader:
                     mask &= is_wanted_item(groups.keys >> 32)
                 starts.append(start)
                 selected.append(groups.selected(mask))
-        return Selection.of_parts(starts, selected)
+        return Selection.of_parts(starts, selected, has_users=users)
 
     # --- items
 
@@ -290,10 +295,8 @@ class Reader:
         result: defaultdict[int, Sum] = defaultdict(Sum)
         users: defaultdict[int, list[BitMap]] = defaultdict(list)
         histograms: defaultdict[int, list[bytes]] = defaultdict(list)
-        sql = _CELLS.format(columns="users, durations" if durations else "users, NULL") + _ONLY_ITEMS
-        for period, first, last in spans:
-            scope = (self._app, topic, period, list(segments), iso(first), iso(last), list(items))
-            for row in rows(self._connection, sql, *scope):
+        for span in spans:
+            for row in self._stored_cells(topic, span, segments, items, durations=durations):
                 _, item, _, events, outcomes, failures, user_count, own_users, histogram = row
                 total = result[item]
                 total.events += events

@@ -76,21 +76,24 @@ class Selection:
 
     :param starts: the first day of the period of each count.
     :param groups: one after another; their keys are items and segments.
+    :param has_users: true if the users were read, so that groups without users are frozen.
     """
 
-    def __init__(self, starts: Ints, groups: Sequence[Groups]) -> None:
+    def __init__(self, starts: Ints, groups: Sequence[Groups], *, has_users: bool) -> None:
         self._groups = groups
+        self._has_users = has_users
         self.starts = starts
         keys = joined_column(groups, "keys")
         self.items, self.segments = keys >> 32, keys & 0xFFFFFFFF
 
     @classmethod
-    def of_parts(cls, starts: Sequence[int], groups: Sequence[Groups]) -> Selection:
+    def of_parts(cls, starts: Sequence[int], groups: Sequence[Groups], *, has_users: bool) -> Selection:
         """Return the counts of some days or weeks.
 
         :param starts: the first day of the period of each of ``groups``.
         """
-        return cls(np.repeat(np.array(starts, np.int64), np.array(list(map(len, groups)), np.int64)), groups)
+        sizes = np.array(list(map(len, groups)), np.int64)
+        return cls(np.repeat(np.array(starts, np.int64), sizes), groups, has_users=has_users)
 
     def only(self, mask: npt.NDArray[np.bool_]) -> Selection:
         """Return some of the counts.
@@ -99,7 +102,8 @@ class Selection:
         """
         ends = np.cumsum([len(groups) for groups in self._groups]).tolist()
         parts = zip(self._groups, [0, *ends], ends, strict=False)
-        return Selection(self.starts[mask], [groups.selected(mask[first:end]) for groups, first, end in parts])
+        selected = [groups.selected(mask[first:end]) for groups, first, end in parts]
+        return Selection(self.starts[mask], selected, has_users=self._has_users)
 
     def rows(self) -> Iterator[Row]:
         """Yield the counts one by one."""
@@ -160,7 +164,7 @@ class Selection:
         frozen: list[list[int]] = [[] for _ in range(size)]
         first = 0
         for groups in self._groups:
-            if groups.are_frozen:
+            if self._has_users and groups.are_frozen:
                 labels = label[first : first + len(groups)].tolist()
                 for number, user_count in zip(labels, groups.user_counts.tolist(), strict=True):
                     frozen[number].append(user_count)
