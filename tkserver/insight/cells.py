@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -145,9 +145,15 @@ def superseded(last_times: dict[str, LastTimes]) -> dict[str, BitMap]:
     :param last_times: by version.
     """
     versions = sorted(last_times)
-    users = np.concatenate([last_times[version].users for version in versions])
-    times = np.concatenate([last_times[version].times for version in versions])
-    ranks = np.repeat(np.arange(len(versions)), [len(last_times[version].users) for version in versions])
+    users, ranks = in_order([last_times[version] for version in versions])
+    is_followed = np.append(users[1:] == users[:-1], np.zeros(min(len(users), 1), np.bool_))
+    return {version: bitmap(users[is_followed & (ranks == rank)]) for rank, version in enumerate(versions)}
+
+
+def in_order(parts: Sequence[LastTimes]) -> tuple[Ints, Ints]:
+    """Return the users of several parts and the positions of their parts, by user, then by time, then by position."""
+    users = np.concatenate([part.users for part in parts])
+    times = np.concatenate([part.times for part in parts])
+    ranks = np.repeat(np.arange(len(parts)), [len(part.users) for part in parts])
     order = np.lexsort((ranks, times, users))
-    followed = order[:-1][users[order[1:]] == users[order[:-1]]]
-    return {version: bitmap(users[followed[ranks[followed] == rank]]) for rank, version in enumerate(versions)}
+    return users[order], ranks[order]

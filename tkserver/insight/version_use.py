@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from pyroaring import BitMap
 
-from tkserver.insight.cells import LastTimes, bitmap, users_of
+from tkserver.insight.cells import LastTimes, bitmap, in_order, users_of
 
 Users = dict[str, BitMap]
 """Disjoint sets of users by version."""
@@ -39,14 +39,11 @@ def assign(
 def _by_version(candidates: dict[int, LastTimes], versions: dict[int, str]) -> Users:
     """Return the users by the version of their last event; of equal times, that of the greater version counts."""
     segments = sorted(candidates, key=lambda segment: versions[segment])
-    users = np.concatenate([candidates[segment].users for segment in segments])
-    times = np.concatenate([candidates[segment].times for segment in segments])
-    ranks = np.repeat(np.arange(len(segments)), [len(candidates[segment].users) for segment in segments])
-    order = np.lexsort((ranks, times, users))
-    last = order[np.append(users[order][1:] != users[order][:-1], True)]
+    users, ranks = in_order([candidates[segment] for segment in segments])
+    is_last = np.append(users[1:] != users[:-1], True)
     result: defaultdict[str, BitMap] = defaultdict(BitMap)
     for rank, segment in enumerate(segments):
-        result[versions[segment]] |= bitmap(users[last[ranks[last] == rank]])
+        result[versions[segment]] |= bitmap(users[is_last & (ranks == rank)])
     return result
 
 
