@@ -73,7 +73,7 @@ def run(port: int, requests: list[bytes], clients: int) -> Result:
 
 
 class _Client:
-    """One connection, which has at most one request in flight."""
+    """A connection with at most one request in flight."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port))

@@ -296,7 +296,7 @@ class Ingest(_Group):
 
 
 class Retention(_Group):
-    """How long events are stored."""
+    """The time for which events are stored."""
 
     days: Annotated[
         int | None,
@@ -310,7 +310,7 @@ class Retention(_Group):
 
 
 class Insight(_Group):
-    """Statistics."""
+    """Statistics: their aggregation, and their computation over HTTP."""
 
     enabled: Annotated[
         bool,
@@ -356,7 +356,7 @@ class Insight(_Group):
 
 
 class Quarantine(_Group):
-    """How long invalid events are kept."""
+    """The time for which invalid events are kept."""
 
     days: Annotated[
         int,

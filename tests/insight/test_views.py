@@ -118,7 +118,7 @@ def test_names_of_apps(connection: Connection, database: Database, app: App) -> 
 
 
 def test_frozen_days_stay(connection: Connection, database: Database, app: App) -> None:
-    """When events are deleted, the views keep the numbers of their days."""
+    """The views keep the numbers of days whose events were deleted."""
     before = {view: sorted(map(str, database.query(f"SELECT * FROM {view}"))) for view in VIEWS}
     retention.prune(connection, 1, lambda: 0.0, lambda _: None)
     assert database.value("SELECT count(*) FROM events") == 0
