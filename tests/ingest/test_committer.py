@@ -16,7 +16,8 @@ from twisted.python.failure import Failure
 
 from tests.support.events import make_event
 from tkserver.ingest import committer as committer_module
-from tkserver.ingest.committer import Committer, QueueLimits
+from tkserver.ingest.active_applications import ACTIVE_TIME, ActiveApplications
+from tkserver.ingest.committer import LARGE_WRITERS, PAUSE_FACTOR, Committer, QueueLimits
 from tkserver.ingest.ledger import GIVEN_UP, QUARANTINED, REFUSED, Ledger
 from tkserver.storage.errors import Collision, DataRefused, Inseparable, Unavailable
 from tkserver.storage.events import Outcome, Source, Submission
@@ -109,8 +110,12 @@ class Bench:
 
     def __init__(self, limits: QueueLimits = QueueLimits()) -> None:  # noqa: B008 -- frozen
         self.store, self.clock, self.ledger = FakeStore(), Clock(), Ledger()
+        self.active = ActiveApplications(self.clock.seconds)
         self.commits, self.quota_commits = self.store.commits, self.store.quota_commits
-        self.committer = Committer(self.store, self.clock, limits, self.ledger)
+        self.committer = Committer(self.store, self.clock, limits, self.ledger, self.active)
+
+    def note_request(self, app: uuid.UUID) -> None:
+        self.active.note_request((ORG.int, app.int))
 
     def submit(self, submission: Submission) -> list[object]:
         """Submit, and return a list to which the outcome or error is appended."""
@@ -338,9 +343,57 @@ def test_small_submissions_do_not_wait_for_large_ones() -> None:
     assert large.bytes > committer_module.LARGE_SUBMISSION
     for _ in range(5):
         bench.submit(make_submission(500))
-    assert bench.commits.sizes == [1, 1]
+    assert bench.commits.sizes == [1] * LARGE_WRITERS
     bench.submit(make_submission(app=uuid.uuid4()))
-    assert bench.commits.sizes == [1, 1, 1]
+    assert bench.commits.sizes == [1] * LARGE_WRITERS + [1]
+
+
+def test_application_pauses_after_a_large_commit() -> None:
+    """An application makes one large commit at a time, with pauses, while another one is active."""
+    bench = Bench()
+    other = uuid.uuid4()
+    bench.note_request(APP)
+    bench.note_request(other)
+    results = [bench.submit(make_submission(600)) for _ in range(6)]
+    assert bench.commits.sizes == [1]
+    bench.clock.advance(0.1)
+    bench.commits.end()
+    assert bench.commits.pending == []
+    bench.submit(make_submission(600, app=other))  # no other application waits
+    bench.commits.end()
+    bench.clock.advance(0.1 * PAUSE_FACTOR - 0.01)
+    assert bench.commits.pending == []
+    bench.clock.advance(0.02)
+    assert len(bench.commits.pending) == 1
+    assert [len(result) for result in results] == [1, 0, 0, 0, 0, 0]
+
+
+def test_application_that_is_alone_does_not_pause() -> None:
+    """An application that is alone makes several large commits at once, and no pauses."""
+    bench = Bench()
+    bench.note_request(uuid.uuid4())
+    bench.note_request(APP)
+    bench.submit(make_submission(600))
+    bench.submit(make_submission(600))
+    assert bench.commits.sizes == [1]
+    bench.clock.advance(2 * ACTIVE_TIME)
+    results = [bench.submit(make_submission(600)) for _ in range(5)]
+    assert len(bench.commits.pending) == LARGE_WRITERS
+    bench.clock.advance(0.1)
+    bench.commits.end_all()
+    assert all(results)
+
+
+def test_no_pause_after_small_commits() -> None:
+    """The next small commit begins immediately, also if it is of an application with a quota."""
+    bench = Bench()
+    for app in (uuid.uuid4(), APP):
+        bench.note_request(app)
+    for _ in range(3):
+        bench.submit(make_submission(has_quota=True))
+    bench.clock.advance(0.1)
+    bench.quota_commits.end()
+    assert len(bench.quota_commits.pending) == 1
 
 
 def test_cancelled_submission_is_not_committed() -> None:

@@ -14,11 +14,11 @@ from tests.support.clock import IterationClock
 from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.server import client_of, running_server
+from tkserver.ingest.active_applications import ACTIVE_TIME, ActiveApplications
 from tkserver.ingest.scheduler import (
     IMMEDIATE_PERIOD,
     IMMEDIATE_TIME,
     LONG_STEP,
-    OTHERS_ACTIVE,
     PAUSE_FACTOR,
     SLICE_TIME,
     FairScheduler,
@@ -29,8 +29,13 @@ STEP = SLICE_TIME / 5
 VERY_LONG_STEP = 50 * LONG_STEP
 
 
+def application(name: str) -> tuple[int, int]:
+    """Return the key of an application."""
+    return 0, int.from_bytes(name.encode())
+
+
 class Workbench:
-    """A scheduler with a clock of CPU time that only its computations advance.
+    """A scheduler with a clock of CPU time that only its computations advance. Another application is active.
 
     :ivar history: the name of each computation that has made a step.
     """
@@ -39,7 +44,13 @@ class Workbench:
         self.reactor = IterationClock()
         self.cpu_time = 0.0
         self.history: list[str] = []
-        self.scheduler = FairScheduler(self.reactor, lambda: self.cpu_time)
+        self.active = ActiveApplications(self.reactor.seconds)
+        self.scheduler = FairScheduler(self.reactor, lambda: self.cpu_time, self.active)
+        self.note_request("another")
+        self.note_request("active")
+
+    def note_request(self, owner: str) -> None:
+        self.active.note_request(application(owner))
 
     def compute(self, name: str, steps: int, error: Exception | None = None, step: float = STEP) -> Steps[str]:
         """Do some steps, and then return the name or raise an error."""
@@ -56,13 +67,14 @@ class Workbench:
         """Start a computation in slices, and return a list to which the result is appended."""
         results: list[object] = []
         computation = self.compute(name or owner, steps, step=step)
-        self.scheduler.enqueue(owner, computation, small=small).addBoth(results.append)
+        self.scheduler.enqueue(application(owner), computation, small=small).addBoth(results.append)
         return results
 
     def request(self, owner: str, steps: int, *, small: bool = True) -> list[object]:
         """Start a computation, immediately if possible, and return a list to which the result is appended."""
         results: list[object] = []
-        running = self.scheduler.run(owner, self.compute(owner, steps), small=small)
+        self.note_request(owner)
+        running = self.scheduler.run(application(owner), self.compute(owner, steps), small=small)
         ensureDeferred(running).addBoth(results.append)
         return results
 
@@ -123,7 +135,7 @@ def test_error_of_a_computation() -> None:
     """An error is the result of its own computation, and the next one runs."""
     bench = Workbench()
     results: list[object] = []
-    bench.scheduler.enqueue("app", bench.compute("a", 8, ValueError("bad"))).addBoth(results.append)
+    bench.scheduler.enqueue(application("app"), bench.compute("a", 8, ValueError("bad"))).addBoth(results.append)
     following = bench.run("app", 1, "b")
     bench.iterate(6)
     (failure,) = results
@@ -144,7 +156,7 @@ def test_cancelled_computation_ends() -> None:
             closed.append(True)
 
     results: list[object] = []
-    running = bench.scheduler.enqueue("app", steps())
+    running = bench.scheduler.enqueue(application("app"), steps())
     running.addBoth(results.append)
     following = bench.run("app", 1, "next")
     bench.iterate()
@@ -174,7 +186,7 @@ def test_error_of_a_short_computation() -> None:
     """The error of a computation that is finished immediately is its result."""
     bench = Workbench()
     results: list[object] = []
-    running = bench.scheduler.run("app", bench.compute("app", 1, ValueError("bad")), small=True)
+    running = bench.scheduler.run(application("app"), bench.compute("app", 1, ValueError("bad")), small=True)
     ensureDeferred(running).addBoth(results.append)
     (failure,) = results
     assert isinstance(failure, Failure)
@@ -202,7 +214,7 @@ def test_application_that_is_alone_does_not_wait() -> None:
     """As long as there are no requests of others, each short computation is finished immediately."""
     bench = Workbench()
     bench.request("app", 1)
-    bench.reactor.rightNow += 2 * OTHERS_ACTIVE
+    bench.reactor.rightNow += 2 * ACTIVE_TIME
     assert [bench.request("app", 4) for _ in range(100)] == [["app"]] * 100
 
 
@@ -233,6 +245,36 @@ def test_application_pauses_after_a_long_step() -> None:
     assert results == ["greedy"]
 
 
+def test_pause_outlasts_the_computations_of_an_application() -> None:
+    """An application pauses after a long step, also if it has no other computation at that moment."""
+    bench = Workbench()
+
+    def one_long_step() -> Generator[None, None, None]:
+        bench.cpu_time += VERY_LONG_STEP
+        return
+        yield
+
+    finished = bench.scheduler.enqueue(application("greedy"), one_long_step())
+    bench.iterate(2)
+    assert finished.called
+    results = bench.run("greedy", 1)
+    for _ in range(20):
+        bench.iterate()
+        bench.request("modest", 1)
+    assert results == []
+    bench.iterate(int(PAUSE_FACTOR * VERY_LONG_STEP) + 10)
+    assert results == ["greedy"]
+
+
+def test_large_body_waits_for_its_turn() -> None:
+    """The work on a large body does not begin immediately while other applications are active."""
+    bench = Workbench()
+    results = bench.request("greedy", 1, small=False)
+    assert bench.history == []
+    bench.iterate(2)
+    assert results == ["greedy"]
+
+
 def test_others_run_during_a_pause() -> None:
     """A pause of one application does not delay the computations of another."""
     bench = Workbench()
@@ -249,7 +291,7 @@ def test_application_that_is_alone_does_not_pause() -> None:
     """Nobody waits because of long steps if there are no other requests."""
     bench = Workbench()
     bench.request("app", 1)
-    bench.reactor.rightNow += 2 * OTHERS_ACTIVE
+    bench.reactor.rightNow += 2 * ACTIVE_TIME
     results = bench.run("app", 10, step=VERY_LONG_STEP)
     bench.iterate(12)
     assert results == ["app"]

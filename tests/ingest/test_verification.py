@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from itertools import count, product
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.python.failure import Failure
 
 from tests.support.clock import IterationClock
+from tkserver.ingest.active_applications import ActiveApplications, Application
 from tkserver.ingest.scheduler import SLICE_TIME, FairScheduler
 from tkserver.ingest.verification import (
     IngestRequest,
@@ -84,7 +85,10 @@ def make_verifier(
 
 def make_scheduler(reactor: IterationClock) -> FairScheduler:
     """Return a scheduler that runs one step of a computation in each iteration of the reactor."""
-    return FairScheduler(reactor, count(step=SLICE_TIME * 0.6).__next__)
+    active = ActiveApplications(reactor.seconds)
+    for application in ((0, 0), (0, 1)):
+        active.note_request(application)
+    return FairScheduler(reactor, count(step=SLICE_TIME * 0.6).__next__, active)
 
 
 def verify(verifier: Verifier, request: IngestRequest) -> VerifiedRequest:
@@ -262,10 +266,11 @@ class OwnersOfTasks(FairScheduler):
     """Records on whose behalf computations run."""
 
     def __init__(self) -> None:
-        super().__init__(IterationClock(), count(step=SLICE_TIME * 0.6).__next__)
-        self.owners: list[Hashable] = []
+        reactor = IterationClock()
+        super().__init__(reactor, reactor.seconds, ActiveApplications(reactor.seconds))
+        self.owners: list[Application] = []
 
-    def enqueue(self, owner: Hashable, steps: Steps[T], *, small: bool = False) -> Deferred[T]:
+    def enqueue(self, owner: Application, steps: Steps[T], *, small: bool = False) -> Deferred[T]:
         self.owners.append(owner)
         return super().enqueue(owner, steps, small=small)
 
@@ -286,4 +291,4 @@ def test_one_share_for_all_paths_of_an_application(has_token: bool) -> None:
     for org, app in paths:
         identified = result_of(verifier.identify(replace(request, org_id=org, app_id=app)))
         verifier.verify(identified, LONG_BODY).addErrback(lambda _: None)
-    assert scheduler.owners == [(str(ORG), str(APP))] * len(paths)
+    assert scheduler.owners == [(ORG.int, APP.int)] * len(paths)

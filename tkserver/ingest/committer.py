@@ -3,9 +3,9 @@
 Submissions that arrive while commits are in progress are written together by the next commit. There is no timer: a
 single submission is written immediately, and commits become larger as the load grows.
 
-Submissions of an application that has a quota, and those with invalid events, have a queue of the application (a lane),
-whose commits run one after another. In the database, they would wait for each other, and occupy writers that other
-applications need.
+Some submissions have a queue of their application (a lane), whose commits run one after another: those of an
+application that has a quota, those with invalid events, and large ones. The first two would wait for each other in the
+database, and occupy writers that other applications need. Large ones would occupy its processors.
 
 Invalid events are quarantined by the commit that stores the valid events of the same request. Events that only the
 database refuses are quarantined by a second commit, before the outcome is reported.
@@ -17,13 +17,16 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredSemaphore, ensureDeferred
 from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from tkserver import log
+from tkserver.ingest.active_applications import ActiveApplications, Application
 from tkserver.ingest.ledger import GIVEN_UP, Ledger
 from tkserver.storage.errors import DataRefused, StorageError, Unavailable
 from tkserver.storage.event_store import is_divisible
@@ -36,10 +39,19 @@ WRITERS = 3
 """Concurrent commits: while one waits for the disk, the others use the processor."""
 
 LARGE_SUBMISSION = 131_072
-"""Bytes. Submissions that are longer have their own queue and writers, so that small ones do not wait for them."""
+"""Bytes. Submissions that are longer are committed separately, so that small ones do not wait for them."""
+
+LARGE_WRITERS = 3
+"""Concurrent commits of large submissions; of one application only if no other one is active."""
 
 LANE_WRITERS = 2
-"""Concurrent commits from lanes. More would leave no connections for other commits."""
+"""Concurrent commits from other lanes. More would leave no connections for other commits."""
+
+PAUSE_FACTOR = 3.0
+"""The pause of an application after a commit of more than :data:`LARGE_SUBMISSION` bytes, while others are active.
+
+It is a multiple of the time that the commit took: the database works for the others most of the time.
+"""
 
 MAX_COMMIT_EVENTS = 4000
 MAX_COMMIT_BYTES = 4_194_304
@@ -99,7 +111,7 @@ class _FairQueue:
 
     def __init__(self) -> None:
         # The next application is the first key. A dict would take longer to find it, the more keys were removed.
-        self._by_application: OrderedDict[tuple[int, int], deque[_Pending]] = OrderedDict()
+        self._by_application: OrderedDict[Application, deque[_Pending]] = OrderedDict()
 
     def __bool__(self) -> bool:
         return bool(self._by_application)
@@ -143,14 +155,29 @@ class _Pending:
         return None if submission.nonce is None else (*submission.application, submission.nonce)
 
 
-_LaneKey = tuple[tuple[int, int], bool]
-"""An application, and whether it has a quota. That can change while submissions wait."""
+class _LaneKind(Enum):
+    """Why submissions are in a lane. An application can have several lanes, because its quota can change."""
+
+    QUOTA = auto()
+    INVALID = auto()
+    LARGE = auto()
+
+
+def _lane_kind(pending: _Pending) -> _LaneKind | None:
+    """Return ``None`` if a submission needs no lane."""
+    if pending.submission.has_quota:
+        return _LaneKind.QUOTA
+    if pending.submission.invalid:
+        return _LaneKind.INVALID
+    return _LaneKind.LARGE if pending.bytes > LARGE_SUBMISSION else None
 
 
 @dataclass(eq=False, slots=True)
-class _SizeClass:
-    """The queue of small or of large submissions, and the number of its writers at work."""
+class _Lane:
+    """A queue of one application, and the number of its writers at work."""
 
+    application: Application
+    kind: _LaneKind
     queue: _FairQueue = field(default_factory=_FairQueue)
     writers: int = 0
 
@@ -159,6 +186,7 @@ class Committer:
     """Accepts submissions and commits them in groups.
 
     :param ledger: counts the outcome of every submitted event.
+    :param active: an application that is alone does not pause.
     :ivar load: the load of all queues together.
     """
 
@@ -168,16 +196,19 @@ class Committer:
         reactor: Any,
         limits: QueueLimits,
         ledger: Ledger,
+        active: ActiveApplications,
     ) -> None:
         self._store = store
+        self._reactor = reactor
+        self._active = active
         self._limits = limits
         self._ledger = ledger
         self._timeouts = _Timeouts(limits.timeout, reactor)
-        self._small, self._large = _SizeClass(), _SizeClass()
-        self._lanes: dict[_LaneKey, _FairQueue] = {}
-        self._lane_writers = DeferredSemaphore(LANE_WRITERS)
+        self._small, self._writers = _FairQueue(), 0
+        self._lanes: dict[tuple[Application, _LaneKind], _Lane] = {}
+        self._large_writers, self._other_writers = DeferredSemaphore(LARGE_WRITERS), DeferredSemaphore(LANE_WRITERS)
         self.load = QueueLoad()
-        self._loads: dict[tuple[int, int], QueueLoad] = {}
+        self._loads: dict[Application, QueueLoad] = {}
         self._full = False
         self._throttle = log.Throttle(reactor.seconds)
 
@@ -212,23 +243,26 @@ class Committer:
 
     def _enqueue(self, pending: _Pending) -> None:
         self._add_load(pending)
-        if pending.submission.has_quota or pending.submission.invalid:
-            self._enqueue_in_lane(pending)
+        kind = _lane_kind(pending)
+        if kind is not None:
+            self._enqueue_in_lane(pending, kind)
             return
-        size_class = self._large if pending.bytes > LARGE_SUBMISSION else self._small
-        size_class.queue.append(pending)
-        if size_class.writers < WRITERS:
-            _start(self._write(size_class))
+        self._small.append(pending)
+        if self._writers < WRITERS:
+            _start(self._write_small())
 
-    def _enqueue_in_lane(self, pending: _Pending) -> None:
-        key = (pending.submission.application, pending.submission.has_quota)
-        lane = self._lanes.get(key)
-        if lane is not None:
-            lane.append(pending)
-            return
-        lane = self._lanes[key] = _FairQueue()
-        lane.append(pending)
-        _start(self._write_lane(key, lane))
+    def _enqueue_in_lane(self, pending: _Pending, kind: _LaneKind) -> None:
+        application = pending.submission.application
+        lane = self._lanes.get((application, kind))
+        if lane is None:
+            lane = self._lanes[application, kind] = _Lane(application, kind)
+        lane.queue.append(pending)
+        if lane.writers < self._max_writers(lane):
+            _start(self._write_lane(lane))
+
+    def _max_writers(self, lane: _Lane) -> int:
+        """Return how many commits of a lane can be in progress at once."""
+        return LARGE_WRITERS if lane.kind is _LaneKind.LARGE and self._active.is_alone(lane.application) else 1
 
     def _check_share(self, pending: _Pending) -> None:
         """
@@ -250,20 +284,35 @@ class Committer:
             del self._loads[application]
         self.load.remove(pending)
 
-    async def _write(self, size_class: _SizeClass) -> None:
-        """Commit until a queue is empty."""
-        size_class.writers += 1
-        while group := self._next_group(size_class.queue):
+    async def _write_small(self) -> None:
+        """Commit until there are no small submissions."""
+        self._writers += 1
+        while group := self._next_group(self._small):
             await self._commit(group)
-        size_class.writers -= 1
+        self._writers -= 1
 
-    async def _write_lane(self, key: _LaneKey, lane: _FairQueue) -> None:
-        """Commit until a lane is empty, one commit at a time and in turn with other lanes."""
-        while lane:
-            async with self._lane_writers:
-                if group := self._next_group(lane):
+    async def _write_lane(self, lane: _Lane) -> None:
+        """Commit until a lane is empty, in turn with other lanes."""
+        writers = self._large_writers if lane.kind is _LaneKind.LARGE else self._other_writers
+        lane.writers += 1
+        while lane.queue and lane.writers <= self._max_writers(lane):
+            async with writers:
+                group, started = self._next_group(lane.queue), self._reactor.seconds()
+                if group:
                     await self._commit(group)
-        del self._lanes[key]
+            await self._pause(lane, group, self._reactor.seconds() - started)
+        lane.writers -= 1
+        if not lane.writers:
+            del self._lanes[lane.application, lane.kind]
+
+    async def _pause(self, lane: _Lane, group: list[_Pending], duration: float) -> None:
+        """Pause after a commit.
+
+        :param duration: of the commit, in seconds.
+        """
+        is_large = sum(pending.bytes for pending in group) > LARGE_SUBMISSION
+        if is_large and duration > 0 and not self._active.is_alone(lane.application):
+            await deferLater(self._reactor, PAUSE_FACTOR * duration)
 
     def _next_group(self, queue: _FairQueue) -> list[_Pending]:
         """Remove the next submissions from a queue, as many as fit into one commit."""

@@ -8,6 +8,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 
+from tkserver.ingest.active_applications import ActiveApplications
 from tkserver.ingest.committer import Committer
 from tkserver.ingest.ledger import Ledger
 from tkserver.ingest.scheduler import FairScheduler
@@ -58,6 +59,7 @@ class Ingestion:
 
     :param ledger: counts events when they are received; the committer counts the outcomes of those that are submitted.
     :param scheduler: runs long computations.
+    :param active: gets to know each verified request.
     :param max_body_bytes: the maximum size of a body after decompression.
     :param keeps_texts: true if the quarantine contains the texts of events.
     """
@@ -69,6 +71,7 @@ class Ingestion:
         committer: Committer,
         last_used: LastUsedTimes,
         ledger: Ledger,
+        active: ActiveApplications,
         max_body_bytes: int,
         *,
         keeps_texts: bool = True,
@@ -78,6 +81,7 @@ class Ingestion:
         self._committer = committer
         self._last_used = last_used
         self._ledger = ledger
+        self._active = active
         self._max_body_bytes = max_body_bytes
         self._keeps_texts = keeps_texts
 
@@ -102,11 +106,12 @@ class Ingestion:
         try:
             verified = await self._verifier.verify(identified, body)
         except DoNotTrack:
-            self._ledger.skip(await self._run(request, body, self._count(request, body)))
+            self._ledger.skip(await self._run(identified, body, self._count(request, body)))
             raise
         credential = verified.credential
+        self._active.note_request(credential.application)
         self._last_used.record(credential)
-        batch, submission = await self._run(request, body, self._read(verified))
+        batch, submission = await self._run(identified, body, self._read(verified))
         self._ledger.receive(batch)  # from here to the queue, nothing can be cancelled
         record = request.record
         record.received = batch.size
@@ -121,15 +126,15 @@ class Ingestion:
             raise _all_rejected(result)
         return result
 
-    async def _run(self, request: IngestRequest, body: bytes, steps: Steps[T]) -> T:
+    async def _run(self, identified: VerificationState, body: bytes, steps: Steps[T]) -> T:
         """Run a computation whose cost depends on the length of the body, and return its result."""
         if len(body) <= TINY_BODY:
             try:
                 next(steps)
             except StopIteration as stop:
                 return stop.value  # type: ignore[no-any-return]
-        record = request.record  # the path may contain slugs, so that one application could take several shares
-        return await self._scheduler.run((record.org_id, record.app_id), steps, small=len(body) <= SMALL_BODY)
+        application = identified.candidates[0].application
+        return await self._scheduler.run(application, steps, small=len(body) <= SMALL_BODY)
 
     def _read(self, verified: VerifiedRequest) -> Steps[tuple[Batch, Submission]]:
         """Return the batch, and its events as a submission."""

@@ -10,7 +10,7 @@ A step that takes too long, although it is the smallest possible one, is followe
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 
+from tkserver.ingest.active_applications import ActiveApplications, Application
 from tkserver.wire.batch import Steps
 
 T = TypeVar("T")
@@ -41,16 +42,13 @@ LONG_STEP = 0.005
 """CPU seconds. Few steps take longer: they decode very long values, and cannot be divided."""
 
 PAUSE_FACTOR = 100
-"""The pause of an application after a long step, as a multiple of its duration.
+"""The pause of an application after a long step, as a multiple of its duration, while others are active.
 
 Long steps then delay at most one in a hundred requests of other applications.
 """
 
 PAUSE_CHECK = 0.05
 """Seconds until the next attempt if all applications pause."""
-
-OTHERS_ACTIVE = 1.0
-"""Seconds. An application is alone if no other one has sent a request for this time. It needs no pauses then."""
 
 
 @dataclass(eq=False)
@@ -68,13 +66,11 @@ class _Share:
 
     :ivar used: CPU seconds that it has used, relative to the others.
     :ivar small: the computations on small bodies. They take turns with those on large bodies.
-    :ivar paused_until: the end of a pause, as a time of the reactor.
     """
 
     used: float
     small: deque[_Task[Any]] = field(default_factory=deque)
     large: deque[_Task[Any]] = field(default_factory=deque)
-    paused_until: float = 0.0
     is_small_next: bool = True
 
     def __len__(self) -> int:
@@ -91,17 +87,18 @@ class FairScheduler:
     """Runs computations: short ones immediately, and long ones in slices.
 
     :param clock: returns CPU seconds of the current thread, so that other processes do not cause pauses.
+    :param active: an application that is alone does not pause, and its slices are longer.
     """
 
-    def __init__(self, reactor: Any, clock: Callable[[], float]) -> None:
+    def __init__(self, reactor: Any, clock: Callable[[], float], active: ActiveApplications) -> None:
         self._reactor = reactor
         self._clock = clock
-        self._shares: dict[Hashable, _Share] = {}
+        self._active = active
+        self._shares: dict[Application, _Share] = {}
         self._call: IDelayedCall | None = None
         self._all_pause = False
-        self._latest_owner: Hashable = None
-        self._alone_since = 0.0
-        self._immediate: dict[Hashable, float] = {}
+        self._pauses: dict[Application, float] = {}  # their ends, as times of the reactor
+        self._immediate: dict[Application, float] = {}
         self._period_ends = 0.0
 
     @property
@@ -109,16 +106,14 @@ class FairScheduler:
         """The number of computations that are not finished."""
         return sum(map(len, self._shares.values()))
 
-    async def run(self, owner: Hashable, steps: Steps[T], *, small: bool) -> T:
+    async def run(self, owner: Application, steps: Steps[T], *, small: bool) -> T:
         """Run a computation on behalf of an application, and return its result.
 
         :param owner: the application.
         :param small: true if the computation is about a small body. It does not wait for large bodies then.
         """
         now = self._reactor.seconds()
-        if owner != self._latest_owner:
-            self._latest_owner, self._alone_since = owner, now
-        left = self._immediate_time(owner, now) if small or owner not in self._shares else 0.0
+        left = self._immediate_time(owner, now, small)
         if left > 0:
             deadline = now + left
             try:
@@ -132,20 +127,16 @@ class FairScheduler:
                 self._immediate[owner] = self._immediate.get(owner, 0.0) + self._reactor.seconds() - now
         return await self.enqueue(owner, steps, small=small)
 
-    def _immediate_time(self, owner: Hashable, now: float) -> float:
+    def _immediate_time(self, owner: Application, now: float, small: bool) -> float:
         """Return the CPU time that the application can use now without waiting for others."""
         if now >= self._period_ends:
             self._immediate.clear()
             self._period_ends = now + IMMEDIATE_PERIOD
-        if self._is_alone(owner, now):
-            return IMMEDIATE_TIME
-        return IMMEDIATE_TIME - self._immediate.get(owner, 0.0)
+        if self._active.is_alone(owner):
+            return IMMEDIATE_TIME if small or owner not in self._shares else 0.0
+        return IMMEDIATE_TIME - self._immediate.get(owner, 0.0) if small else 0.0
 
-    def _is_alone(self, owner: Hashable, now: float) -> bool:
-        """Return true if no other application has sent a request for some time."""
-        return owner == self._latest_owner and now - self._alone_since > OTHERS_ACTIVE
-
-    def enqueue(self, owner: Hashable, steps: Steps[T], *, small: bool = False) -> Deferred[T]:
+    def enqueue(self, owner: Application, steps: Steps[T], *, small: bool = False) -> Deferred[T]:
         """Run a computation in slices.
 
         :return: fires with the result. Cancelling it ends the computation.
@@ -171,29 +162,35 @@ class FairScheduler:
 
     def _run_slice(self) -> None:
         self._call = None
-        now = self._reactor.seconds()
-        ready = [item for item in self._shares.items() if item[1].paused_until <= now or self._is_alone(item[0], now)]
+        ready = [item for item in self._shares.items() if not self._is_paused(item[0])]
         if ready:
             self._run_next(*min(ready, key=lambda item: item[1].used))
         if self._shares and self._call is None:  # the result of a computation can start another one
             self._schedule(all_pause=not ready)
 
-    def _run_next(self, owner: Hashable, share: _Share) -> None:
+    def _run_next(self, owner: Application, share: _Share) -> None:
         """Run a slice of the next computation of an application."""
         queue = share.next_queue()
         task = queue[0]
         started = self._clock()
-        is_alone = self._is_alone(owner, self._reactor.seconds())
-        deadline = started + (ALONE_SLICE_TIME if is_alone else SLICE_TIME)
+        deadline = started + (ALONE_SLICE_TIME if self._active.is_alone(owner) else SLICE_TIME)
         finished = task.result.called or task.context.run(self._continue, task, deadline)
         duration = self._clock() - started
         share.used += duration
         if duration >= LONG_STEP:
-            share.paused_until = self._reactor.seconds() + PAUSE_FACTOR * duration
+            self._pause(owner, PAUSE_FACTOR * duration)
         if finished:
             queue.popleft()
             if not share:
                 del self._shares[owner]
+
+    def _is_paused(self, owner: Application) -> bool:
+        return self._pauses.get(owner, 0.0) > self._reactor.seconds() and not self._active.is_alone(owner)
+
+    def _pause(self, owner: Application, seconds: float) -> None:
+        now = self._reactor.seconds()
+        self._pauses = {paused: end for paused, end in self._pauses.items() if end > now}
+        self._pauses[owner] = now + seconds
 
     def _continue(self, task: _Task[Any], deadline: float) -> bool:
         """Run a computation until the deadline, and return true if it has ended."""

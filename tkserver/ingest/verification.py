@@ -197,8 +197,8 @@ class Verifier:
         require_candidates(state)
         if len(state.body) <= _LONG_BODY:
             return check_signature(state)
-        first = state.candidates[0]  # one application has one share, however its path is written
-        return self._scheduler.enqueue((str(first.org_id), str(first.app_id)), check_signature_in_steps(state))
+        application = state.candidates[0].application  # one application has one share, however its path is written
+        return self._scheduler.enqueue(application, check_signature_in_steps(state))
 
     def check_timestamp(self, state: VerificationState) -> VerificationState:
         text = state.header("x-timestamp") or ""

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from twisted.logger import globalLogPublisher
 
 from tkserver.config import InvalidSettings, Settings, variable
+from tkserver.ingest.active_applications import ActiveApplications
 from tkserver.ingest.committer import Committer, QueueLimits
 from tkserver.ingest.ingestion import Ingestion
 from tkserver.ingest.ledger import Ledger
@@ -74,12 +75,13 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
 
     duplicates = DuplicateCounts(pool, reactor)
     ledger, queue_limits = Ledger(duplicates.add), _queue_limits(settings)
-    committer = Committer(events, reactor, queue_limits, ledger)
-    scheduler, max_bytes = FairScheduler(reactor, time.thread_time), settings.ingest.max_body_bytes
+    active = ActiveApplications(clock)
+    committer = Committer(events, reactor, queue_limits, ledger, active)
+    scheduler, max_bytes = FairScheduler(reactor, time.thread_time, active), settings.ingest.max_body_bytes
     tolerance, limit = settings.ingest.timestamp_tolerance, _rate_limit(settings, redis, clock)
     verifier = Verifier(credentials, clock, tolerance, scheduler, limit)
     keeps_texts = settings.quarantine.days > 0
-    ingestion = Ingestion(verifier, scheduler, committer, last_used, ledger, max_bytes, keeps_texts=keeps_texts)
+    ingestion = Ingestion(verifier, scheduler, committer, last_used, ledger, active, max_bytes, keeps_texts=keeps_texts)
     proxies = TrustedProxies.from_names(settings.server.trusted_proxies)
     admission = IngestAdmission(committer.check_load, _auth_failures(settings, clock), proxies, clock)
     api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock, _closed_to_web_pages(settings))

@@ -36,6 +36,11 @@ class Credential:
     org_slug: str | None = None
     app_slug: str | None = None
 
+    @property
+    def application(self) -> tuple[int, int]:
+        """A dictionary key for the application. UUIDs are slower keys, because Python code hashes them."""
+        return self.org_id.int, self.app_id.int
+
 
 _SELECT = """
 SELECT t.id::text, t.org_id::text, t.app_id::text, t.token, t.secret, t.tier::text,

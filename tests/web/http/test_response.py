@@ -14,6 +14,7 @@ from twisted.internet.task import Clock
 
 from tests.support.client import batch
 from tests.support.events import make_event
+from tkserver.ingest.active_applications import ActiveApplications
 from tkserver.ingest.ingestion import Ingestion, IngestResult
 from tkserver.ingest.ledger import Ledger
 from tkserver.ingest.scheduler import FairScheduler
@@ -84,15 +85,16 @@ async def ingest(events: list[dict[str, Any]], outcome: Outcome) -> IngestResult
     async def submit(_: Submission) -> Outcome:
         return outcome
 
-    credential: Any = SimpleNamespace(has_quota=False)
+    credential: Any = SimpleNamespace(has_quota=False, application=(FIRST.int, SECOND.int))
     verifier: Any = SimpleNamespace(verify=verify)
     committer: Any = SimpleNamespace(submit=submit)
     last_used: Any = SimpleNamespace(record=lambda _: None)
     headers = {"content-type": "application/json", "x-timestamp": "1735732800"}
     request = IngestRequest(str(FIRST), str(SECOND), headers, RequestRecord(), {})
-    scheduler = FairScheduler(Clock(), time.monotonic)
-    ingestion = Ingestion(verifier, scheduler, committer, last_used, Ledger(), 10_000_000)
-    return await ingestion.ingest(VerificationState(request), batch(events))
+    active = ActiveApplications(time.monotonic)
+    scheduler = FairScheduler(Clock(), time.monotonic, active)
+    ingestion = Ingestion(verifier, scheduler, committer, last_used, Ledger(), active, 10_000_000)
+    return await ingestion.ingest(VerificationState(request, candidates=(credential,)), batch(events))
 
 
 # --- accepted batches
