@@ -24,7 +24,7 @@ from tkserver.server.supervisor import Supervisor
 
 PACKAGE = f"{ROOT / 'tkserver'}/"
 
-MAX_MODULES = 24
+MAX_MODULES = 25
 
 TRACES = 3
 """A module that is not in every trace was called by a timer."""

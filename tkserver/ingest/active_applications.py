@@ -24,7 +24,7 @@ class ActiveApplications:
         self._latest_since = -math.inf
 
     def note_request(self, application: Application) -> None:
-        """Note a request, which is known to be from this application."""
+        """Note a request whose signature is right."""
         if application != self._latest:
             self._latest_since = -math.inf if self._latest is None else self._clock()
             self._latest = application

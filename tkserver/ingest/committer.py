@@ -186,7 +186,7 @@ class Committer:
     """Accepts submissions and commits them in groups.
 
     :param ledger: counts the outcome of every submitted event.
-    :param active: an application that is alone does not pause.
+    :param active: gets to know each submission. An application that is alone does not pause.
     :ivar load: the load of all queues together.
     """
 
@@ -231,6 +231,7 @@ class Committer:
             client gets the result when it sends the events again.
         """
         pending = _Pending(submission, submission.size, submission.bytes)
+        self._active.note_request(submission.application)
         try:
             self.check_load()
             self._check_share(pending)

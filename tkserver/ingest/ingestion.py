@@ -8,7 +8,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 from twisted.internet.defer import Deferred
 
-from tkserver.ingest.active_applications import ActiveApplications
 from tkserver.ingest.committer import Committer
 from tkserver.ingest.ledger import Ledger
 from tkserver.ingest.scheduler import FairScheduler
@@ -59,7 +58,6 @@ class Ingestion:
 
     :param ledger: counts events when they are received; the committer counts the outcomes of those that are submitted.
     :param scheduler: runs long computations.
-    :param active: gets to know each verified request.
     :param max_body_bytes: the maximum size of a body after decompression.
     :param keeps_texts: true if the quarantine contains the texts of events.
     """
@@ -71,7 +69,6 @@ class Ingestion:
         committer: Committer,
         last_used: LastUsedTimes,
         ledger: Ledger,
-        active: ActiveApplications,
         max_body_bytes: int,
         *,
         keeps_texts: bool = True,
@@ -81,7 +78,6 @@ class Ingestion:
         self._committer = committer
         self._last_used = last_used
         self._ledger = ledger
-        self._active = active
         self._max_body_bytes = max_body_bytes
         self._keeps_texts = keeps_texts
 
@@ -109,7 +105,6 @@ class Ingestion:
             self._ledger.skip(await self._run(identified, body, self._count(request, body)))
             raise
         credential = verified.credential
-        self._active.note_request(credential.application)
         self._last_used.record(credential)
         batch, submission = await self._run(identified, body, self._read(verified))
         self._ledger.receive(batch)  # from here to the queue, nothing can be cancelled

@@ -81,7 +81,7 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     tolerance, limit = settings.ingest.timestamp_tolerance, _rate_limit(settings, redis, clock)
     verifier = Verifier(credentials, clock, tolerance, scheduler, limit)
     keeps_texts = settings.quarantine.days > 0
-    ingestion = Ingestion(verifier, scheduler, committer, last_used, ledger, active, max_bytes, keeps_texts=keeps_texts)
+    ingestion = Ingestion(verifier, scheduler, committer, last_used, ledger, max_bytes, keeps_texts=keeps_texts)
     proxies = TrustedProxies.from_names(settings.server.trusted_proxies)
     admission = IngestAdmission(committer.check_load, _auth_failures(settings, clock), proxies, clock)
     api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock, _closed_to_web_pages(settings))

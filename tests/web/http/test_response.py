@@ -93,7 +93,7 @@ async def ingest(events: list[dict[str, Any]], outcome: Outcome) -> IngestResult
     request = IngestRequest(str(FIRST), str(SECOND), headers, RequestRecord(), {})
     active = ActiveApplications(time.monotonic)
     scheduler = FairScheduler(Clock(), time.monotonic, active)
-    ingestion = Ingestion(verifier, scheduler, committer, last_used, Ledger(), active, 10_000_000)
+    ingestion = Ingestion(verifier, scheduler, committer, last_used, Ledger(), 10_000_000)
     return await ingestion.ingest(VerificationState(request, candidates=(credential,)), batch(events))
 
 
