@@ -6,12 +6,13 @@ All functions block. Those that change aggregates must be called in a transactio
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
+import numpy as np
 from pyroaring import BitMap
 
 from tkserver.insight import detail_store
@@ -19,7 +20,7 @@ from tkserver.insight.cells import DAY, ONE_ITEM, Cell, Delta, Key, LastTimes, s
 from tkserver.insight.changes import MAX_EVENTS, batch_of, cell_changes, details, last_times
 from tkserver.insight.days import iso, number_of
 from tkserver.insight.dictionary import all_segments, item_numbers, load_variety, segment_numbers
-from tkserver.insight.facts import SELECT, Fact, Segment, Topic, from_row
+from tkserver.insight.facts import SELECT, Facts, Row, Segment, Topic, app_of, day_of, facts_of, user_of
 from tkserver.insight.groups import Ints
 from tkserver.insight.histograms import decode, encode
 from tkserver.storage.blocking import Connection, chunks, copy_rows, rows, value, write_rows
@@ -148,23 +149,24 @@ def add_batch(
         rows(connection, _ADVANCE, max(final_id, progress.watermark), final_time)
         return None
     rows(connection, _ADD_APPS, progress.watermark, end)
-    facts = [from_row(row) for row in rows(connection, _BATCH, progress.watermark, end)]
-    add_facts(connection, facts, load_erased(connection))
+    events = rows(connection, _BATCH, progress.watermark, end)
+    add_events(connection, events, load_erased(connection))
     rows(connection, _ADVANCE, end, value(connection, _RECEIVED, end))
-    return len(facts)
+    return len(events)
 
 
-def add_facts(connection: Connection, facts: Iterable[Fact], is_erased: IsErased) -> None:
+def add_events(connection: Connection, events: Iterable[Row], is_erased: IsErased) -> None:
     """Add events to the aggregates of their applications, except those of erased users."""
     rows(connection, _PLAN)
-    by_app: defaultdict[int, list[Fact]] = defaultdict(list)
-    for fact in facts:
-        by_app[fact.app].append(fact)
+    by_app: defaultdict[int, list[Row]] = defaultdict(list)
+    for event in events:
+        by_app[app_of(event)].append(event)
     for app, own in by_app.items():
-        erased = is_erased(app, {fact.user_id for fact in own})
-        if kept := [fact for fact in own if fact.user_id not in erased]:
-            users = _number_users(connection, app, kept)
-            _change(connection, app, kept, users, 1)
+        if erased := is_erased(app, set(map(user_of, own))):
+            own = [event for event in own if user_of(event) not in erased]
+        if own:
+            facts = facts_of(own)
+            _change(connection, app, facts, _number_users(connection, app, facts), 1)
 
 
 _APP = "SELECT app, coalesce(watermark, %s) FROM insight_apps WHERE app_id = %s AND org_id = %s"
@@ -186,9 +188,8 @@ def remove_user(connection: Connection, app_id: str, org_id: str, user_id: str) 
         for number, first_day in rows(connection, _DELETE_USER, app, user_id):
             parameters = (app_id, org_id, user_id, watermark)
             for chunk in chunks(connection, _USER, *parameters, size=MAX_EVENTS, name="events_of_user"):
-                facts = [fact for fact in map(from_row, chunk) if fact.day >= edge]
-                if facts:
-                    _change(connection, app, facts, {user_id: number}, -1)
+                if events := [event for event in chunk if day_of(event) >= edge]:
+                    _change(connection, app, facts_of(events), np.full(len(events), number), -1)
             _move_first_days(connection, app, [(number, first_day, None)])
 
 
@@ -279,43 +280,55 @@ def rebuild_batch(
         rows(connection, _REBUILT, None, app)
         return None
     edge = _frozen_before(connection, app)
-    facts = [from_row(row) for row in rows(connection, _REBUILT_BATCH, done, end, app)]
-    add_facts(connection, [fact for fact in facts if fact.day >= edge], load_erased(connection))
+    events = rows(connection, _REBUILT_BATCH, done, end, app)
+    add_events(connection, [event for event in events if day_of(event) >= edge], load_erased(connection))
     rows(connection, _REBUILT, end, app)
-    return len(facts)
+    return len(events)
 
 
 # --- users
 
 
-def _number_users(connection: Connection, app: int, facts: list[Fact]) -> dict[str, int]:
-    """Return the numbers of the users of events, and record the days of their first and last events."""
-    days: dict[str, tuple[int, int]] = {}
-    for fact in facts:
-        first, last = days.get(fact.user_id, (fact.day, fact.day))
-        days[fact.user_id] = min(first, fact.day), max(last, fact.day)
-    known = {user: known for user, *known in rows(connection, _USERS, app, list(days))}
+def _number_users(connection: Connection, app: int, facts: Facts) -> Ints:
+    """Return the number of the user of each event, and record the days of the first and last events of users."""
+    position = {user: position for position, user in enumerate(dict.fromkeys(facts.users))}
+    event_of = np.fromiter(map(position.__getitem__, facts.users), np.int64, len(facts.users))
+    first, last = _first_and_last(facts.days, event_of, len(position))
+    known = {user: known for user, *known in rows(connection, _USERS, app, list(position))}
     next_number = value(connection, _NEXT_USER, app)
-    numbers: dict[str, int] = {}
-    changed: list[tuple[Any, ...]] = []
+    numbers: list[int] = []
+    changed: list[tuple[str, int, int, int]] = []
     moves: list[tuple[int, int | None, int]] = []
-    for user, (first, last) in days.items():
-        number, old_first, old_last = known.get(user, (next_number, None, None))
-        numbers[user] = number
-        next_number += user not in known
-        if old_first is None or first < old_first:
-            moves.append((number, old_first, first))
-        new_first, new_last = (
-            min(first, first if old_first is None else old_first),
-            max(last, last if old_last is None else old_last),
-        )
-        if (new_first, new_last) != (old_first, old_last):
-            changed.append((user, number, new_first, new_last))
+    for user, new_first, new_last in zip(position, first, last, strict=True):
+        if user not in known:
+            numbers.append(next_number)
+            moves.append((next_number, None, new_first))
+            changed.append((user, next_number, new_first, new_last))
+            next_number += 1
+            continue
+        number, old_first, old_last = known[user]
+        numbers.append(number)
+        if new_first < old_first:
+            moves.append((number, old_first, new_first))
+        if new_first < old_first or new_last > old_last:
+            changed.append((user, number, min(new_first, old_first), max(new_last, old_last)))
     if changed:
         rows(connection, _WRITE_USERS, app, *map(list, zip(*changed, strict=True)))
         rows(connection, _SET_NEXT_USER, next_number, app)
     _move_first_days(connection, app, moves)
-    return numbers
+    return np.array(numbers, np.int64)[event_of]
+
+
+def _first_and_last(days: Ints, group: Ints, groups: int) -> tuple[list[int], list[int]]:
+    """Return the first and the last day of each group.
+
+    :param group: of each day; each group has at least one.
+    """
+    first = np.full(groups, np.iinfo(np.int64).max)
+    last = np.full(groups, np.iinfo(np.int64).min)
+    np.minimum.at(first, group, days)
+    np.maximum.at(last, group, days)
+    return first.tolist(), last.tolist()
 
 
 def _move_first_days(connection: Connection, app: int, moves: Iterable[tuple[int, int | None, int | None]]) -> None:
@@ -344,17 +357,16 @@ def _move_first_days(connection: Connection, app: int, moves: Iterable[tuple[int
 # --- cells
 
 
-def _change(connection: Connection, app: int, facts: list[Fact], users: dict[str, int], sign: int) -> None:
+def _change(connection: Connection, app: int, facts: Facts, users: Ints, sign: int) -> None:
     """Add events to the aggregates, or remove all events of their users from them.
 
+    :param users: the number of the user of each event.
     :param sign: 1 to add, -1 to remove.
     """
-    profiles = Counter((fact.day, fact.profile) for fact in facts)
-    variety = load_variety(connection, app, profiles)
-    limited = {(day, profile): variety.limit(day, profile) for day, profile in profiles}
-    segments = segment_numbers(connection, app, {profile.segment for profile in limited.values()})
-    items = item_numbers(connection, app, {item for profile in limited.values() for item in profile.items})
-    batch = batch_of(facts, users, limited, segments, items)
+    profiles, profile_of = load_variety(connection, app, facts).limit_all(facts)
+    segments = segment_numbers(connection, app, {profile.segment for profile in profiles})
+    items = item_numbers(connection, app, {item for profile in profiles for item in profile.items})
+    batch = batch_of(facts, users, profiles, profile_of, segments, items)
     edge = _frozen_before(connection, app)
     _change_cells(connection, app, cell_changes(batch), sign, edge)
     detail_store.change(connection, app, details(batch), sign, edge)

@@ -9,11 +9,12 @@ from functools import partial
 from uuid import UUID
 
 from tkserver.insight import aggregation
+from tkserver.insight.changes import MAX_EVENTS
 from tkserver.insight.facts import DEFINITIONS
 from tkserver.storage.blocking import Connection, rows, transaction, value
 from tkserver.storage.erasures import LOAD_ERASED_USERS, ErasedUsers
 
-BATCH = 20_000
+BATCH = MAX_EVENTS
 """Events in one transaction."""
 
 REBUILT_BATCHES = 5

@@ -61,7 +61,7 @@ STATE_INTERVAL = 1.0
 PROGRESS_INTERVAL = 10.0
 """Seconds between two messages about the progress of a long aggregation."""
 
-LONG = 2 * aggregator.BATCH
+LONG = 40_000
 """Events. The progress of an aggregation of more events is reported."""
 
 MIN_RETRY_DELAY, MAX_RETRY_DELAY = 0.5, 10.0

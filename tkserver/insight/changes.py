@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from tkserver.insight.cells import DAY, ONE_ITEM, WEEK, WITH_CI, WITHOUT_CI, Delta, Key, bitmap
 from tkserver.insight.days import week_of
-from tkserver.insight.facts import Fact, ItemKey, Profile, Segment, Topic
+from tkserver.insight.facts import Facts, ItemKey, Profile, Segment, Topic
 from tkserver.insight.groups import Groups, Ints, group_events
 from tkserver.insight.histograms import buckets
 
@@ -46,41 +46,38 @@ class Batch(NamedTuple):
 
 
 def batch_of(
-    facts: Sequence[Fact],
-    users: Mapping[str, int],
-    limited: Mapping[tuple[int, Profile], Profile],
+    facts: Facts,
+    users: Ints,
+    profiles: Sequence[Profile],
+    profile_of: Ints,
     segments: Mapping[Segment, int],
     items: Mapping[tuple[int, ItemKey], int],
 ) -> Batch:
     """Return events in columns.
 
-    :param users: numbers of users.
-    :param limited: the profile that represents a profile on a day.
+    :param users: the number of the user of each event.
+    :param profiles: the profiles with which events count.
+    :param profile_of: the position of the profile of each event.
     :param segments: numbers of segments.
     :param items: numbers of items.
     """
-    numbers = {profile: number for number, profile in enumerate(dict.fromkeys(limited.values()))}
-    number_of = {key: numbers[profile] for key, profile in limited.items()}
-    profiles = np.array([number_of[fact.day, fact.profile] for fact in facts], np.int64)
-    topics = [[topic for topic, _ in profile.items] for profile in numbers]
-    item_numbers = [[items[item] for item in profile.items] for profile in numbers]
-    item_events, entries = _expand(profiles, np.array(list(map(len, topics)), np.int64))
-    _, _, happened, days, adjusted, lateness, durations, _ = zip(*facts, strict=True)
-    milliseconds = np.array(durations, np.float64)
+    topics = [[topic for topic, _ in profile.items] for profile in profiles]
+    numbers = [[items[item] for item in profile.items] for profile in profiles]
+    item_events, entries = _expand(profile_of, np.array(list(map(len, topics)), np.int64))
     return Batch(
-        np.array(days, np.int64),
-        np.array([segments[profile.segment] for profile in numbers], np.int64)[profiles],
-        np.array([profile.segment.ci for profile in numbers], np.bool_)[profiles],
-        np.array([users[fact.user_id] for fact in facts], np.int64),
-        np.array(happened, np.int64),
-        np.array([profile.outcome is not None for profile in numbers], np.int64)[profiles],
-        np.array([profile.outcome is False for profile in numbers], np.int64)[profiles],
-        np.where(milliseconds >= 0, buckets(milliseconds), -1),
-        buckets(np.array(lateness, np.float64)),
-        np.array(adjusted, np.bool_),
+        facts.days,
+        np.array([segments[profile.segment] for profile in profiles], np.int64)[profile_of],
+        np.array([profile.segment.ci for profile in profiles], np.bool_)[profile_of],
+        users,
+        facts.happened,
+        np.array([profile.outcome is not None for profile in profiles], np.int64)[profile_of],
+        np.array([profile.outcome is False for profile in profiles], np.int64)[profile_of],
+        np.where(facts.durations >= 0, buckets(facts.durations), -1),
+        buckets(facts.lateness),
+        facts.are_adjusted,
         item_events,
         np.array([topic for own in topics for topic in own], np.int64)[entries],
-        np.array([item for own in item_numbers for item in own], np.int64)[entries],
+        np.array([number for own in numbers for number in own], np.int64)[entries],
     )
 
 

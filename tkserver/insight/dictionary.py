@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping, Set
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeAlias
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
 from tkserver.insight.cells import DAY, ONE_ITEM, WITH_CI, WITHOUT_CI
 from tkserver.insight.days import iso
-from tkserver.insight.facts import ItemKey, Profile, Segment, Topic
+from tkserver.insight.facts import Facts, ItemKey, Profile, Segment, Topic
 from tkserver.storage.blocking import Connection, rows, write_rows
 
 MAX_VALUES = 200
@@ -94,71 +95,108 @@ class Variety:
     """Limits the number of values on each day: values beyond the limit are replaced by ``OTHER``.
 
     A value that is counted on a day stays counted on that day, whatever follows.
-
-    :param unlimited: the days and dimensions of which all values are counted.
     """
 
-    def __init__(self, unlimited: Set[Scope] = frozenset()) -> None:
-        self._unlimited = unlimited
-        self._admitted: dict[Scope, set[Value]] = {}
+    def __init__(self) -> None:
+        self._replaced: defaultdict[int, dict[Dimension, set[Value]]] = defaultdict(dict)  # by day
 
     def admit(self, scope: Scope, counted: set[Value], room: int, candidates: Iterable[Value]) -> None:
-        """Admit the values that are counted already, and others as long as there is room.
+        """Admit the values that are counted already, and others as long as there is room. Replace the rest.
 
         :param room: the number of other values.
         :param candidates: the most frequent first.
         """
-        new = [value for value in candidates if value not in counted and OTHER not in (value, *value[-1:])]
-        self._admitted[scope] = counted.union(new[: max(0, room)])
+        day, dimension = scope
+        new = [value for value in candidates if value not in counted]
+        admitted = [value for value in new if OTHER not in (value, *value[-1:])][: max(0, room)]
+        if replaced := set(new).difference(admitted):
+            self._replaced[day][dimension] = replaced
 
     def limit(self, day: int, profile: Profile) -> Profile:
         """Return the profile that represents a profile."""
-        if all((day, dimension) in self._unlimited for dimension, _ in _values(profile)):
+        replaced = self._replaced[day]
+        if not any(value in replaced[dimension] for dimension, value in _values(profile) if dimension in replaced):
             return profile
-        items = tuple((topic, self._item(day, topic, key)) for topic, key in profile.items)
-        return Profile(self._segment(day, profile.segment), tuple(dict.fromkeys(items)), profile.outcome)
+        ci, *names = profile.segment
+        values = [
+            OTHER if name in replaced.get(dimension, ()) else name
+            for dimension, name in zip(_NAMES, names, strict=True)
+        ]
+        limited = [
+            (topic, _other(topic, key) if key in replaced.get(topic, ()) else key) for topic, key in profile.items
+        ]
+        return Profile(Segment(ci, *values), tuple(dict.fromkeys(limited)), profile.outcome)
 
-    def _segment(self, day: int, segment: Segment) -> Segment:
-        ci, version, os, arch = segment
-        value = partial(self._value, day)
-        return Segment(ci, value("version", version), value("os", os), value("arch", arch))
+    def limit_all(self, facts: Facts) -> tuple[list[Profile], npt.NDArray[np.int64]]:
+        """Return the profiles that represent the profiles of events, and the position of the profile of each event."""
+        profiles, profile_of = list(facts.profiles), facts.profile_of.copy()
+        positions: dict[Profile, int] = {}
+        for day in self._replaced:
+            events = np.flatnonzero(facts.days == day)
+            found, event_of = np.unique(facts.profile_of[events], return_inverse=True)
+            limited = [self.limit(day, facts.profiles[number]) for number in found]
+            for profile in limited:
+                if profile not in positions:
+                    positions[profile] = len(profiles)
+                    profiles.append(profile)
+            profile_of[events] = np.array([positions[profile] for profile in limited], np.int64)[event_of]
+        used, profile_of = np.unique(profile_of, return_inverse=True)
+        return [profiles[number] for number in used], profile_of
 
-    def _item(self, day: int, topic: Topic, key: ItemKey) -> ItemKey:
-        if (day, topic) in self._unlimited or key in self._admitted[day, topic]:
-            return key
-        return (key[0], OTHER) if topic == Topic.NAME else (OTHER,) * len(key)
 
-    def _value(self, day: int, dimension: str, value: str) -> str:
-        counted = (day, dimension) in self._unlimited or value in self._admitted[day, dimension]
-        return value if counted else OTHER
+def _other(topic: Topic, key: ItemKey) -> ItemKey:
+    return (key[0], OTHER) if topic == Topic.NAME else (OTHER,) * len(key)
 
 
-def load_variety(connection: Connection, app: int, profiles: Counter[tuple[int, Profile]]) -> Variety:
-    """Return the limits of the days on which events happened.
-
-    :param profiles: the number of events by day and profile.
-    """
-    counts: defaultdict[Scope, Counter[Value]] = defaultdict(Counter)
-    for (day, profile), events in profiles.items():
-        for dimension, value in _values(profile):
-            counts[day, dimension][value] += events
-    days = {day for day, _ in profiles}
+def load_variety(connection: Connection, app: int, facts: Facts) -> Variety:
+    """Return the limits of the days on which events happened."""
+    days = set(facts.days.tolist())
     stored = _stored_segment_values(connection, app, days)
     numbers = {scope: len(values) for scope, values in stored.items()} | _numbers_of_items(connection, app, days)
-    unlimited = {scope for scope, new in counts.items() if len(new) + numbers.get(scope, 0) <= MAX_VALUES}
-    limited = {scope: new for scope, new in counts.items() if scope not in unlimited}
+    counts = _count_values(facts, _possibly_limited(facts.profiles, days, numbers))
+    limited = {scope: new for scope, new in counts.items() if len(new) + numbers.get(scope, 0) > MAX_VALUES}
     stored.update(_stored_items(connection, app, limited))
-    variety = Variety(unlimited)
+    variety = Variety()
     for scope, new in limited.items():
         most_frequent = sorted(new, key=lambda value, new=new: (-new[value], value))  # type: ignore[misc]
         variety.admit(scope, stored.get(scope, set()), MAX_VALUES - numbers.get(scope, 0), most_frequent)
     return variety
 
 
+def _possibly_limited(profiles: Sequence[Profile], days: set[int], numbers: Mapping[Scope, int]) -> set[Scope]:
+    """Return the days and dimensions that exceed the limit if all values of all events are on each day."""
+    values: defaultdict[Dimension, set[Value]] = defaultdict(set)
+    for profile in profiles:
+        for dimension, value in _values(profile):
+            values[dimension].add(value)
+    return {
+        (day, dimension)
+        for dimension, new in values.items()
+        for day in days
+        if len(new) + numbers.get((day, dimension), 0) > MAX_VALUES
+    }
+
+
+def _count_values(facts: Facts, scopes: set[Scope]) -> dict[Scope, Counter[Value]]:
+    """Return the number of events by value, for some days and dimensions."""
+    counts: defaultdict[Scope, Counter[Value]] = defaultdict(Counter)
+    if not scopes:
+        return counts
+    pairs, events = np.unique(facts.days * len(facts.profiles) + facts.profile_of, return_counts=True)
+    for pair, number in zip(pairs.tolist(), events.tolist(), strict=True):
+        day, position = divmod(pair, len(facts.profiles))
+        for dimension, value in _values(facts.profiles[position]):
+            if (day, dimension) in scopes:
+                counts[day, dimension][value] += number
+    return counts
+
+
 def _values(profile: Profile) -> list[tuple[Dimension, Value]]:
     """Return the values whose number is limited, each with its dimension."""
-    _, version, os, arch = profile.segment
-    return [("version", version), ("os", os), ("arch", arch), *profile.items]
+    return [*zip(_NAMES, profile.segment[1:], strict=True), *profile.items]
+
+
+_NAMES = ("version", "os", "arch")
 
 
 def _stored_segment_values(connection: Connection, app: int, days: Collection[int]) -> dict[Scope, set[Value]]:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 DEFINITIONS = 2
 """The version of the definitions. If it changes, servers rebuild all aggregates."""
@@ -43,7 +49,7 @@ CROSS JOIN LATERAL (
                 THEN e.received_at ELSE e.timestamp END AS happened
 ) AS t
 """
-"""Selects the parameters of :func:`from_row`. A ``WHERE`` clause follows."""
+"""Selects the rows for :func:`facts_of`. A ``WHERE`` clause follows."""
 
 ItemKey = tuple[str, ...]
 
@@ -88,36 +94,67 @@ class Profile(NamedTuple):
     outcome: bool | None
 
 
-class Fact(NamedTuple):
-    """An event, as the statistics see it.
+@dataclass(frozen=True)
+class Facts:
+    """Events of one application in columns, as the statistics see them.
 
-    :ivar app: the number of its application in ``insight_apps``.
+    :ivar users: the ids of their users.
     :ivar happened: microseconds since 1970.
-    :ivar day: days since 1970-01-01, in the time zone of the application.
-    :ivar adjusted: true if the clock of the client was implausible.
+    :ivar days: days since 1970-01-01, in the time zone of the application.
+    :ivar are_adjusted: true where the clock of the client was implausible.
     :ivar lateness: in seconds.
-    :ivar duration: in milliseconds; negative if it has none.
+    :ivar durations: in milliseconds; negative if an event has none.
+    :ivar profiles: all profiles of the events. Some may be equal.
+    :ivar profile_of: the position of the profile of each event in ``profiles``.
     """
 
-    app: int
-    user_id: str
-    happened: int
-    day: int
-    adjusted: bool
-    lateness: float
-    duration: float
-    profile: Profile
+    users: Sequence[str]
+    happened: npt.NDArray[np.int64]
+    days: npt.NDArray[np.int64]
+    are_adjusted: npt.NDArray[np.bool_]
+    lateness: npt.NDArray[np.float64]
+    durations: npt.NDArray[np.float64]
+    profiles: Sequence[Profile]
+    profile_of: npt.NDArray[np.int64]
 
 
-def from_row(row: tuple[Any, ...]) -> Fact:
-    """Return the fact that a row of :data:`SELECT` contains."""
-    app, user_id, happened, day, adjusted, late, duration = row[:7]
-    duration = -1.0 if duration is None else duration
-    return Fact(app, user_id, happened, day, adjusted, late, duration, profile_of(*row[7:]))
+Row = tuple[Any, ...]
+"""A row that :data:`SELECT` returns."""
+
+app_of = itemgetter(0)
+"""Returns the number of the application in ``insight_apps`` from a row."""
+
+user_of = itemgetter(1)
+"""Returns the id of the user from a row."""
+
+day_of = itemgetter(3)
+"""Returns the day from a row, as in :class:`Facts`."""
+
+_VALUES = slice(7, None)
+
+
+def facts_of(rows: Sequence[Row]) -> Facts:
+    """Return the facts that rows of one application contain.
+
+    :param rows: at least one.
+    """
+    _, users, happened, days, adjusted, lateness, durations = zip(*(row[:7] for row in rows), strict=True)
+    numbers: dict[Row, int] = {}
+    profile_of = [numbers.setdefault(row[_VALUES], len(numbers)) for row in rows]
+    return Facts(
+        users,
+        np.array(happened, np.int64),
+        np.array(days, np.int64),
+        np.array(adjusted, np.bool_),
+        np.array(lateness, np.float64),
+        np.nan_to_num(np.array(durations, np.float64), nan=-1),  # None becomes NaN
+        [profile_with(*values) for values in numbers],
+        np.array(profile_of, np.int64),
+    )
 
 
 @lru_cache(maxsize=20_000)
-def profile_of(
+def profile_with(
     ci: bool,
     version: str,
     os: str,
@@ -172,6 +209,7 @@ def flag_names(flags: list[Any]) -> set[str]:
     return {clean(flag.partition("=")[0]) for flag in flags if isinstance(flag, str) and flag.startswith("-")}
 
 
+@lru_cache(maxsize=10_000)
 def clean(text: str) -> str:
     """Return a text that is safe to print, of limited length."""
     if text.isascii() and text.isprintable() and len(text) <= MAX_TEXT:

@@ -118,6 +118,8 @@ def copy_rows(connection: Connection, table: str, columns: Sequence[str], values
 
 def _copied(value: object) -> str:
     """Return a value in the text format of ``COPY``."""
+    if isinstance(value, int):
+        return str(value)
     if value is None:
         return r"\N"
     if isinstance(value, bytes):
