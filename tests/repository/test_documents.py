@@ -22,7 +22,7 @@ from click.testing import CliRunner
 from tests.support.blocking_client import post_batch
 from tests.support.client import App, batch
 from tests.support.cluster import installations
-from tests.support.command import PROGRAM, Command
+from tests.support.command import PROGRAM, Command, subcommands
 from tests.support.database import Database, DatabaseServer
 from tests.support.documents import DOCS, DOCUMENTS, anchors_of, blocks_of, code_of, links_of, missing_in, text_of
 from tests.support.events import make_event
@@ -277,7 +277,7 @@ def test_every_setting_is_listed() -> None:
 
 def commands(group: click.Group = main, name: str = "tkserver") -> Iterator[tuple[str, click.Command]]:
     """Yield all commands that are not groups, with their full names."""
-    for command_name, command in group.commands.items():
+    for command_name, command in subcommands(group).items():
         if isinstance(command, click.Group):
             yield from commands(command, f"{name} {command_name}")
         else:

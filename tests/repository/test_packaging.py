@@ -21,6 +21,7 @@ import click
 import pytest
 
 from tests.support.blocking_client import get_json, is_ready
+from tests.support.command import subcommands
 from tests.support.process import Twistd, environment
 from tests.support.pyproject import runtime_requirements
 from tests.support.source import ROOT, copy_tracked
@@ -212,7 +213,7 @@ def test_installed_server_is_independent_of_the_checkout(programs: Path) -> None
 def test_every_command_is_in_the_session() -> None:
     """The session below uses each operator command."""
     words = [command.split() for command in COMMANDS]
-    for name, command in main.commands.items():
+    for name, command in subcommands(main).items():
         if isinstance(command, click.Group):
             assert set(command.commands) <= {rest[0] for group, *rest in words if group == name}
         else:

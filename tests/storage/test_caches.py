@@ -21,7 +21,7 @@ from tests.support.waiting import until
 from tkserver.storage.caches import LIFETIME, MAX_LOOKUPS, CredentialCache, ErasedUserCache
 from tkserver.storage.changes import ChangeListener
 from tkserver.storage.credentials import Credential, CredentialStore
-from tkserver.storage.erasures import ErasedUsers
+from tkserver.storage.erased_users import ErasedUsers
 from tkserver.storage.errors import Unavailable
 from tkserver.storage.pool import Pool
 

@@ -14,7 +14,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from tests.support.events import make_event
-from tkserver.storage.erasures import ErasedUsers, user_hash
+from tkserver.storage.erased_users import ErasedUsers, user_hash
 from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, Inseparable, Unavailable
 from tkserver.storage.event_store import CommitRecord, CommitResult, EventStore
 from tkserver.storage.events import Outcome, Submission

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from tests.support.command import subcommands
 from tests.support.source import ROOT
 from tkserver.cli.main import main
 
@@ -49,7 +50,7 @@ def missing_in(code: str) -> set[str]:
     """Return the commands in a text that do not exist."""
     missing: set[str] = set()
     for name, subcommand in _COMMAND.findall(code):
-        command = main.commands.get(name)
+        command = subcommands(main).get(name)
         if command is None:
             missing.add(name)
         elif isinstance(command, click.Group) and subcommand and subcommand not in command.commands:

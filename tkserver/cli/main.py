@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import click
 
 from tkserver import __version__
-from tkserver.cli.apps import apps
-from tkserver.cli.demo import demo
-from tkserver.cli.erase import erase
 from tkserver.cli.exit_codes import CommandGroup
-from tkserver.cli.export import export
-from tkserver.cli.maintenance import check, migrate
-from tkserver.cli.orgs import orgs
-from tkserver.cli.prune import prune
-from tkserver.cli.quarantine import quarantine
-from tkserver.cli.send import send
-from tkserver.cli.stats import stats
-from tkserver.cli.tokens import tokens
+
+_MODULES = {
+    "apps": "apps",
+    "check": "maintenance",
+    "demo": "demo",
+    "erase": "erase",
+    "export": "export",
+    "migrate": "maintenance",
+    "orgs": "orgs",
+    "prune": "prune",
+    "quarantine": "quarantine",
+    "send": "send",
+    "stats": "stats",
+    "tokens": "tokens",
+}
+"""The module of each command, in this package."""
+
+
+class _Commands(CommandGroup):
+    """All commands. Their modules are imported only when they are needed: some need half a second."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return list(_MODULES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in _MODULES:
+            return None
+        command: click.Command = getattr(import_module(f"tkserver.cli.{_MODULES[cmd_name]}"), cmd_name)
+        return command
 
 
 @click.group(
-    cls=CommandGroup,
+    cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
         "The settings are those of the server: environment variables that begin with TK__, or a .env file. To start"
@@ -31,7 +51,3 @@ from tkserver.cli.tokens import tokens
 @click.version_option(__version__, prog_name="tkserver")
 def main() -> None:
     """Manage a tkserver: its applications, their tokens and their events."""
-
-
-for command in (apps, orgs, tokens, send, demo, export, quarantine, erase, prune, stats, migrate, check):
-    main.add_command(command)

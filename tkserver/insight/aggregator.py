@@ -12,7 +12,7 @@ from tkserver.insight import aggregation
 from tkserver.insight.changes import MAX_EVENTS
 from tkserver.insight.facts import DEFINITIONS
 from tkserver.storage.blocking import Connection, rows, transaction, value
-from tkserver.storage.erasures import LOAD_ERASED_USERS, ErasedUsers
+from tkserver.storage.erased_users import LOAD_ERASED_USERS, ErasedUsers
 
 BATCH = MAX_EVENTS
 """Events in one transaction."""

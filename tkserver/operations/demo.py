@@ -19,7 +19,7 @@ from tkserver.operations.apps import create_app, find_app
 from tkserver.operations.exceptions import InvalidArgument, UnknownObject
 from tkserver.operations.models import App
 from tkserver.storage.blocking import Connection, copy_in, rows, transaction, value
-from tkserver.storage.erasures import LOAD_ERASED_USERS, ErasedUsers
+from tkserver.storage.erased_users import LOAD_ERASED_USERS, ErasedUsers
 from tkserver.storage.errors import Collision, DuplicateKey
 
 APP_NAME = "sample-cli"

@@ -15,7 +15,7 @@ from tkserver.operations.models import App
 from tkserver.operations.paced import Clock, PacedTransactions, Sleep
 from tkserver.storage.blocking import Connection, rows, transaction, value
 from tkserver.storage.changes import PROPAGATION_TIME
-from tkserver.storage.erasures import user_hash
+from tkserver.storage.erased_users import user_hash
 from tkserver.wire.event import USER_ID_PREFIXES
 
 MAX_USER_ID_LENGTH = 255

@@ -21,7 +21,8 @@ from tkserver.deferreds import SharedDeferred
 from tkserver.storage import credentials, erasures
 from tkserver.storage.changes import ChangeListener
 from tkserver.storage.credentials import Credential, CredentialStore
-from tkserver.storage.erasures import ErasedUsers, ErasureStore
+from tkserver.storage.erased_users import ErasedUsers
+from tkserver.storage.erasures import ErasureStore
 from tkserver.storage.errors import StorageError
 from tkserver.storage.periodic import PeriodicWriter
 from tkserver.wire.ids import PathId

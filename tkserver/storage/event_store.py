@@ -11,7 +11,8 @@ import msgspec
 from msgspec.structs import replace
 
 from tkserver.storage.caches import ErasedUserCache
-from tkserver.storage.erasures import ErasedUsers, ErasureStore
+from tkserver.storage.erased_users import ErasedUsers
+from tkserver.storage.erasures import ErasureStore
 from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, Inseparable, StorageError
 from tkserver.storage.events import ALL_STORED, Outcome, Row, Submission
 from tkserver.storage.pool import READ_COMMITTED, Execute, JsonLiteral, Pool
