@@ -49,6 +49,8 @@ if __name__ == "__main__":  # the tests import this module
         packages=[*find_packages(include=["tkserver", "tkserver.*"]), "twisted.plugins"],
         # Without package_dir, an editable install of a flat layout hides the plug-in from twistd.
         package_dir={"": "."},
-        package_data={"tkserver": ["py.typed", "examples/*.sh"]},
+        package_data={
+            "tkserver": ["py.typed", "examples/*.sh", "web/dashboard/templates/*.html", "web/dashboard/static/*"]
+        },
         cmdclass={"build_py": BuildWithSchema},
     )

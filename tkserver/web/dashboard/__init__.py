@@ -1,0 +1,1 @@
+"""The dashboard: pages that show the statistics, rendered on the server."""

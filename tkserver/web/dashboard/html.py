@@ -1,0 +1,65 @@
+"""HTML responses of the dashboard: templates, and the headers that protect pages."""
+
+from __future__ import annotations
+
+from functools import cache
+from hashlib import blake2b
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from tkserver.web.http.response import NO_STORE, Response
+
+HEADERS = {
+    # There is no script, and no inline style: charts are SVG elements with classes.
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self';"
+    " base-uri 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Vary": "Cookie, Accept-Language",
+}
+"""The headers of all pages. They allow nothing from other hosts, no scripts, and no frames."""
+
+STYLE = "style.css"
+"""The style sheet of all pages."""
+
+
+@cache
+def environment() -> Environment:
+    """Return the environment of all templates. It escapes all values."""
+    loader = PackageLoader("tkserver.web.dashboard")
+    result = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    result.globals["style"] = f"/dashboard/static/{static_version(STYLE)}/{STYLE}"
+    return result
+
+
+@cache
+def static_file(name: str) -> bytes:
+    """Return the contents of a static file."""
+    return files("tkserver.web.dashboard").joinpath("static", name).read_bytes()
+
+
+@cache
+def static_version(name: str) -> str:
+    """Return a part of the URL of a static file that changes with its contents, so that browsers can keep it."""
+    return blake2b(static_file(name), digest_size=6).hexdigest()
+
+
+def page(template: str, status: int = 200, **values: object) -> Response:
+    """Return a page.
+
+    :param template: the name of a file in ``templates/``.
+    :param values: of the variables in the template.
+    """
+    text = environment().get_template(template).render(values)
+    return Response(status, text.encode(), HEADERS, content_type="text/html; charset=utf-8", cache_control=NO_STORE)
+
+
+def redirect(location: str) -> Response:
+    """Return a redirect to a page that is then requested with GET."""
+    return Response(303, b"", {**HEADERS, "Location": location}, content_type="text/html; charset=utf-8")
