@@ -258,7 +258,7 @@ class NaiveStatistics:
         }
 
     def _days_to_half(self, version: str, released: date, order: list[str]) -> int | None:
-        if released < self.first - timedelta(180):
+        if released < self.first - timedelta(120):
             return None
         later = set(order[order.index(version) :])
         for age in range((self.last - released).days + 1):

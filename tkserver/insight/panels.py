@@ -44,7 +44,7 @@ VERDICT_DURATIONS = 200
 FALSE_DISCOVERY_RATE = 0.05
 
 ADOPTION_WINDOW = 7
-ADOPTION_LOOKBACK = 180
+ADOPTION_LOOKBACK = 120
 """Days before the period in which a version may have been released to have a number of days to half."""
 
 
@@ -215,15 +215,12 @@ def _days_to_half(
     days: dict[int, version_use.Users], first_days: dict[str, int], order: list[str], first: int, last: int
 ) -> dict[str, int]:
     """Return after how many days at least half of the active users used a version or a later one."""
-    waiting = [version for version in order if first_days[version] >= first]
+    waiting = {rank: version for rank, version in enumerate(order) if first_days[version] >= first}
     result: dict[str, int] = {}
-    for day, users in version_use.rolling(days, first, last, ADOPTION_WINDOW):
-        counts = {version: len(own) for version, own in users.items()}
-        total = sum(counts.values())
-        later = 0
-        for version in reversed(order):
-            later += counts.get(version, 0)
-            if version in waiting and version not in result and day >= first_days[version] and 2 * later >= total > 0:
+    for day, counts in version_use.rolling(days, order, first, last, ADOPTION_WINDOW):
+        later = np.cumsum(counts[::-1])[::-1]  # users of each version or a later one
+        for rank, version in waiting.items():
+            if version not in result and day >= first_days[version] and 2 * later[rank] >= later[0] > 0:
                 result[version] = day - first_days[version]
     return result
 

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from datetime import date
 from functools import cached_property
+from struct import Struct
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,11 +88,26 @@ WITH cells AS (
 SELECT item, max(start) - date '1970-01-01' FROM candidates GROUP BY item
 """
 
+# One value contains all rows, because each row and each column takes longer to read than a small set of users.
 _VERSION_DAYS = """
-SELECT start - date '1970-01-01', segment, events, users, superseded FROM insight_cells
+SELECT string_agg(
+    int4send(start - date '1970-01-01') || int4send(segment) || int4send(events)
+        || int4send(octet_length(users)) || int4send(coalesce(octet_length(superseded), 0))
+        || users || coalesce(superseded, ''), '')
+FROM insight_cells
 WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start >= %s AND start <= %s
     AND item = %s AND users IS NOT NULL
 """
+_VERSION_DAY = Struct(">iiiii")
+
+_SUMS = """
+SELECT int4send(item) || int4send(events) || int4send(outcomes) || int4send(failures) || int4send(user_count),
+    users, {durations}
+FROM insight_cells
+WHERE app = %s AND topic = %s AND period = %s AND segment = ANY (%s) AND start >= %s AND start <= %s
+    AND item = ANY (%s)
+"""
+_SUM = Struct(">iiiii")
 
 
 class Span(NamedTuple):
@@ -296,8 +312,10 @@ class Reader:
         users: defaultdict[int, list[BitMap]] = defaultdict(list)
         histograms: defaultdict[int, list[bytes]] = defaultdict(list)
         for span in spans:
-            for row in self._stored_cells(topic, span, segments, items, durations=durations):
-                _, item, _, events, outcomes, failures, user_count, own_users, histogram = row
+            sql = _SUMS.format(durations="durations" if durations else "NULL")
+            scope = self._app, topic, span.period, list(segments), iso(span.first), iso(span.last)
+            for numbers, own_users, histogram in binary_rows(self._connection, sql, *scope, list(items)):
+                item, events, outcomes, failures, user_count = _SUM.unpack(numbers or b"")
                 total = result[item]
                 total.events += events
                 total.outcomes += outcomes
@@ -396,9 +414,9 @@ class Reader:
         filtered = "version" in self.query.filters  # then other versions do not supersede it
         events: Counter[str] = Counter()
         by_day: defaultdict[int, dict[int, BitMap]] = defaultdict(dict)
-        for day, segment, count, users, hidden in rows(self._connection, _VERSION_DAYS, *parameters):
-            own = BitMap.deserialize(bytes(users))
-            by_day[day][segment] = own if filtered or not hidden else own - BitMap.deserialize(bytes(hidden))
+        ((data,),) = binary_rows(self._connection, _VERSION_DAYS, *parameters)
+        for day, segment, count, own, hidden in _version_days(bytes(data or b"")):
+            by_day[day][segment] = own if filtered or hidden is None else own - hidden
             if day >= self.query.first:
                 events[self.segments[segment].version] += count
         versions = {number: segment.version for number, segment in self.segments.items()}
@@ -420,6 +438,20 @@ class Reader:
             segment: LastTimes.decode(bytes(data or b""))
             for segment, data in rows(self._connection, _LAST_TIMES, *parameters)
         }
+
+
+def _version_days(data: bytes) -> Iterator[tuple[int, int, int, BitMap, BitMap | None]]:
+    """Yield the day, the segment, the number of events, the users and the superseded users of each row."""
+    header, read, end = _VERSION_DAY, BitMap.deserialize, 0
+    while end < len(data):
+        day, segment, events, user_bytes, hidden_bytes = header.unpack_from(data, end)
+        start = end + header.size
+        end = start + user_bytes
+        users, hidden = read(data[start:end]), None
+        if hidden_bytes:
+            start, end = end, end + hidden_bytes
+            hidden = read(data[start:end])
+        yield day, segment, events, users, hidden
 
 
 def _are_details(topic: Topic, segments: Collection[int]) -> bool:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from pyroaring import BitMap
 
 from tkserver.insight.cells import LastTimes, bitmap, in_order, users_of
+from tkserver.insight.groups import Ints, no_ints
 
 Users = dict[str, BitMap]
 """Disjoint sets of users by version."""
@@ -73,26 +74,29 @@ def in_period(days: dict[int, Users]) -> Users:
     return result
 
 
-def rolling(days: dict[int, Users], first: int, last: int, window: int) -> Iterator[tuple[int, Users]]:
-    """Yield the users of the last days before each day by the version of their last event.
+def rolling(
+    days: dict[int, Users], versions: Sequence[str], first: int, last: int, window: int
+) -> Iterator[tuple[int, Ints]]:
+    """Yield the numbers of users of the last days before each day by the version of their last event.
 
     :param days: the users by version, by day, from ``window - 1`` days before ``first``.
+    :param versions: the order of the numbers.
     :param window: a number of days; the last one is the day itself.
     """
-    current: defaultdict[str, BitMap] = defaultdict(BitMap)
-    active: deque[BitMap] = deque()
+    rank = {version: number for number, version in enumerate(versions)}
+    size = max((own.max() for users in days.values() for own in users.values() if own), default=-1) + 1
+    version_of, day_of = np.zeros(size, np.int32), np.full(size, first - 2 * window, np.int32)
+    counts = np.zeros(len(versions), np.int64)
+    users_of_day: dict[int, Ints] = {}
     for day in range(first - window + 1, last + 1):
-        today = days.get(day, {})
-        users_today = BitMap.union(*today.values()) if today else BitMap()
-        expired = active.popleft() if len(active) == window else BitMap()
-        active.append(users_today)
-        expired -= BitMap.union(*active)
-        gone = expired | users_today
-        for version in list(current):
-            current[version] -= gone
-            if not current[version]:
-                del current[version]
-        for version, users in today.items():
-            current[version] |= users
+        today = {rank[version]: users_of(own) for version, own in days.get(day, {}).items()}
+        users = users_of_day[day] = np.concatenate([no_ints(), *today.values()])
+        expired = users_of_day.pop(day - window, no_ints())
+        gone = np.concatenate((expired[day_of[expired] == day - window], users[day_of[users] > day - window]))
+        counts -= np.bincount(version_of[gone], minlength=len(versions))
+        for number, own in today.items():
+            version_of[own] = number
+            counts[number] += len(own)
+        day_of[users] = day
         if day >= first:
-            yield day, current
+            yield day, counts
