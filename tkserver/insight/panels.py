@@ -43,6 +43,9 @@ VERDICT_DURATIONS = 200
 
 FALSE_DISCOVERY_RATE = 0.05
 
+MAX_CHOICES = 200
+"""Values of a filter that a page offers."""
+
 ADOPTION_WINDOW = 7
 ADOPTION_LOOKBACK = 120
 """Days before the period in which a version may have been released to have a number of days to half."""
@@ -442,6 +445,22 @@ def quality(reader: Reader) -> Json:
     }
 
 
+# --- values
+
+
+def values(reader: Reader) -> Json:
+    """The versions, newest first, the operating systems and the architectures, by which events can be filtered."""
+    segments = reader.all_segments()
+    versions = in_order(sorted({segment.version for segment in segments}))
+    return {
+        "version": versions[: -MAX_CHOICES - 1 : -1],
+        **{
+            name: sorted({getattr(segment, name) for segment in segments} - {""})[:MAX_CHOICES]
+            for name in ("os", "arch")
+        },
+    }
+
+
 PANELS: dict[str, Panel] = {
     "overview": overview,
     "commands": commands,
@@ -453,6 +472,9 @@ PANELS: dict[str, Panel] = {
     "quality": quality,
 }
 
+INTERNAL_PANELS: dict[str, Panel] = {"values": values}
+"""Panels that pages need, and that are not a part of the API."""
+
 APPLICABLE_FILTERS: dict[str, tuple[str, ...]] = {
     "overview": ("version", "os", "arch", "name"),
     "commands": ("version", "os", "arch", "name"),
@@ -462,5 +484,6 @@ APPLICABLE_FILTERS: dict[str, tuple[str, ...]] = {
     "environment": ("version", "os", "arch"),
     "retention": ("version", "os", "arch", "name"),
     "quality": (),
+    "values": (),
 }
 """The filters of each panel."""

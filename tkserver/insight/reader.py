@@ -152,6 +152,10 @@ class Reader:
 
     # --- segments
 
+    def all_segments(self) -> Collection[Segment]:
+        """Return all segments, whatever the filters are."""
+        return all_segments(self._connection, self._app).values()
+
     @cached_property
     def segments(self) -> dict[int, Segment]:
         """The segments that match the filters."""

@@ -33,7 +33,7 @@ from tkserver.server.query_processes import QueryCounts, QueryProcesses
 from tkserver.storage.event_store import CommitRecord, CommitResult
 from tkserver.storage.pool import Pool
 from tkserver.web.http.connections import ApiSite
-from tkserver.web.statistics import PanelCache
+from tkserver.web.panel_reader import PanelCache
 from tkserver.wire.api_errors import ApiError
 
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -50,8 +50,9 @@ from tkserver.web.api import Api
 from tkserver.web.http.connections import ApiSite, HttpLimits
 from tkserver.web.http.response import CorsPolicy
 from tkserver.web.listen.listener import InvalidEndpoint, Listener, tcp_endpoint
+from tkserver.web.panel_reader import PanelCache, PanelReader
 from tkserver.web.read_access import ReadAccess
-from tkserver.web.statistics import PanelCache, StatisticsApi
+from tkserver.web.statistics import StatisticsApi
 
 
 def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
@@ -133,7 +134,7 @@ def create_admin(settings: Settings, reactor: Any, dsn: str, metrics: Metrics) -
     proxies = TrustedProxies.from_names(settings.server.trusted_proxies)
     admission = IngestAdmission(lambda: None, _auth_failures(settings, clock), proxies, clock)
     access = ReadAccess(admission, hosts, trusts_this_machine=is_loopback(host) and not settings.insight.require_token)
-    statistics = StatisticsApi(watch, access, queries.compute, cache, clock, metrics.observe_statistics)
+    statistics = StatisticsApi(watch, access, PanelReader(queries.compute, cache, clock), metrics.observe_statistics)
     listener = AdminListener(AdminApi(metrics.exposition, clock, hosts, statistics), reactor, host, port)
     return Admin(listener, watch, queries)
 

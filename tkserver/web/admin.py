@@ -17,7 +17,8 @@ from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import CorsPolicy, Response, json_response
 from tkserver.web.http.routing import Routes
 from tkserver.web.listen.listener import Listener, tcp_endpoint
-from tkserver.web.statistics import ENCODED_SLASH, StatisticsApi
+from tkserver.web.requested import ENCODED_SLASH
+from tkserver.web.statistics import StatisticsApi
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
