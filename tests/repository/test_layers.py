@@ -29,8 +29,8 @@ LAYERS: dict[str, set[str]] = {
     "client": {"wire"},
     "web/listen": {"log"},
     "web/http": {"log", "deferreds", "wire"},
-    "web/dashboard": {"log", "wire", "storage", "insight", "web", "web/http"},
     "web": {"log", "wire", "storage", "limits", "ingest", "insight", "web/listen", "web/http"},
+    "web/dashboard": {"log", "wire", "storage", "insight", "web", "web/http"},
     "server": {
         *("log", "config", "wire", "storage", "limits", "ingest", "insight", "operations"),
         *("web", "web/dashboard", "web/listen", "web/http"),

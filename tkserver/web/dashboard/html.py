@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
+from tkserver.insight.facts import clean
 from tkserver.web.http.response import NO_STORE, Response
 
 HEADERS = {
@@ -19,12 +22,16 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Vary": "Cookie, Accept-Language",
+    "Vary": "Cookie, Accept-Language, Accept-Encoding",
 }
 """The headers of all pages. They allow nothing from other hosts, no scripts, and no frames."""
 
 STYLE = "style.css"
 """The style sheet of all pages."""
+
+
+COMPRESSION = 6
+"""The level of gzip."""
 
 
 @cache
@@ -34,8 +41,14 @@ def environment() -> Environment:
     result = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    result.finalize = _displayed
     result.globals["style"] = f"/dashboard/static/{static_version(STYLE)}/{STYLE}"
     return result
+
+
+def _displayed(value: object) -> object:
+    """Return a value as pages show it: texts from clients have no control characters, and are not too long."""
+    return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 @cache
@@ -50,14 +63,17 @@ def static_version(name: str) -> str:
     return blake2b(static_file(name), digest_size=6).hexdigest()
 
 
-def page(template: str, status: int = 200, **values: object) -> Response:
+def page(template: str, status: int = 200, *, is_compressed: bool = False, **values: object) -> Response:
     """Return a page.
 
     :param template: the name of a file in ``templates/``.
+    :param is_compressed: true if the client accepts gzip.
     :param values: of the variables in the template.
     """
-    text = environment().get_template(template).render(values)
-    return Response(status, text.encode(), HEADERS, content_type="text/html; charset=utf-8", cache_control=NO_STORE)
+    body, headers = environment().get_template(template).render(values).encode(), HEADERS
+    if is_compressed:
+        body, headers = gzip.compress(body, COMPRESSION), {**HEADERS, "Content-Encoding": "gzip"}
+    return Response(status, body, headers, content_type="text/html; charset=utf-8", cache_control=NO_STORE)
 
 
 def redirect(location: str) -> Response:

@@ -1,0 +1,187 @@
+"""The pages of the dashboard for somebody who is signed in."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+from urllib.parse import quote
+
+import msgspec
+from markupsafe import Markup, escape
+from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+
+from tkserver.insight.catalog import AppState, Catalog, Scope
+from tkserver.insight.catalog_watch import CatalogWatch
+from tkserver.insight.panels import APPLICABLE_FILTERS, PANELS
+from tkserver.web.dashboard import html
+from tkserver.web.dashboard.charts import bar, interval, sparkline
+from tkserver.web.dashboard.csv_file import csv_of
+from tkserver.web.dashboard.filters import CI_MODES, PERIODS, Filters, InvalidFilters
+from tkserver.web.dashboard.formats import Formats
+from tkserver.web.dashboard.views import PAGES, Json, charts_of, tables_of
+from tkserver.web.http.request import ApiRequest
+from tkserver.web.http.response import NO_STORE, Response
+from tkserver.web.panel_reader import PanelReader
+from tkserver.web.requested import find_app, query_parameters
+from tkserver.wire.api_errors import InvalidParameter, NotFound
+
+MAX_APPS = 50
+"""Applications on the home page."""
+
+HOME_FILTERS = Filters()
+
+InThread = Callable[[Callable[[], Response]], Awaitable[Response]]
+"""Runs a function in another thread, so that the reactor can go on with other requests."""
+
+
+class Viewer(Protocol):
+    """Who looks at a page, and which applications they may see."""
+
+    @property
+    def scope(self) -> Scope: ...
+
+    @property
+    def csrf_token(self) -> str: ...
+
+
+class Access(Protocol):
+    """Finds out who looks at a page; raises an error if nobody is signed in."""
+
+    def viewer(self, request: ApiRequest) -> Awaitable[Viewer]: ...
+
+
+@dataclass(frozen=True)
+class _AppPage:
+    """A request for a page of an application."""
+
+    app: AppState
+    catalog: Catalog
+    filters: Filters
+
+
+class DashboardPages:
+    """Handles requests for pages.
+
+    :param in_thread: renders pages.
+    """
+
+    def __init__(self, access: Access, watch: CatalogWatch, panels: PanelReader, in_thread: InThread) -> None:
+        self._access = access
+        self._watch = watch
+        self._panels = panels
+        self._in_thread = in_thread
+
+    async def home(self, request: ApiRequest) -> Response:
+        """Return the page that lists the applications."""
+        viewer = await self._access.viewer(request)
+        catalog = await self._watch.current(grace=True)
+        apps = catalog.visible(viewer.scope)
+        shown = apps[:MAX_APPS]
+        overviews = await self._all([self._panel(catalog, app, "overview", HOME_FILTERS) for app in shown])
+        values = {"apps": list(zip(shown, overviews, strict=True)), "hidden": len(apps) - len(shown)}
+        return await self._render(request, viewer, "home.html", values)
+
+    async def page(self, request: ApiRequest, app: str, page: str) -> Response:
+        """Return a page of an application.
+
+        :param app: see :func:`~tkserver.web.requested.find_app`.
+        :param page: one of :data:`~tkserver.web.dashboard.views.PAGES`.
+        """
+        viewer = await self._access.viewer(request)
+        asked = await self._asked(request, viewer, app)
+        if page not in PAGES or (page == "command" and not asked.filters.name):
+            raise NotFound(f"there is no page {page!r}: use {', '.join(PAGES)}")
+        names = PAGES[page].panels
+        found = await self._all(
+            [self._panel(asked.catalog, asked.app, name, asked.filters) for name in (*names, "values")]
+        )
+        panels = dict(zip((*names, "values"), found, strict=True))
+        values = {"app": asked.app, "page": page, "panels": panels, **panels, "filters": asked.filters}
+        return await self._render(request, viewer, f"{page}.html", values)
+
+    async def export(self, request: ApiRequest, app: str, panel: str, file: str) -> Response:
+        """Return a panel as JSON, or one of its lists as CSV.
+
+        :param file: ``panel.json``, or the name of a list and ``.csv``.
+        """
+        viewer = await self._access.viewer(request)
+        asked = await self._asked(request, viewer, app)
+        if panel not in PANELS:
+            raise NotFound(f"there is no panel {panel!r}: use {', '.join(PANELS)}")
+        content = await self._panel(asked.catalog, asked.app, panel, asked.filters)
+        tables = tables_of(content)
+        list_name, _, suffix = file.rpartition(".")
+        if file == "panel.json":
+            return _download(msgspec.json.encode(content), "application/json", f"{panel}.json")
+        if suffix != "csv" or list_name not in tables:
+            raise NotFound(f"there is no file {file!r}: use panel.json, {', '.join(f'{name}.csv' for name in tables)}")
+        return _download(csv_of(tables[list_name]), "text/csv; charset=utf-8", f"{panel}-{list_name}.csv")
+
+    async def _asked(self, request: ApiRequest, viewer: Viewer, name: str) -> _AppPage:
+        catalog = await self._watch.current(grace=True)
+        app = find_app(catalog, name, viewer.scope)
+        try:
+            filters = Filters.parse(query_parameters(request))
+            filters.days(app.today(self._panels.now))
+        except InvalidFilters as error:
+            raise InvalidParameter(str(error)) from None
+        return _AppPage(app, catalog, filters)
+
+    async def _panel(self, catalog: Catalog, app: AppState, name: str, filters: Filters) -> Json:
+        today = app.today(self._panels.now)
+        parameters = {} if name == "values" else filters.parameters(today, APPLICABLE_FILTERS[name])
+        found = await self._panels.read(catalog, app, name, parameters)
+        content: Json = msgspec.json.decode(found.body)
+        return content
+
+    @staticmethod
+    async def _all(reading: Sequence[Awaitable[Json]]) -> list[Json]:
+        """Return the results of all computations, which run at the same time; or the error of the first that fails."""
+        running: list[Deferred[Json]] = [ensureDeferred(one) for one in reading]  # type: ignore[arg-type]
+        results: list[Json] = await gatherResults(running, consumeErrors=True).addErrback(_first_error)
+        return results
+
+    async def _render(self, request: ApiRequest, viewer: Viewer, template: str, values: dict[str, Any]) -> Response:
+        formats = Formats.for_languages(request.header("accept-language"))
+        context = {**_COMMON, **values, "viewer": viewer, "f": formats}
+        is_compressed = "gzip" in (request.header("accept-encoding") or "")
+        return await self._in_thread(partial(_page, template, context, formats, is_compressed=is_compressed))
+
+
+def _page(template: str, context: dict[str, Any], formats: Formats, *, is_compressed: bool) -> Response:
+    if "page" in context:
+        context["charts"] = charts_of(context["page"], context["panels"], formats)
+    return html.page(template, is_compressed=is_compressed, **context)
+
+
+def app_url(app: AppState, page: str = "overview", filters: Filters = HOME_FILTERS) -> Markup:
+    """Return the URL of a page of an application."""
+    return escape(f"/dashboard/apps/{quote(app.label, safe='')}/{page}{filters.query}")
+
+
+def export_url(app: AppState, panel: str, file: str, filters: Filters) -> Markup:
+    """Return the URL of a file with the numbers of a panel."""
+    return escape(f"/dashboard/apps/{quote(app.label, safe='')}/export/{panel}/{file}{filters.query}")
+
+
+def _first_error(failure: Any) -> Any:
+    return failure.value.subFailure
+
+
+def _download(body: bytes, content_type: str, name: str) -> Response:
+    headers = {**html.HEADERS, "Content-Disposition": f'attachment; filename="{name}"'}
+    return Response(200, body, headers, content_type=content_type, cache_control=NO_STORE)
+
+
+_COMMON: dict[str, Any] = {
+    "PAGES": PAGES,
+    "PERIODS": PERIODS,
+    "CI_MODES": CI_MODES,
+    "app_url": app_url,
+    "export_url": export_url,
+    "bar": bar,
+    "interval": interval,
+    "sparkline": sparkline,
+}
