@@ -39,7 +39,6 @@ class Chart:
 
     :ivar drawing: an SVG element.
     :ivar maximum: the value at the upper edge; 0 is at the lower one.
-    :ivar days: the first, the middle and the last day.
     :ivar releases: the days of releases with their versions.
     """
 
@@ -49,6 +48,11 @@ class Chart:
     days: Sequence[str]
     series: Sequence[Series]
     releases: Sequence[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def labelled_days(self) -> Sequence[str]:
+        """The first, the middle and the last day."""
+        return [self.days[0], self.days[len(self.days) // 2], self.days[-1]] if self.days else []
 
 
 def time_chart(
@@ -84,16 +88,15 @@ def time_chart(
     drawing = Markup(
         '<svg class="plot" viewBox="0 0 {} {}" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
     ).format(max(1, len(days)), HEIGHT, _summary(title, days, series, number), Markup("").join(parts))
-    labels = [days[0], days[len(days) // 2], days[-1]] if days else []
-    return Chart(title, drawing, top, labels, series, shown)
+    return Chart(title, drawing, top, days, series, shown)
 
 
 def nice_maximum(value: float) -> float:
-    """Return the smallest of 1, 2, 5, 10, 20, 50, … that is not smaller than a value."""
+    """Return the smallest round number that is not smaller than a value: one of 1, 2, 3, 4, 5, 6, 8, 10, 20, …"""
     if value <= 1:
         return 1
     power = 10 ** math.floor(math.log10(value))
-    return float(next(step * power for step in (1, 2, 5, 10) if step * power >= value))
+    return float(next(step * power for step in (1, 2, 3, 4, 5, 6, 8, 10) if step * power >= value))
 
 
 def bar(share: float | None) -> Markup:
