@@ -56,6 +56,7 @@ COMMANDS = (
     "erase --user client_demo",
     "export",
     "stats my-tool versions",
+    "tail my-tool --no-follow",
     "apps list --json",
     "quarantine list",
     "quarantine show my-tool",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.support.client import App
 from tests.support.database import Database
 
-_INSERT = """
+INSERT = """
 INSERT INTO events (
     event_id, org_id, app_id, schema_version, timestamp, service_name, service_version, service_language, user_id, os,
     event_type, event_data, sdk_version, transmission_timestamp, batch_size, retry_count, received_at
@@ -24,7 +24,7 @@ def store(
     :param days: the age of the events: how many days ago the server received them.
     :param happened: the timestamp of the events, by the clock of the client.
     """
-    database.query(_INSERT, app.org_id, app.app_id, happened, user, days, number)
+    database.query(INSERT, app.org_id, app.app_id, happened, user, days, number)
 
 
 def ages(database: Database, app: App) -> dict[int, int]:

@@ -21,6 +21,7 @@ _MODULES = {
     "quarantine": "quarantine",
     "send": "send",
     "stats": "stats",
+    "tail": "tail",
     "tokens": "tokens",
 }
 """The module of each command, in this package."""
