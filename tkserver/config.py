@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -177,10 +177,25 @@ class Admin(_Group):
         ),
     ] = ()
 
-    @field_validator("port", mode="before")
+    metrics_token: Annotated[
+        SecretStr | None,
+        Field(
+            description="The token with which Prometheus reads /metrics while the dashboard is enabled: at least 16"
+            " visible ASCII characters. Programs on the machine of the server need none."
+        ),
+    ] = None
+
+    @field_validator("port", "metrics_token", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return None if value == "" else value
+
+    @field_validator("metrics_token")
+    @classmethod
+    def _is_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not _TOKEN.fullmatch(value.get_secret_value()):
+            raise ValueError("must be 16 to 255 visible ASCII characters; openssl rand -hex 32 generates such a token")
+        return value
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod
@@ -197,6 +212,8 @@ class Admin(_Group):
 
 
 _HOST = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")
+
+_TOKEN = re.compile(r"[!-~]{16,255}")
 
 
 class Database(_Group):
@@ -355,6 +372,72 @@ class Insight(_Group):
     ] = False
 
 
+class Dashboard(_Group):
+    """The dashboard on the admin port, and who may open it."""
+
+    enabled: Annotated[
+        bool | None,
+        Field(
+            description="Whether the admin port serves the dashboard. Without it, only if the admin port listens on a"
+            " loopback address."
+        ),
+    ] = None
+    url: Annotated[
+        str | None,
+        Field(
+            description="The URL by which browsers reach the admin port, such as https://stats.example.org, if it is"
+            " behind a proxy. It has no path."
+        ),
+    ] = None
+    user_header: Annotated[
+        str | None,
+        Field(
+            description="The header in which an authenticating proxy sends the name of the user, such as"
+            " X-Remote-User. It is accepted only from addresses in TK__SERVER__TRUSTED_PROXIES. Without it, nobody is"
+            " signed in by a proxy."
+        ),
+    ] = None
+    users_share: Annotated[
+        bool, Field(description="Whether the users of the proxy may share numbers with others, or only see them.")
+    ] = False
+
+    @field_validator("enabled", "url", "user_header", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return None if value == "" else value
+
+    @field_validator("url")
+    @classmethod
+    def _is_url(cls, value: str | None) -> str | None:
+        return None if value is None else origin_of(value)
+
+    @field_validator("user_header")
+    @classmethod
+    def _is_header(cls, value: str | None) -> str | None:
+        if value is not None and not _HEADER.fullmatch(value):
+            raise ValueError("must be the name of a header, such as X-Remote-User")
+        return value
+
+
+_HEADER = re.compile(r"[A-Za-z0-9-]{1,100}")
+
+
+def origin_of(url: str) -> str:
+    """Return the scheme, the host and the port of a URL, without a slash at the end.
+
+    :raise ValueError: if it is not a URL of a server, or has a path other than that of the dashboard.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        parts, port = urlsplit(""), None
+    is_server = parts.scheme in ("http", "https") and bool(_HOST.fullmatch(parts.netloc)) and port != 0
+    if not is_server or parts.path not in ("", "/", "/dashboard", "/dashboard/") or parts.query or parts.fragment:
+        raise ValueError("must be a URL such as https://stats.example.org, without a path")
+    return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
 class Quarantine(_Group):
     """The time for which invalid events are kept."""
 
@@ -453,9 +536,23 @@ class Settings(BaseSettings):
     ingest: Ingest = Ingest()
     retention: Retention = Retention()
     insight: Insight = Insight()
+    dashboard: Dashboard = Dashboard()
     quarantine: Quarantine = Quarantine()
     rate_limit: RateLimit = RateLimit()
     redis: Redis = Redis()
+
+    @property
+    def dashboard_enabled(self) -> bool:
+        """True if the admin port serves the dashboard."""
+        enabled = self.dashboard.enabled
+        return self.admin.port is not None and (_is_loopback(self.admin.host) if enabled is None else enabled)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def load(overrides: Mapping[str, Any]) -> Settings:

@@ -12,6 +12,7 @@ from tkserver.cli.exit_codes import CommandGroup
 _MODULES = {
     "apps": "apps",
     "check": "maintenance",
+    "dashboard": "dashboard",
     "demo": "demo",
     "erase": "erase",
     "export": "export",
