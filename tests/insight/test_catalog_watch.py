@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
-from twisted.internet.defer import ensureDeferred
+from twisted.internet.defer import CancelledError, ensureDeferred
 
 from tests.support.database import Database, DatabaseServer
 from tests.support.sample_statistics import install_named
@@ -105,6 +105,36 @@ async def test_grace_without_database(database_server: DatabaseServer, database:
             with pytest.raises(StorageError):
                 await watch.current(grace=True)
         await until(lambda: responds(watch))
+
+
+@pytest_twisted.ensureDeferred
+async def test_statements_take_turns(database: Database) -> None:
+    """Statements at the same time are executed one after the other, also while the catalog is read."""
+    async with watching(database, Time()) as watch:
+        queries = [ensureDeferred(watch.query("SELECT pg_sleep(0.01), %s", (number,))) for number in range(20)]
+        install_named(database, "my-cli")  # lets the watch read the catalog
+        assert [(await query)[0][1] for query in queries] == list(range(20))
+        assert len((await watch.current(grace=False)).apps) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_statement_continues_without_its_client(database: Database) -> None:
+    """If the client disconnects, its statement is executed nevertheless, and so are the next ones."""
+    async with watching(database, Time()) as watch:
+        await watch.query("SELECT 1")
+        cancelled = ensureDeferred(watch.query("INSERT INTO orgs (org_id, name) SELECT gen_random_uuid(), 'a'"))
+        cancelled.addErrback(lambda failure: failure.trap(CancelledError))
+        cancelled.cancel()
+        assert await watch.query("SELECT name FROM orgs") == [("a",)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_failed_statement(database: Database) -> None:
+    """An error of a statement does not affect the next one."""
+    async with watching(database, Time()) as watch:
+        with pytest.raises(StorageError):
+            await watch.query("SELECT 1 / 0")
+        assert await watch.query("SELECT 1") == [(1,)]
 
 
 async def responds(watch: CatalogWatch) -> bool:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet import defer
-from twisted.internet.defer import Deferred, ensureDeferred
+from twisted.internet.defer import Deferred, DeferredLock, ensureDeferred
 from twisted.internet.task import LoopingCall
+from twisted.python.failure import Failure
 
 from tkserver.insight.catalog import SELECT_CATALOG, Catalog
-from tkserver.storage.connection import PersistentConnection
+from tkserver.storage.connection import PersistentConnection, Rows
 from tkserver.storage.credentials import CHANNEL
 from tkserver.storage.errors import StorageError, Unavailable
 
@@ -47,6 +48,7 @@ class CatalogWatch:
         self._text = ""
         self._read_at = self._asked_at = float("-inf")
         self._reading = False
+        self._turns = DeferredLock()
         self._generation = 0
         self._waiting: set[Deferred[None]] = set()
         self._problem: StorageError | None = None
@@ -66,6 +68,21 @@ class CatalogWatch:
         if catalog is None:
             raise self._problem or Unavailable("the catalog could not be read")
         return catalog
+
+    async def query(self, sql: str, parameters: Sequence[object] = ()) -> Rows:
+        """Execute another statement on the same connection. It must be as fast as reading the catalog.
+
+        :raise StorageError: if it failed, or if the database is not available.
+        """
+        await self.current(grace=False)
+        result: Deferred[Rows] = Deferred()  # may be cancelled; the statement must not, because the next one follows
+
+        def deliver(outcome: Rows | Failure) -> None:
+            if not result.called:
+                result.callback(outcome)
+
+        self._execute(sql, parameters).addBoth(deliver)
+        return await result
 
     async def stop(self) -> None:
         """Close the connection. Whoever waits gets an error."""
@@ -136,15 +153,15 @@ class CatalogWatch:
         try:
             while generation != self._generation and self._connection is not None:
                 generation = self._generation
-                await self._read_once(self._connection, generation)
+                await self._read_once(generation)
         except StorageError as error:
             self._fail(error)
         finally:
             self._reading = False
 
-    async def _read_once(self, connection: PersistentConnection, generation: int) -> None:
+    async def _read_once(self, generation: int) -> None:
         began = self._clock()
-        ((summed_until, text),) = await connection.query(SELECT_CATALOG, timeout=TIMEOUT)
+        ((summed_until, text),) = await self._execute(SELECT_CATALOG)
         if generation != self._generation:
             return
         if self._catalog is None or text != self._text:
@@ -152,6 +169,16 @@ class CatalogWatch:
         self._catalog.summed_until = summed_until
         self._read_at, self._problem = began, None
         self._end_waiting()
+
+    def _execute(self, sql: str, parameters: Sequence[object] = ()) -> Deferred[Rows]:
+        """Execute a statement when all earlier ones have ended."""
+
+        def execute() -> Deferred[Rows]:
+            if self._connection is None:
+                raise Unavailable("stopping")
+            return self._connection.query(sql, parameters, timeout=TIMEOUT)
+
+        return self._turns.run(execute)
 
     def _fail(self, error: StorageError) -> None:
         self._problem = error

@@ -153,6 +153,12 @@ class Supervisor(Service):
                 host=self._settings.admin.host,
                 event="metrics_exposed",
             )
+        if self._settings.dashboard_enabled:
+            _log.info(
+                "dashboard on {url}/dashboard/: to sign in, run: tkserver dashboard",
+                url=self._settings.dashboard.url or self._admin.url,
+                event="dashboard_listening",
+            )
 
     async def _start(self) -> None:
         try:

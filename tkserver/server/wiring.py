@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry
+from twisted.internet.threads import deferToThreadPool
 from twisted.logger import globalLogPublisher
 
 from tkserver.config import InvalidSettings, Settings, variable
@@ -47,11 +48,14 @@ from tkserver.web.admin import AdminApi, AdminListener
 from tkserver.web.admission import IngestAdmission, clients_of_connections
 from tkserver.web.allowed_hosts import AllowedHosts, is_loopback
 from tkserver.web.api import Api
+from tkserver.web.dashboard.access import DashboardAccess
+from tkserver.web.dashboard.pages import DashboardPages
+from tkserver.web.dashboard.site import DashboardSite
 from tkserver.web.http.connections import ApiSite, HttpLimits
 from tkserver.web.http.response import CorsPolicy
 from tkserver.web.listen.listener import InvalidEndpoint, Listener, tcp_endpoint
 from tkserver.web.panel_reader import PanelCache, PanelReader
-from tkserver.web.read_access import ReadAccess
+from tkserver.web.read_access import MetricsAccess, ReadAccess
 from tkserver.web.statistics import StatisticsApi
 
 
@@ -130,13 +134,44 @@ def create_admin(settings: Settings, reactor: Any, dsn: str, metrics: Metrics) -
     queries = QueryProcesses(reactor, dsn, limits, metrics.observe_query)
     watch, cache = CatalogWatch(reactor, dsn, clock), PanelCache(insight.cache_bytes)
     metrics.watch_statistics(queries, cache)
-    hosts = AllowedHosts([host, *settings.admin.allowed_hosts])
+    hosts = AllowedHosts([host, *settings.admin.allowed_hosts, *_dashboard_hosts(settings)])
     proxies = TrustedProxies.from_names(settings.server.trusted_proxies)
     admission = IngestAdmission(lambda: None, _auth_failures(settings, clock), proxies, clock)
     access = ReadAccess(admission, hosts, trusts_this_machine=is_loopback(host) and not settings.insight.require_token)
-    statistics = StatisticsApi(watch, access, PanelReader(queries.compute, cache, clock), metrics.observe_statistics)
-    listener = AdminListener(AdminApi(metrics.exposition, clock, hosts, statistics), reactor, host, port)
-    return Admin(listener, watch, queries)
+    panels = PanelReader(queries.compute, cache, clock)
+    statistics = StatisticsApi(watch, access, panels, metrics.observe_statistics)
+    dashboard = None
+    if settings.dashboard_enabled:
+        sign_in = _dashboard_access(settings, watch, admission, clock)
+        pages = DashboardPages(sign_in, watch, panels, partial(deferToThreadPool, reactor, reactor.getThreadPool()))
+        dashboard = DashboardSite(sign_in, pages, hosts.check, clock).resource()
+    check_metrics = _metrics_access(settings, admission, hosts).check if dashboard is not None else lambda _: None
+    api = AdminApi(metrics.exposition, clock, hosts, statistics, check_metrics, dashboard)
+    return Admin(AdminListener(api, reactor, host, port), watch, queries)
+
+
+def _dashboard_access(
+    settings: Settings, watch: CatalogWatch, admission: IngestAdmission, clock: Callable[[], float]
+) -> DashboardAccess:
+    """Return what knows who may open the dashboard.
+
+    :raise InvalidSettings: if nobody could send the header with the name of the user.
+    """
+    options = settings.dashboard
+    if options.user_header is not None and not settings.server.trusted_proxies:
+        name, proxies = variable("dashboard", "user_header"), variable("server", "trusted_proxies")
+        raise InvalidSettings(f"{name}: set {proxies} to the addresses of the proxy, from which the header is accepted")
+    return DashboardAccess(watch, admission, options, clock)
+
+
+def _dashboard_hosts(settings: Settings) -> list[str]:
+    """Return the host of the URL of the dashboard, if there is one."""
+    return [settings.dashboard.url.partition("://")[2]] if settings.dashboard.url else []
+
+
+def _metrics_access(settings: Settings, admission: IngestAdmission, hosts: AllowedHosts) -> MetricsAccess:
+    token = settings.admin.metrics_token
+    return MetricsAccess(admission, hosts, None if token is None else token.get_secret_value())
 
 
 def create_aggregation(settings: Settings, reactor: Any, dsn: str, metrics: Metrics) -> Aggregation | None:

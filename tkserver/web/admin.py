@@ -1,4 +1,4 @@
-"""The admin port: serves metrics to operators, and statistics. Strangers must not be able to reach it."""
+"""The admin port: metrics for operators, statistics, and the dashboard. Strangers must not be able to reach it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tkserver.web.error_responses import ErrorResponses
 from tkserver.web.http.connections import ApiSite, HttpLimits
 from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import CorsPolicy, Response, json_response
-from tkserver.web.http.routing import Routes
+from tkserver.web.http.routing import ByPrefix, Routes
 from tkserver.web.listen.listener import Listener, tcp_endpoint
 from tkserver.web.requested import ENCODED_SLASH
 from tkserver.web.statistics import StatisticsApi
@@ -37,6 +37,8 @@ class AdminApi:
     :param clock: returns seconds, on any scale.
     :param hosts: the hosts in whose name requests are allowed.
     :param statistics: handles requests for statistics.
+    :param check_metrics: called with each request for metrics; raises an ``ApiError`` to reject it.
+    :param dashboard: serves all paths below ``/dashboard``; ``None`` if there is no dashboard.
     """
 
     _router = Klein()
@@ -44,16 +46,25 @@ class AdminApi:
     _route = cast("Callable[..., Callable[[_Handler], _Handler]]", _router.route)
 
     def __init__(
-        self, exposition: Exposition, clock: Callable[[], float], hosts: AllowedHosts, statistics: StatisticsApi
+        self,
+        exposition: Exposition,
+        clock: Callable[[], float],
+        hosts: AllowedHosts,
+        statistics: StatisticsApi,
+        check_metrics: Callable[[ApiRequest], None],
+        dashboard: IResource | None,
     ) -> None:
         self._exposition = exposition
+        self._check_metrics = check_metrics
+        self._dashboard = dashboard
         self._statistics = statistics
         self._hosts = hosts
         self._error_responses = ErrorResponses(clock, "GET / lists all paths")
 
     def resource(self) -> IResource:
         """Return the resource that serves the routes."""
-        return Routes(self._router, self._error_responses, self._hosts.check, encoded_slash=ENCODED_SLASH)
+        routes = Routes(self._router, self._error_responses, self._hosts.check, encoded_slash=ENCODED_SLASH)
+        return routes if self._dashboard is None else ByPrefix(b"/dashboard", self._dashboard, routes)
 
     @_route("/", methods=["GET"])
     def index(self, _: ApiRequest) -> Response:
@@ -63,6 +74,7 @@ class AdminApi:
     @_route("/metrics", methods=["GET"])
     def metrics(self, request: ApiRequest) -> Response:
         """Return the metrics for Prometheus."""
+        self._check_metrics(request)
         text, content_type = self._exposition(request.header("accept"))
         return Response(200, text, content_type=content_type)
 

@@ -70,6 +70,12 @@ class IngestAdmission:
                 self._just_recorded[sender] = None
                 self._auth_failures.record_success(self._client_address(request), _claimed_credential(request))
 
+    def comes_from_trusted_proxy(self, request: ApiRequest) -> bool:
+        """True if a trusted proxy has sent the request, so that its headers can be believed."""
+        peer = _peer(request)
+        address = None if peer is None else parse_address(peer)
+        return self._proxies.unix if address is None else self._proxies.contains(address)
+
     def client_of(self, request: ApiRequest) -> bytes | None:
         """Return what identifies the client of a request among others, or ``None`` if its address is not known."""
         address = self._client_address(request)

@@ -38,11 +38,12 @@ class ErrorResponses:
     def __call__(self, failure: Failure, request: ApiRequest) -> Response:
         if isinstance(failure.value, DoNotTrack):
             return no_content()
-        request_id = request.record.request_id
-        return error_response(self._api_error(failure, request_id), request_id, request.header("x-sdk-version"))
+        error = self.api_error(failure, request)
+        return error_response(error, request.record.request_id, request.header("x-sdk-version"))
 
-    def _api_error(self, failure: Failure, request_id: str) -> ApiError:
-        error = failure.value
+    def api_error(self, failure: Failure, request: ApiRequest) -> ApiError:
+        """Return the error that the client gets, and log errors of the server."""
+        error, request_id = failure.value, request.record.request_id
         if isinstance(error, ApiError):
             return error
         if isinstance(error, StorageError):

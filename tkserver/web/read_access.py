@@ -1,7 +1,8 @@
-"""Who may read statistics: programs on this machine, and everyone with a token."""
+"""Who may read statistics and metrics: programs on this machine, and everyone with a token."""
 
 from __future__ import annotations
 
+import hmac
 from collections.abc import Awaitable
 from typing import Protocol
 
@@ -73,6 +74,46 @@ class ReadAccess:
 
     def _is_trusted(self, request: ApiRequest) -> bool:
         """True if the client is a program on this machine, as far as that can be known."""
-        forwarded = any(request.requestHeaders.hasHeader(name) for name in _FORWARDING_HEADERS)
         own = request.header("sec-fetch-site") in _OWN_SITES
-        return self._trusts_this_machine and own and not forwarded and self._hosts.is_local(request)
+        return self._trusts_this_machine and own and is_direct(request) and self._hosts.is_local(request)
+
+
+class MetricsAccess:
+    """Checks requests for metrics while the dashboard is enabled, so that whoever can reach it cannot read them.
+
+    :param admission: limits failed authentications.
+    :param hosts: tells the names of this machine from others.
+    :param token: allows others to read metrics; ``None`` if nobody else may.
+    """
+
+    def __init__(self, admission: IngestAdmission, hosts: AllowedHosts, token: str | None) -> None:
+        self._admission = admission
+        self._hosts = hosts
+        self._expected = None if token is None else f"bearer {token}".encode()
+
+    def check(self, request: ApiRequest) -> None:
+        """Check that a program on this machine sends a request, or somebody with the token.
+
+        :raise Unauthorized: otherwise.
+        :raise RateLimited: if the address of the client has failed to authenticate too often.
+        """
+        if is_direct(request) and self._hosts.is_local(request):
+            return
+        self._admission.check_address(request)
+        if not self._is_valid(request.header("authorization")):
+            self._admission.record_auth_failure(request)
+            raise (InvalidToken if request.header("authorization") else MissingAuthorization)(
+                "while the dashboard is enabled, metrics are for programs on the machine of the server; others must"
+                " send Authorization: Bearer <token> with the token in TK__ADMIN__METRICS_TOKEN"
+            )
+        self._admission.record_auth_success(request)
+
+    def _is_valid(self, authorization: str | None) -> bool:
+        scheme, _, token = (authorization or "").partition(" ")
+        sent = f"{scheme.lower()} {token.strip()}".encode("utf-8", "replace")
+        return self._expected is not None and hmac.compare_digest(sent, self._expected)
+
+
+def is_direct(request: ApiRequest) -> bool:
+    """True if no header shows that a proxy has forwarded a request."""
+    return not any(request.requestHeaders.hasHeader(name) for name in _FORWARDING_HEADERS)

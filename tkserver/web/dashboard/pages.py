@@ -45,6 +45,9 @@ class Viewer(Protocol):
     @property
     def csrf_token(self) -> str: ...
 
+    @property
+    def user(self) -> str | None: ...
+
 
 class Access(Protocol):
     """Finds out who looks at a page; raises an error if nobody is signed in."""

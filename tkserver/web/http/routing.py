@@ -11,7 +11,7 @@ from urllib.parse import unquote_to_bytes
 from klein import Klein
 from twisted.internet.defer import maybeDeferred
 from twisted.python.failure import Failure
-from twisted.web.resource import Resource
+from twisted.web.resource import IResource, Resource
 from twisted.web.server import NOT_DONE_YET
 
 from tkserver import log
@@ -101,6 +101,24 @@ class Routes(Resource):
         return _ARGUMENT.sub(r"{\1}", rule.rule), rule.endpoint, dict(arguments)
 
 
+class ByPrefix(Resource):
+    """Lets one resource handle the requests for a path and all paths below it, and another one all others.
+
+    :param prefix: such as ``/dashboard``.
+    """
+
+    def __init__(self, prefix: bytes, below: IResource, others: IResource) -> None:
+        super().__init__()
+        self._prefix = prefix
+        self._below = below
+        self._others = others
+
+    def render(self, request: ApiRequest) -> Any:
+        path = without_host(request.path)
+        is_below = path == self._prefix or path.startswith(self._prefix + b"/")
+        return (self._below if is_below else self._others).render(request)
+
+
 _NO_METHOD = "-"
 """A method that no route has."""
 
@@ -108,14 +126,15 @@ _NO_PATH = "/\0"
 """A path that no route has. werkzeug would take ``//`` for ``/``."""
 
 
-def _text(path: bytes, encoded_slash: str | None) -> str:
-    """Return the path of a request target, unquoted. Invalid UTF-8 is replaced, and then matches no route.
-
-    Servers must also accept a target with scheme and host (RFC 9112, section 3.2.2); only its path is used.
-    """
+def without_host(path: bytes) -> bytes:
+    """Return the path of a request target, which may have a scheme and a host (RFC 9112, section 3.2.2)."""
     absolute = _ABSOLUTE.match(path)
-    if absolute:
-        path = path[absolute.end() :] or b"/"
+    return path[absolute.end() :] or b"/" if absolute else path
+
+
+def _text(path: bytes, encoded_slash: str | None) -> str:
+    """Return the path of a request target, unquoted. Invalid UTF-8 is replaced, and then matches no route."""
+    path = without_host(path)
     segments = [unquote_to_bytes(part).decode("utf-8", "replace") for part in path.split(b"/")]
     unexpected = "/" if encoded_slash is None else encoded_slash
     if not path.startswith(b"/") or path.startswith(b"//") or any(unexpected in part for part in segments):
