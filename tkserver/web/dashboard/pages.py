@@ -83,7 +83,8 @@ class DashboardPages:
         apps = catalog.visible(viewer.scope)
         shown = apps[:MAX_APPS]
         overviews = await self._all([self._panel(catalog, app, "overview", HOME_FILTERS) for app in shown])
-        values = {"apps": list(zip(shown, overviews, strict=True)), "hidden": len(apps) - len(shown)}
+        qualities = await self._all([self._panel(catalog, app, "quality", HOME_FILTERS) for app in shown])
+        values = {"apps": list(zip(shown, overviews, qualities, strict=True)), "hidden": len(apps) - len(shown)}
         return await self._render(request, viewer, "home.html", values)
 
     async def page(self, request: ApiRequest, app: str, page: str) -> Response:
@@ -96,6 +97,8 @@ class DashboardPages:
         asked = await self._asked(request, viewer, app)
         if page not in PAGES or (page == "command" and not asked.filters.name):
             raise NotFound(f"there is no page {page!r}: use {', '.join(PAGES)}")
+        if not all(query_parameters(request).values()):  # the form sends all its fields
+            return html.redirect(app_url(asked.app, page, asked.filters))
         names = PAGES[page].panels
         found = await self._all(
             [self._panel(asked.catalog, asked.app, name, asked.filters) for name in (*names, "values")]
@@ -159,14 +162,19 @@ def _page(template: str, context: dict[str, Any], formats: Formats, *, is_compre
     return html.page(template, is_compressed=is_compressed, **context)
 
 
-def app_url(app: AppState, page: str = "overview", filters: Filters = HOME_FILTERS) -> Markup:
+def app_url(app: AppState, page: str = "overview", filters: Filters = HOME_FILTERS) -> str:
     """Return the URL of a page of an application."""
-    return escape(f"/dashboard/apps/{quote(app.label, safe='')}/{page}{filters.query}")
+    return f"/dashboard/apps/{quote(app.label, safe='')}/{page}{filters.query}"
 
 
-def export_url(app: AppState, panel: str, file: str, filters: Filters) -> Markup:
+def export_url(app: AppState, panel: str, file: str, filters: Filters) -> str:
     """Return the URL of a file with the numbers of a panel."""
-    return escape(f"/dashboard/apps/{quote(app.label, safe='')}/export/{panel}/{file}{filters.query}")
+    return f"/dashboard/apps/{quote(app.label, safe='')}/export/{panel}/{file}{filters.query}"
+
+
+def _escaped(url: Callable[..., str]) -> Callable[..., Markup]:
+    """Return a function whose result templates insert as a whole: they cut other long texts off."""
+    return lambda *arguments: escape(url(*arguments))
 
 
 def _first_error(failure: Any) -> Any:
@@ -182,8 +190,8 @@ _COMMON: dict[str, Any] = {
     "PAGES": PAGES,
     "PERIODS": PERIODS,
     "CI_MODES": CI_MODES,
-    "app_url": app_url,
-    "export_url": export_url,
+    "app_url": _escaped(app_url),
+    "export_url": _escaped(export_url),
     "bar": bar,
     "interval": interval,
     "sparkline": sparkline,
