@@ -1,0 +1,173 @@
+"""The dashboard in Chromium: what only a real browser can show."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.support.browser import create_link
+from tests.support.database import Database, DatabaseServer
+from tests.support.process import Twistd
+from tests.support.sample_statistics import aggregate, install_named, store_recent
+from tkserver.web.dashboard.views import PAGES
+
+CHROMIUM = shutil.which("chromium")
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs chromium"),
+    pytest.mark.timeout(300),
+]
+
+PATHS = [
+    "/dashboard/",
+    *(f"/dashboard/apps/my-cli/{name}{'?name=build' if name == 'command' else ''}" for name in PAGES),
+]
+
+
+@pytest.fixture(scope="module")
+def server(database_server: DatabaseServer, scratch: Path) -> Iterator[tuple[Database, Twistd]]:
+    """A server with an application that has statistics, and with one without events."""
+    directory = Path(mkdtemp(dir=scratch))
+    directory.chmod(0o755)
+    with database_server.migrated() as database:
+        store_recent(database, install_named(database, "my-cli"), range(1, 400))
+        install_named(database, "empty")
+        aggregate(database)
+        with Twistd(directory, {"TK__DATABASE__URL": database.dsn, "TK__ADMIN__PORT": "0"}) as twistd:
+            twistd.wait_until_ready()
+            yield database, twistd
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """The browser."""
+    options = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page in the browser, and everything that it must not do.
+
+    :ivar complaints: console messages, failed requests, and requests to other hosts.
+    """
+
+    def __init__(self, page: Page, origin: str) -> None:
+        self.page = page
+        self.origin = origin
+        self.complaints: list[str] = []
+        page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
+        page.on("request", lambda request: self._check(request.url))
+
+    def _check(self, url: str) -> None:
+        if not url.startswith((self.origin, "data:")):
+            self.complaints.append(f"request to {url}")
+
+    def open(self, path: str) -> None:
+        response = self.page.goto(self.origin + path)
+        assert response is not None
+        assert response.status == 200, path
+
+
+@contextmanager
+def visit(chromium: Browser, server: tuple[Database, Twistd], width: int = 1200, **options: Any) -> Iterator[Visit]:
+    """Open a browser window, and sign in by pressing the button of a link."""
+    database, twistd = server
+    admin_port = twistd.wait_for_line(r"dashboard on http://127.0.0.1:(\d+)/").rpartition(":")[2].strip("/")
+    origin = f"http://127.0.0.1:{admin_port}"
+    context = chromium.new_context(viewport={"width": width, "height": 900}, **options)
+    try:
+        opened = Visit(context.new_page(), origin)
+        opened.open(f"/dashboard/sign-in?token={create_link(database)}")
+        opened.page.click("main button")
+        opened.page.wait_for_url("**/dashboard/")
+        yield opened
+        assert opened.complaints == []
+    finally:
+        context.close()
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1200), ("dark", 1200), ("light", 320)])
+def test_pages(chromium: Browser, server: tuple[Database, Twistd], scheme: Any, width: int) -> None:
+    """No page scrolls sideways, complains, loads anything from elsewhere, or has a barrier that axe finds."""
+    axe = Axe()
+    with visit(chromium, server, width, color_scheme=scheme) as opened:
+        for path in PATHS:
+            opened.open(path)
+            assert opened.page.evaluate("document.documentElement.scrollWidth") <= width, path
+            found = axe.run(opened.page)
+            assert found.violations_count == 0, f"{path}: {found.generate_report()}"
+
+
+def test_without_javascript(chromium: Browser, server: tuple[Database, Twistd]) -> None:
+    """Signing in, navigating, filtering and signing out need no JavaScript."""
+    with visit(chromium, server, java_script_enabled=False) as opened:
+        page = opened.page
+        page.click("text=my-cli")
+        assert page.url.endswith("/dashboard/apps/my-cli/overview")
+        page.select_option("select[name=version]", "1.3.2")
+        page.click("form.filters button")
+        assert page.url.endswith("/overview?version=1.3.2")
+        page.click("nav >> text=Commands")
+        assert page.url.endswith("/commands?version=1.3.2")
+        page.click("td >> nth=0 >> xpath=../th/a")
+        assert "name=build" in page.url
+        page.click("nav.active >> text=version")
+        assert "version" not in page.url
+        page.click("header button")
+        assert "signed out" in page.inner_text("main").lower() or "/sign-in" in page.url
+        response = page.goto(opened.origin + PATHS[1])
+        assert response is not None
+        assert response.status == 401
+        opened.complaints.clear()  # the browser reports the status
+
+
+def test_keyboard(chromium: Browser, server: tuple[Database, Twistd]) -> None:
+    """The first Tab offers to skip the navigation, and every focused element is visible."""
+    with visit(chromium, server) as opened:
+        opened.open(PATHS[1])
+        page = opened.page
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+        page.keyboard.press("Enter")
+        assert page.url.endswith("#content")
+        for _ in range(15):
+            page.keyboard.press("Tab")
+            box = page.evaluate("(() => { const b = document.activeElement.getBoundingClientRect();"
+                                " return [b.width, b.height]; })()")  # fmt: skip
+            assert min(box) > 0
+
+
+def test_dates_are_asked_for_only_if_needed(chromium: Browser, server: tuple[Database, Twistd]) -> None:
+    """The fields for the first and the last day appear with the period that needs them."""
+    with visit(chromium, server) as opened:
+        opened.open(PATHS[1])
+        field = opened.page.locator("input[name=from]")
+        assert not field.is_visible()
+        opened.page.select_option("select[name=period]", "custom")
+        assert field.is_visible()
+
+
+def test_print(chromium: Browser, server: tuple[Database, Twistd]) -> None:
+    """On paper, there are numbers and charts, and nothing to click."""
+    with visit(chromium, server) as opened:
+        opened.open(PATHS[1])
+        opened.page.emulate_media(media="print")
+        assert opened.page.locator(".tiles").is_visible()
+        assert opened.page.locator("svg.plot").first.is_visible()
+        for selector in ("nav >> nth=0", "form.filters", "header button", ".downloads >> nth=0"):
+            assert not opened.page.locator(selector).is_visible(), selector
