@@ -154,6 +154,7 @@ async def test_disabled(shared_database: Database) -> None:
                 assert reply.headers.keys() == expected.headers.keys()
                 assert method == "HEAD" or reply.json["error"] == expected.json["error"]
         assert (await browser.sign_in(token)).status == 404
+        assert "dashboard" not in (await browser.get("/")).json
 
 
 @pytest.mark.parametrize(

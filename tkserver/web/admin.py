@@ -69,7 +69,10 @@ class AdminApi:
     @_route("/", methods=["GET"])
     def index(self, _: ApiRequest) -> Response:
         """List the paths."""
-        return json_response(200, {"version": __version__, "metrics": "/metrics", "apps": "/api/v1/apps"})
+        paths = {"metrics": "/metrics", "apps": "/api/v1/apps"}
+        if self._dashboard is not None:
+            paths["dashboard"] = "/dashboard/"
+        return json_response(200, {"version": __version__, **paths})
 
     @_route("/metrics", methods=["GET"])
     def metrics(self, request: ApiRequest) -> Response:

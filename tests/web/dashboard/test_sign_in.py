@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import re
 from collections.abc import AsyncIterator, Iterator
 
@@ -554,7 +555,40 @@ async def test_user_header_from_anyone_else(module_database: Database, settings:
             assert (await Browser(server.admin_port, {"X-Remote-User": "alice", **forwarded}).get()).status == 401
 
 
+@pytest_twisted.ensureDeferred
+async def test_forms_of_users(module_database: Database, proxied: Supervisor) -> None:
+    """The token of the forms of a user is the same on all servers, and is not that of another user."""
+    key = bytes(module_database.value("SELECT key FROM dashboard_key"))
+    tokens = {
+        name: hmac.digest(key, f"tkserver dashboard form, user {name}".encode(), "sha256").hex()
+        for name in ("alice", "bob")
+    }
+    browser = Browser(proxied.admin_port, {"X-Remote-User": "alice"})
+    assert (await browser.post(SIGN_OUT, {"csrf": tokens["alice"]})).status == 303
+    for wrong in ({"csrf": tokens["bob"]}, {"csrf": ""}, {}):
+        assert (await browser.post(SIGN_OUT, wrong)).status == 403
+    forged = await browser.post(SIGN_OUT, {"csrf": tokens["alice"]}, Origin="https://evil.example.org")
+    assert forged.status == 403
+
+
 # --- limits, and what others learn
+
+
+@pytest_twisted.ensureDeferred
+async def test_connections_of_ingest_are_not_used(database: Database) -> None:
+    """Sessions are looked up on the connection of the catalog."""
+    sql = "SELECT application_name FROM pg_stat_activity WHERE query ~ 'dashboard_(links|sessions)'"
+    names: set[str] = set()
+    async with running_server(database) as server:
+
+        async def is_seen() -> bool:
+            await signed_in(database, server.admin_port)
+            names.update(name for (name,) in database.query(f"{sql} AND pid <> pg_backend_pid()"))
+            return bool(names)
+
+        for _ in range(5):
+            await until(is_seen)
+    assert names == {"tkserver catalog"}
 
 
 @pytest_twisted.ensureDeferred
