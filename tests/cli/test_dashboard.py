@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import webbrowser
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
@@ -11,6 +12,7 @@ import pytest
 
 from tests.support.command import InProcessCommand
 from tests.support.database import Database
+from tests.support.ports import reserved_port
 from tkserver.cli import dashboard
 from tkserver.storage.sign_in import LINK_PREFIX, hash_token, is_token
 
@@ -152,6 +154,17 @@ def test_invalid_address(tkserver: InProcessCommand, url: str) -> None:
     """An address that is not that of a server is rejected, as an option and as a setting."""
     assert "such as https://stats.example.org" in tkserver("dashboard", "--url", url, code=2).errors
     assert "TK__DASHBOARD__URL: " in tkserver("dashboard", code=2, TK__DASHBOARD__URL=url).errors
+
+
+def test_server_that_does_not_run(tkserver: InProcessCommand) -> None:
+    """If no server listens at the address, the command says how to start it, after the link. JSON stays as it is."""
+    with reserved_port() as port, socket.create_server(("127.0.0.1", 0)) as server:
+        done = tkserver("dashboard", "--no-browser", code=0, TK__ADMIN__PORT=str(port))
+        assert f"No server responds at http://127.0.0.1:{port}. To start it, run: twistd -n tkserver" in done.errors
+        assert len(done.out.splitlines()) == 1
+        assert tkserver("dashboard", "--json", code=0, TK__ADMIN__PORT=str(port)).errors == ""
+        listening = str(server.getsockname()[1])
+        assert "No server" not in tkserver("dashboard", "--no-browser", code=0, TK__ADMIN__PORT=listening).errors
 
 
 # --- the browser

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import webbrowser
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -18,6 +20,9 @@ from tkserver.operations.database import open_database
 
 SIGN_OUT = "sign-out"
 """Stands in the place of an application."""
+
+CONNECT_TIMEOUT = 2.0
+"""Seconds in which a server must accept a connection."""
 
 
 class Origin(click.ParamType[str]):
@@ -62,6 +67,8 @@ def dashboard(app: str | None, can_share: bool | None, url: str | None, no_brows
         found = None if app is None else find_app(connection, app)
         link = create_link(connection, base_url, found, can_share=found is None if can_share is None else can_share)
     _print_link(link, as_json=as_json)
+    if not as_json and not is_listening(base_url):
+        print_line(f"No server responds at {base_url}. To start it, run: twistd -n tkserver", error=True)
     if not (no_browser or as_json) and has_browser(os.environ, os.geteuid(), sys.platform):
         webbrowser.open(link.url)
 
@@ -74,6 +81,17 @@ def has_browser(environment: Mapping[str, str], user: int, platform: str) -> boo
     is_remote = any(name in environment for name in ("SSH_CONNECTION", "SSH_CLIENT", "SSH_TTY"))
     has_display = platform == "darwin" or bool(environment.get("DISPLAY") or environment.get("WAYLAND_DISPLAY"))
     return user != 0 and not is_remote and has_display
+
+
+def is_listening(url: str) -> bool:
+    """True if something accepts connections at the host and port of a URL."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        socket.create_connection((parts.hostname or "", port), CONNECT_TIMEOUT).close()
+    except OSError:
+        return False
+    return True
 
 
 def _sign_out(settings: Settings, *, as_json: bool) -> None:
