@@ -56,7 +56,7 @@ COMMANDS = (
     "erase --user client_demo",
     "export",
     "stats my-tool versions",
-    "tail my-tool --no-follow",
+    "tail my-tool --no-follow --user client_nobody",
     "dashboard my-tool --share --no-browser",
     "dashboard --json",
     "dashboard sign-out",
