@@ -250,7 +250,8 @@ class Session:
         directory.mkdir()
         self._programs = programs
         self._directory = directory
-        self._settings = {**settings, "TK__DATABASE__DATA_DIR": str(directory / "data")}
+        own = {"TK__DATABASE__DATA_DIR": str(directory / "data"), "TK__INSIGHT__ENABLED": "false"}
+        self._settings = {**settings, **own}  # commands aggregate, so that their output is always the same
 
     def transcript(self) -> dict[str, str]:
         """Return everything that the server and the commands write, without what differs between two sessions."""
