@@ -10,9 +10,9 @@ from twisted.internet.task import Clock
 from tests.support.client import App
 from tests.support.database import Database
 from tests.support.stored import INSERT, store
-from tkserver.operations import tail
 from tkserver.operations.apps import find_app
 from tkserver.operations.tail import Tail
+from tkserver.storage.arrivals import SETTLING_TIME
 from tkserver.storage.blocking import Connection
 
 
@@ -24,12 +24,12 @@ def test_event_that_is_committed_late(database: Database, connection: Connection
         cursor.execute(INSERT, (app.org_id, app.app_id, "now", "client_slow", 0, 1))
         store(database, app, 1, user="client_fast")
         assert [arrival.user_id for arrival in arrivals.read()] == ["client_fast"]
-        clock.advance(tail.SETTLING_TIME - 1)
+        clock.advance(SETTLING_TIME - 1)
         assert arrivals.read() == []
         slow.commit()
     assert [arrival.user_id for arrival in arrivals.read()] == ["client_slow"]
     for _ in range(3):
-        clock.advance(tail.SETTLING_TIME + 1)
+        clock.advance(SETTLING_TIME + 1)
         assert arrivals.read() == []
 
 

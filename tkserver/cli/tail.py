@@ -12,7 +12,8 @@ from tkserver.cli.output import print_line
 from tkserver.config import load
 from tkserver.operations.apps import find_app
 from tkserver.operations.database import open_database
-from tkserver.operations.tail import QUARANTINED, Arrival, Tail
+from tkserver.operations.tail import Tail
+from tkserver.storage.arrivals import QUARANTINED, Arrival
 
 POLL_INTERVAL = 1.0
 """Seconds between two looks for new events."""

@@ -5,59 +5,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from tkserver.operations.models import App
-from tkserver.storage.blocking import Connection, rows, value
-
-ACCEPTED, QUARANTINED = "accepted", "quarantined"
+from tkserver.storage.arrivals import HIGHEST_IDS, SETTLING_TIME, TABLES, Arrival
+from tkserver.storage.blocking import Connection, rows
 
 RECENT = 100_000
 """The latest events of all applications together, among which the latest ones of an application are looked for."""
 
 MAX_EVENTS = 1000
 """Events of an application that are read at once. If more arrive, the oldest are left out."""
-
-SETTLING_TIME = 10.0
-"""Seconds. A transaction that has begun earlier may commit ids that are lower than the highest one."""
-
-_EVENTS = """
-SELECT id, received_at, event_id::text, user_id, event_type, service_version, os,
-    coalesce(event_data->>'command', event_data->>'feature'), NULL, NULL
-FROM events
-WHERE id > %s AND app_id = %s AND org_id = %s AND starts_with(user_id, %s) AND %s IN ('', event_type)
-ORDER BY id DESC LIMIT %s
-"""
-_QUARANTINED = """
-SELECT id, received_at, event_id::text, user_id, NULL, NULL, NULL, NULL, code, message
-FROM quarantine
-WHERE id > %s AND app_id = %s AND org_id = %s AND starts_with(coalesce(user_id, ''), %s) AND %s = ''
-ORDER BY id DESC LIMIT %s
-"""
-_TABLES = ((ACCEPTED, "events", _EVENTS), (QUARANTINED, "quarantine", _QUARANTINED))
-
-
-class Arrival(NamedTuple):
-    """An event that has arrived.
-
-    :ivar outcome: ``accepted`` or ``quarantined``.
-    :ivar event_id: ``None`` if the event has no valid id.
-    :ivar user_id: of a quarantined event, ``None`` if it is not known.
-    :ivar type: the type of the event, its version, operating system, and command or feature: known if it is accepted.
-    :ivar code: the error code of a quarantined event; ``message`` is its reason.
-    """
-
-    outcome: str
-    received_at: datetime
-    event_id: str | None
-    user_id: str | None
-    type: str | None
-    version: str | None
-    os: str | None
-    name: str | None
-    code: str | None
-    message: str | None
 
 
 @dataclass
@@ -100,9 +58,9 @@ class Tail:
         self._connection = connection
         self._filters = (str(app.app_id), str(app.org_id), user_prefix, event_type)
         self._clock = clock
+        (highest,) = rows(connection, HIGHEST_IDS)
         self._positions = {
-            table: _Position(max(0, value(connection, f"SELECT coalesce(max(id), 0) FROM {table}") - RECENT))
-            for _, table, _ in _TABLES
+            table: _Position(max(0, number - RECENT)) for (_, table, _), number in zip(TABLES, highest, strict=True)
         }
 
     def read(self, limit: int = MAX_EVENTS) -> list[Arrival]:
@@ -113,7 +71,7 @@ class Tail:
         now = self._clock()
         arrivals = [
             arrival
-            for outcome, table, sql in _TABLES
+            for outcome, table, sql in TABLES
             for arrival in self._read_table(self._positions[table], outcome, sql, limit, now)
         ]
         arrivals.sort(key=lambda arrival: arrival.received_at)

@@ -49,6 +49,7 @@ from tkserver.web.admission import IngestAdmission, clients_of_connections
 from tkserver.web.allowed_hosts import AllowedHosts, is_loopback
 from tkserver.web.api import Api
 from tkserver.web.dashboard.access import DashboardAccess
+from tkserver.web.dashboard.live import LiveEvents
 from tkserver.web.dashboard.pages import DashboardPages
 from tkserver.web.dashboard.site import DashboardSite
 from tkserver.web.http.connections import ApiSite, HttpLimits
@@ -143,7 +144,8 @@ def create_admin(settings: Settings, reactor: Any, dsn: str, metrics: Metrics) -
     dashboard = None
     if settings.dashboard_enabled:
         sign_in = _dashboard_access(settings, watch, admission, clock)
-        pages = DashboardPages(sign_in, watch, panels, partial(deferToThreadPool, reactor, reactor.getThreadPool()))
+        in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
+        pages = DashboardPages(sign_in, watch, panels, LiveEvents(watch.query, clock), in_thread)
         dashboard = DashboardSite(sign_in, pages, hosts.check, clock).resource()
     check_metrics = _metrics_access(settings, admission, hosts).check if dashboard is not None else lambda _: None
     api = AdminApi(metrics.exposition, clock, hosts, statistics, check_metrics, dashboard)

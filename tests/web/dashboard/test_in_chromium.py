@@ -14,8 +14,11 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from tests.support.blocking_client import post_batch
 from tests.support.browser import create_link
+from tests.support.client import batch
 from tests.support.database import Database, DatabaseServer
+from tests.support.events import make_event
 from tests.support.process import Twistd
 from tests.support.sample_statistics import aggregate, install_named, store_recent
 from tkserver.web.dashboard.views import PAGES
@@ -150,6 +153,32 @@ def test_keyboard(chromium: Browser, server: tuple[Database, Twistd]) -> None:
             box = page.evaluate("(() => { const b = document.activeElement.getBoundingClientRect();"
                                 " return [b.width, b.height]; })()")  # fmt: skip
             assert min(box) > 0
+
+
+def test_live_events(chromium: Browser, server: tuple[Database, Twistd]) -> None:
+    """Events appear while the page is open, accepted or quarantined, unless it is paused."""
+    database, twistd = server
+    app = install_named(database, "live-cli")
+    with visit(chromium, server) as opened:
+        opened.open("/dashboard/apps/live-cli/live")
+        page = opened.page
+        assert page.locator("#events tbody tr").count() == 0
+        invalid = {**make_event(), "timestamp": "yesterday"}
+        assert post_batch(twistd.url, app, batch([make_event(user_id="client_first"), invalid])) == 207
+        page.wait_for_selector("text=client_first")
+        page.wait_for_selector("tr.quarantined >> text=timestamp")
+        page.click("#pause")
+        assert post_batch(twistd.url, app, batch([make_event(user_id="client_second")])) == 200
+        opened.open("/dashboard/apps/live-cli/live?user=client_second")
+        assert page.locator("#events tbody tr").count() == 1
+        page.click("#pause")
+        assert page.inner_text("#state") == "Paused."
+        assert post_batch(twistd.url, app, batch([make_event(user_id="client_second")])) == 200
+        page.wait_for_timeout(2500)
+        assert page.locator("#events tbody tr").count() == 1
+        page.click("#pause")
+        page.wait_for_function("document.querySelectorAll('#events tbody tr').length === 2")
+        opened.complaints = [text for text in opened.complaints if "/live/events" not in text]  # ended by the page
 
 
 def test_dates_are_asked_for_only_if_needed(chromium: Browser, server: tuple[Database, Twistd]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from html import unescape
@@ -17,6 +18,7 @@ from tests.support.browser import Browser, signed_in
 from tests.support.database import Database, DatabaseServer
 from tests.support.sample_statistics import aggregate, install_named, store_recent
 from tests.support.server import running_server
+from tests.support.stored import store
 from tkserver.server.supervisor import Supervisor
 from tkserver.web.dashboard.html import HEADERS
 from tkserver.web.dashboard.views import PAGES
@@ -25,7 +27,7 @@ HOSTILE = "<b>\u202e\"'&{{7*7}}\u2028</b>" + "x" * 200
 SHOWN = "<b>\ufffd\"'&{{7*7}}\ufffd</b>"
 """The beginning of what is shown of it."""
 
-ALL_PAGES = [name if name != "command" else "command?name=build" for name in PAGES]
+ALL_PAGES = [name if name != "command" else "command?name=build" for name in PAGES if name != "live"]
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +216,34 @@ async def test_application_without_events(browser: Browser) -> None:
 
 
 @pytest_twisted.ensureDeferred
+async def test_live_events(module_database: Database, browser: Browser) -> None:
+    """Server-sent events contain each new event, and a position from which the browser continues."""
+    app = install_named(module_database, "live-cli")
+    store(module_database, app, 2, user="client_a")
+    page = await html_of(browser, "/dashboard/apps/live-cli/live?user=client_")
+    assert page.count("client_a</td>") == 2
+    url = unescape(re.findall(r'data-url="([^"]+)"', page)[0])
+    reply = await browser.get(url)
+    assert reply.headers["content-type"] == "text/event-stream"
+    assert len(events_of(reply.body)) == 2
+    position = re.findall(r"^id: (.+)$", reply.body.decode(), re.MULTILINE)[0]
+    store(module_database, app, 1, user="client_b")
+    store(module_database, app, 1, user="anon_c")
+    found = events_of((await browser.get(url, Last_Event_ID=position)).body)
+    assert [event[3] for event in found] == ["client_b", "client_a", "client_a"]
+    assert events_of((await browser.get(url, Last_Event_ID="9" * 18 + "-" + "9" * 18)).body) == []
+    assert len(events_of((await browser.get(url, Last_Event_ID="x")).body)) == 3
+    await html_of(browser, "/dashboard/apps/live-cli/live?users=a", 400)
+    await html_of(browser, "/dashboard/apps/live-cli/live?user=%00", 400)
+
+
+def events_of(body: bytes) -> list[list[str]]:
+    """Return the events in a response with server-sent events."""
+    events: list[list[str]] = json.loads(re.findall(rb"^data: (.+)$", body, re.MULTILINE)[0])
+    return events
+
+
+@pytest_twisted.ensureDeferred
 async def test_home(browser: Browser) -> None:
     """The first page lists the applications with their numbers."""
     page = await html_of(browser, "/dashboard/")
@@ -239,7 +269,14 @@ async def test_viewer_of_one_application(module_database: Database, server: Supe
 async def test_pages_require_a_session(server: Supervisor) -> None:
     """Without a session, no page and no file can be read."""
     browser = Browser(server.admin_port)
-    for path in ("", "apps/my-cli/overview", "apps/unknown/overview", "apps/my-cli/export/commands/items.csv"):
+    for path in (
+        "",
+        "apps/my-cli/overview",
+        "apps/unknown/overview",
+        "apps/my-cli/export/commands/items.csv",
+        "apps/my-cli/live",
+        "apps/my-cli/live/events",
+    ):
         await html_of(browser, f"/dashboard/{path}", 401)
 
 

@@ -14,9 +14,9 @@ from tkserver.insight.facts import clean
 from tkserver.web.http.response import NO_STORE, Response
 
 HEADERS = {
-    # There is no script, and no inline style: charts are SVG elements with classes.
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; img-src 'self' data:; form-action 'self';"
-    " base-uri 'none'; frame-ancestors 'none'",
+    # There are no inline scripts and styles: charts are SVG elements with classes.
+    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self';"
+    " img-src 'self' data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -24,7 +24,7 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Vary": "Cookie, Accept-Language, Accept-Encoding",
 }
-"""The headers of all pages. They allow nothing from other hosts, no scripts, and no frames."""
+"""The headers of all pages. They allow nothing from other hosts, and no frames."""
 
 STYLE = "style.css"
 """The style sheet of all pages."""
@@ -42,7 +42,8 @@ def environment() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     result.finalize = _displayed
-    result.globals["style"] = f"/dashboard/static/{static_version(STYLE)}/{STYLE}"
+    result.globals["style"] = static_url(STYLE)
+    result.globals["live_script"] = static_url("live.js")
     return result
 
 
@@ -61,6 +62,11 @@ def static_file(name: str) -> bytes:
 def static_version(name: str) -> str:
     """Return a part of the URL of a static file that changes with its contents, so that browsers can keep it."""
     return blake2b(static_file(name), digest_size=6).hexdigest()
+
+
+def static_url(name: str) -> str:
+    """Return the URL of a static file."""
+    return f"/dashboard/static/{static_version(name)}/{name}"
 
 
 def page(template: str, status: int = 200, *, is_compressed: bool = False, **values: object) -> Response:

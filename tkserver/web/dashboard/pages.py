@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 from markupsafe import Markup, escape
@@ -20,6 +20,7 @@ from tkserver.web.dashboard.charts import bar, interval, sparkline
 from tkserver.web.dashboard.csv_file import csv_of
 from tkserver.web.dashboard.filters import CI_MODES, PERIODS, Filters, InvalidFilters
 from tkserver.web.dashboard.formats import Formats
+from tkserver.web.dashboard.live import LiveEvents, server_sent
 from tkserver.web.dashboard.views import PAGES, Json, charts_of, tables_of
 from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import NO_STORE, Response
@@ -70,8 +71,11 @@ class DashboardPages:
     :param in_thread: renders pages.
     """
 
-    def __init__(self, access: Access, watch: CatalogWatch, panels: PanelReader, in_thread: InThread) -> None:
+    def __init__(
+        self, access: Access, watch: CatalogWatch, panels: PanelReader, live: LiveEvents, in_thread: InThread
+    ) -> None:
         self._access = access
+        self._live = live
         self._watch = watch
         self._panels = panels
         self._in_thread = in_thread
@@ -95,7 +99,7 @@ class DashboardPages:
         """
         viewer = await self._access.viewer(request)
         asked = await self._asked(request, viewer, app)
-        if page not in PAGES or (page == "command" and not asked.filters.name):
+        if page not in PAGES or page == "live" or (page == "command" and not asked.filters.name):
             raise NotFound(f"there is no page {page!r}: use {', '.join(PAGES)}")
         if not all(query_parameters(request).values()):  # the form sends all its fields
             return html.redirect(app_url(asked.app, page, asked.filters))
@@ -106,6 +110,36 @@ class DashboardPages:
         panels = dict(zip((*names, "values"), found, strict=True))
         values = {"app": asked.app, "page": page, "panels": panels, **panels, "filters": asked.filters}
         return await self._render(request, viewer, f"{page}.html", values)
+
+    async def live(self, request: ApiRequest, app: str) -> Response:
+        """Return the page that shows events as they arrive."""
+        viewer = await self._access.viewer(request)
+        catalog = await self._watch.current(grace=True)
+        found = find_app(catalog, app, viewer.scope)
+        user, event_type = _live_filters(request)
+        _, events = await self._live.read(found, user, event_type, None)
+        values = await self._panel(catalog, found, "values", HOME_FILTERS)
+        query = urlencode({"user": user, "type": event_type})
+        context = {
+            "app": found,
+            "page": "live",
+            "panels": {"values": values},
+            "filters": HOME_FILTERS,
+            "user": user,
+            "type": event_type,
+            "events": events,
+            "events_url": escape(f"{app_url(found, 'live')}/events?{query}"),
+        }
+        return await self._render(request, viewer, "live.html", context)
+
+    async def live_events(self, request: ApiRequest, app: str) -> Response:
+        """Return the events since the last request of the same page, as server-sent events."""
+        viewer = await self._access.viewer(request)
+        found = find_app(await self._watch.current(grace=True), app, viewer.scope)
+        position = request.header("last-event-id")
+        following, events = await self._live.read(found, *_live_filters(request), position)
+        body = server_sent(following, events)
+        return Response(200, body, html.HEADERS, content_type="text/event-stream", cache_control=NO_STORE)
 
     async def export(self, request: ApiRequest, app: str, panel: str, file: str) -> Response:
         """Return a panel as JSON, or one of its lists as CSV.
@@ -175,6 +209,20 @@ def export_url(app: AppState, panel: str, file: str, filters: Filters) -> str:
 def _escaped(url: Callable[..., str]) -> Callable[..., Markup]:
     """Return a function whose result templates insert as a whole: they cut other long texts off."""
     return lambda *arguments: escape(url(*arguments))
+
+
+def _live_filters(request: ApiRequest) -> tuple[str, str]:
+    """Return the beginning of user ids, and the event type.
+
+    :raise InvalidParameter: if there are other parameters.
+    """
+    parameters = query_parameters(request)
+    if unknown := parameters.keys() - {"user", "type"}:
+        raise InvalidParameter(f"There is no parameter {min(unknown)!r}: use user, type.")
+    user, event_type = parameters.get("user", "").strip(), parameters.get("type", "").strip()
+    if "\0" in user + event_type:
+        raise InvalidParameter("A parameter contains a zero byte.")
+    return user, event_type
 
 
 def _first_error(failure: Any) -> Any:

@@ -91,6 +91,16 @@ class DashboardSite:
         """Return the page that lists the applications."""
         return await self._pages.home(request)
 
+    @_route("/dashboard/apps/<app>/live", methods=["GET"])
+    async def live(self, request: ApiRequest, app: str) -> Response:
+        """Return the page that shows events as they arrive."""
+        return await self._pages.live(request, app)
+
+    @_route("/dashboard/apps/<app>/live/events", methods=["GET"])
+    async def live_events(self, request: ApiRequest, app: str) -> Response:
+        """Return what has arrived."""
+        return await self._pages.live_events(request, app)
+
     @_route("/dashboard/apps/<app>/<name>", methods=["GET"])
     async def app_page(self, request: ApiRequest, app: str, name: str) -> Response:
         """Return a page of an application."""

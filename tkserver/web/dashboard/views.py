@@ -36,6 +36,7 @@ PAGES: Mapping[str, Page] = {
     "environment": Page("Environment", ("environment",)),
     "retention": Page("Retention", ("retention",)),
     "data": Page("Data", ("quality",)),
+    "live": Page("Live", ()),
     "command": Page(None, ("overview", "commands", "errors", "releases")),
 }
 """The pages by the last segment of their paths."""
