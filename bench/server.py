@@ -115,16 +115,20 @@ class Server:
 
 
 @contextmanager
-def running_server(*, checkout: Path = CHECKOUT, module: str = "", **settings: str) -> Iterator[Server]:
+def running_server(
+    *, checkout: Path = CHECKOUT, module: str = "", data_dir: Path | None = None, **settings: str
+) -> Iterator[Server]:
     """Run a server with an embedded database in a new directory, and remove both afterwards.
 
     :param checkout: the directory that the server's code comes from.
     :param module: runs the server: :mod:`bench.instrumented` or :mod:`bench.stalls`. By default, ``twistd`` does.
+    :param data_dir: the directory of another embedded database, which is not removed.
     :param settings: environment variables, by name.
     """
     directory = Path(tempfile.mkdtemp(prefix="tkbench"))
     directory.chmod(0o777)  # a server that was started as root continues as another user
-    log, data_dir, report = directory / "log", directory / "data", directory / "report"
+    log, report = directory / "log", directory / "report"
+    data_dir = data_dir or directory / "data"
     environment = {
         **_environment(checkout),
         "TK__SERVER__PORT": "0",
