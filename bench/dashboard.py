@@ -31,6 +31,9 @@ QUERIES = ("period=30", "period=90", "period=365", "period=30&os=linux", "period
 
 MAX_SECONDS = 0.5
 MAX_FILTERED_YEAR = 1.2
+CACHE_BYTES = 16_777_216
+"""The default of the server."""
+
 MAX_BYTES = 60_000
 """Of a compressed page."""
 
@@ -85,11 +88,14 @@ class Client:
 
 
 @contextmanager
-def signed_in(directory: Path, **settings: str) -> Iterator[Client]:
-    """Run a server, and yield a client of its dashboard."""
-    port = {"TK__ADMIN__PORT": ADMIN_PORT}
-    with running_server(data_dir=directory, **port, **settings) as server:
-        link = json.loads(server.run_command("dashboard", "--json", **port))["url"]
+def signed_in(directory: Path, cache_bytes: int) -> Iterator[Client]:
+    """Run a server, and yield a client of its dashboard.
+
+    :param cache_bytes: the memory for computed statistics.
+    """
+    cache = str(cache_bytes)
+    with running_server(data_dir=directory, TK__ADMIN__PORT=ADMIN_PORT, TK__INSIGHT__CACHE_BYTES=cache) as server:
+        link = json.loads(server.run_command("dashboard", "--json", TK__ADMIN__PORT=ADMIN_PORT))["url"]
         yield Client(link)
 
 
@@ -103,11 +109,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table, and return 1 if a limit is exceeded."""
     options = _parse_options(arguments)
     paths = [(page, query, path_of(page, query)) for query in QUERIES for page in PAGES]
-    with signed_in(options.directory, TK__INSIGHT__CACHE_BYTES="0") as client:
+    with signed_in(options.directory, 0) as client:
         for _, _, path in paths:
             client.visit(path, 1)  # so that the database has cached what it reads
         first = {path: client.visit(path, options.rounds) for _, _, path in paths}
-    with signed_in(options.directory) as client:
+    with signed_in(options.directory, CACHE_BYTES) as client:
         for _, _, path in paths:
             client.visit(path, 1)
         again = {path: client.visit(path, options.rounds) for _, _, path in paths}
