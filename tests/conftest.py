@@ -25,6 +25,7 @@ from twisted.internet.defer import ensureDeferred
 from tests.support.client import App, Client
 from tests.support.database import Database, DatabaseServer
 from tests.support.server import client_of, running_server, start_server
+from tests.support.shared import create_shared_directory
 from tkserver.server.supervisor import Supervisor
 from tkserver.storage.embedded.os_user import UNPRIVILEGED_USER
 from tkserver.storage.embedded.postgres import EmbeddedPostgres
@@ -44,6 +45,13 @@ PROCESS_EVENTS = frozenset(("subprocess.Popen", "os.posix_spawn", "os.fork", "os
 """Audit events of Python that announce a new process."""
 
 _processes_allowed = True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Create a directory for all processes of the test run, and remove it at the end."""
+    if not hasattr(config, "workerinput"):  # this process starts the others
+        directory = create_shared_directory()
+        config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 
 def pytest_xdist_auto_num_workers() -> int:

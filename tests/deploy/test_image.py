@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from tempfile import mkdtemp
 
 import psycopg2
 import pytest
@@ -25,6 +24,7 @@ from tests.support.database import Database
 from tests.support.events import make_event
 from tests.support.lock import packages_in
 from tests.support.process import Twistd, environment
+from tests.support.shared import built_once
 from tests.support.source import ROOT, copy_tracked
 from tests.support.waiting import wait_for
 
@@ -37,16 +37,17 @@ POSTGRES = next(installations())
 
 
 @pytest.fixture(scope="module")
-def installed(scratch: Path) -> Path:
+def installed() -> Path:
     """The virtual environment that the build stage creates from the files that ``.dockerignore`` lets through."""
     if sys.version_info < (3, 11):
         pytest.skip("the locked packages need Python 3.11")
+    return built_once("image", build_image) / "image/opt/tkserver"
+
+
+def build_image(directory: Path) -> None:
     visible = [line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
-    directory = Path(mkdtemp(dir=scratch))
-    directory.chmod(0o755)  # a server that was started as root continues as another user
     context = copy_tracked(directory / "context", visible)
     Builder(context, directory / "image", ("/source", "/opt/tkserver")).run(BUILD)
-    return directory / "image/opt/tkserver"
 
 
 class TestBuildStage:

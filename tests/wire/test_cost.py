@@ -89,11 +89,17 @@ HOSTILE: dict[str, Callable[[], Sent]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_expensive_body(name: str) -> None:
-    """A body costs at most 20 times as much per byte as an ordinary batch, and no step takes more than 100 ms."""
+    """A body costs at most 20 times as much per byte as an ordinary batch, and no step takes more than 100 ms.
+
+    If it costs more, two more attempts are made, because other processes can disturb one of them.
+    """
     body, encoding = HOSTILE[name]()
+    assert any(is_within_limits(body, encoding) for _ in range(3))
+
+
+def is_within_limits(body: bytes, encoding: str | None) -> bool:
     cost, ordinary = compare(body, encoding, repeat=1 if len(body) > MIB else 9)
-    assert cost.per_byte < MAX_RATIO * ordinary.per_byte
-    assert cost.step < MAX_STEP * ordinary.seconds
+    return cost.per_byte < MAX_RATIO * ordinary.per_byte and cost.step < MAX_STEP * ordinary.seconds
 
 
 DIVIDED = {
