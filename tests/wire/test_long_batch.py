@@ -67,11 +67,12 @@ WINDOWS = ((MAX_EVENT_BYTES, 32_768), (300, 120), (60, 40))
 def test_texts_are_the_same(body: bytes) -> None:
     """The texts and errors are those of short bodies, unless the body has an unusual form."""
     expected = texts_of(body, is_long=False)
+    accepted = (None, expected, "too deep") if expected == "invalid" else (None, expected)  # depends on the stack
     for window, group in WINDOWS:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(long_batch, "_WINDOW", window)
             patch.setattr(long_batch, "_GROUP", group)
-            assert texts_of(body, is_long=True) in (None, expected)
+            assert texts_of(body, is_long=True) in accepted
 
 
 @pytest.mark.parametrize(
