@@ -147,6 +147,11 @@ class Catalog:
         ]
         return [app for app in dict.fromkeys(found) if scope.contains(app)]
 
+    def unique_name(self, app: AppState) -> str:
+        """Return a text that selects only this application and that a path can contain: its label, or its id."""
+        is_unique = self.find(app.label, EVERYTHING) == [app] and app.label not in (".", "..")
+        return app.label if is_unique else app.app_id
+
     def _of_organizations(self, text: str) -> Iterator[AppState]:
         """Return the applications of organizations. Names can contain slashes, so that each of them may divide both."""
         positions = [position for position, character in enumerate(text) if character == "/"]

@@ -253,6 +253,18 @@ async def test_home(browser: Browser) -> None:
     assert 'href="/dashboard/apps/hostile%20%3Ci%3E/overview"' in page
 
 
+@pytest.mark.parametrize("name", ["twice", ".", "a/b"])
+@pytest_twisted.ensureDeferred
+async def test_links_to_applications_with_unusual_names(module_database: Database, browser: Browser, name: str) -> None:
+    """Links lead to the right application, also if two have the same name, or if the name means something in a path."""
+    apps = [install_named(module_database, name) for _ in range(2 if name == "twice" else 1)]
+    page = await html_of(browser, "/dashboard/")
+    links = re.findall(rf'href="([^"]+/overview)">{re.escape(name)}<', page)
+    assert len(links) == len(apps)
+    texts = [text_of(await html_of(browser, unescape(link))) for link in links]
+    assert all(any(app.app_id in text for text in texts) for app in apps)
+
+
 @pytest_twisted.ensureDeferred
 async def test_viewer_of_one_application(module_database: Database, server: Supervisor) -> None:
     """A viewer of one application sees no other one."""

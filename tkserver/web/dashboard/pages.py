@@ -89,7 +89,7 @@ class DashboardPages:
         overviews = await self._all([self._panel(catalog, app, "overview", HOME_FILTERS) for app in shown])
         qualities = await self._all([self._panel(catalog, app, "quality", HOME_FILTERS) for app in shown])
         values = {"apps": list(zip(shown, overviews, qualities, strict=True)), "hidden": len(apps) - len(shown)}
-        return await self._render(request, viewer, "home.html", values)
+        return await self._render(request, viewer, catalog, "home.html", values)
 
     async def page(self, request: ApiRequest, app: str, page: str) -> Response:
         """Return a page of an application.
@@ -102,14 +102,14 @@ class DashboardPages:
         if page not in PAGES or page == "live" or (page == "command" and not asked.filters.name):
             raise NotFound(f"there is no page {page!r}: use {', '.join(PAGES)}")
         if not all(query_parameters(request).values()):  # the form sends all its fields
-            return html.redirect(app_url(asked.app, page, asked.filters))
+            return html.redirect(app_url(asked.catalog, asked.app, page, asked.filters))
         names = PAGES[page].panels
         found = await self._all(
             [self._panel(asked.catalog, asked.app, name, asked.filters) for name in (*names, "values")]
         )
         panels = dict(zip((*names, "values"), found, strict=True))
         values = {"app": asked.app, "page": page, "panels": panels, **panels, "filters": asked.filters}
-        return await self._render(request, viewer, f"{page}.html", values)
+        return await self._render(request, viewer, asked.catalog, f"{page}.html", values)
 
     async def live(self, request: ApiRequest, app: str) -> Response:
         """Return the page that shows events as they arrive."""
@@ -128,9 +128,9 @@ class DashboardPages:
             "user": user,
             "type": event_type,
             "events": events,
-            "events_url": escape(f"{app_url(found, 'live')}/events?{query}"),
+            "events_url": escape(f"{app_url(catalog, found, 'live')}/events?{query}"),
         }
-        return await self._render(request, viewer, "live.html", context)
+        return await self._render(request, viewer, catalog, "live.html", context)
 
     async def live_events(self, request: ApiRequest, app: str) -> Response:
         """Return the events since the last request of the same page, as server-sent events."""
@@ -183,9 +183,12 @@ class DashboardPages:
         results: list[Json] = await gatherResults(running, consumeErrors=True).addErrback(_first_error)
         return results
 
-    async def _render(self, request: ApiRequest, viewer: Viewer, template: str, values: dict[str, Any]) -> Response:
+    async def _render(
+        self, request: ApiRequest, viewer: Viewer, catalog: Catalog, template: str, values: dict[str, Any]
+    ) -> Response:
         formats = Formats.for_languages(request.header("accept-language"))
-        context = {**_COMMON, **values, "viewer": viewer, "f": formats}
+        urls = {"app_url": _escaped(partial(app_url, catalog)), "export_url": _escaped(partial(export_url, catalog))}
+        context = {**_COMMON, **urls, **values, "viewer": viewer, "f": formats}
         is_compressed = "gzip" in (request.header("accept-encoding") or "")
         return await self._in_thread(partial(_page, template, context, formats, is_compressed=is_compressed))
 
@@ -196,14 +199,14 @@ def _page(template: str, context: dict[str, Any], formats: Formats, *, is_compre
     return html.page(template, is_compressed=is_compressed, **context)
 
 
-def app_url(app: AppState, page: str = "overview", filters: Filters = HOME_FILTERS) -> str:
+def app_url(catalog: Catalog, app: AppState, page: str = "overview", filters: Filters = HOME_FILTERS) -> str:
     """Return the URL of a page of an application."""
-    return f"/dashboard/apps/{quote(app.label, safe='')}/{page}{filters.query}"
+    return f"/dashboard/apps/{quote(catalog.unique_name(app), safe='')}/{page}{filters.query}"
 
 
-def export_url(app: AppState, panel: str, file: str, filters: Filters) -> str:
+def export_url(catalog: Catalog, app: AppState, panel: str, file: str, filters: Filters) -> str:
     """Return the URL of a file with the numbers of a panel."""
-    return f"/dashboard/apps/{quote(app.label, safe='')}/export/{panel}/{file}{filters.query}"
+    return f"/dashboard/apps/{quote(catalog.unique_name(app), safe='')}/export/{panel}/{file}{filters.query}"
 
 
 def _escaped(url: Callable[..., str]) -> Callable[..., Markup]:
@@ -238,8 +241,6 @@ _COMMON: dict[str, Any] = {
     "PAGES": PAGES,
     "PERIODS": PERIODS,
     "CI_MODES": CI_MODES,
-    "app_url": _escaped(app_url),
-    "export_url": _escaped(export_url),
     "bar": bar,
     "interval": interval,
     "sparkline": sparkline,
