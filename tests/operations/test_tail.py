@@ -40,3 +40,26 @@ def test_other_applications_are_not_shown(database: Database, connection: Connec
     store(database, app, 1)
     arrivals = Tail(connection, find_app(connection, app.app_id), Clock().seconds)
     assert len(arrivals.read()) == 1
+
+
+def test_earlier_events_are_not_returned_later(database: Database, connection: Connection) -> None:
+    """Events that precede the first ones are left out, also when more arrive."""
+    app = App().install(database)
+    store(database, app, 5, user="client_earlier")
+    for limit in (0, 2):
+        arrivals = Tail(connection, find_app(connection, app.app_id), Clock().seconds)
+        assert len(arrivals.read(limit)) == limit
+        assert arrivals.read() == []
+        store(database, app, 1, user=f"client_{limit}")
+        assert [arrival.user_id for arrival in arrivals.read()] == [f"client_{limit}"]
+
+
+def test_events_of_others_are_not_read_again_and_again(database: Database, connection: Connection) -> None:
+    """The position advances with the events of all applications."""
+    app, other, clock = App().install(database), App().install(database), Clock()
+    arrivals = Tail(connection, find_app(connection, app.app_id), clock.seconds)
+    store(database, other, 3)
+    for _ in range(2):
+        assert arrivals.read() == []
+        clock.advance(SETTLING_TIME)
+    assert [position.read_from for position in arrivals._positions] == [3, 0]

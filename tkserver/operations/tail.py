@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from tkserver.operations.models import App
-from tkserver.storage.arrivals import HIGHEST_IDS, SETTLING_TIME, TABLES, Arrival
+from tkserver.storage.arrivals import HIGHEST_IDS, TABLES, Arrival, SettledIds
 from tkserver.storage.blocking import Connection, rows
 
 RECENT = 100_000
@@ -20,22 +18,19 @@ MAX_EVENTS = 1000
 
 @dataclass
 class _Position:
-    """How far a table has been read.
+    """The position up to which a table has been read.
 
     :ivar read_from: the id after which rows are read again, because transactions may still commit some.
-    :ivar highest: recent times, each with the highest id at that time.
     :ivar seen: the ids after ``read_from`` that have been returned.
     """
 
     read_from: int
-    highest: deque[tuple[float, int]] = field(default_factory=deque)
     seen: set[int] = field(default_factory=set)
 
-    def advance(self, now: float) -> None:
-        """Forget ids before which nothing can be committed anymore."""
-        while self.highest and self.highest[0][0] <= now - SETTLING_TIME:
-            self.read_from = max(self.read_from, self.highest.popleft()[1])
-        self.seen = {number for number in self.seen if number > self.read_from}
+    def advance(self, number: int) -> None:
+        """Do not read ids up to this one again."""
+        self.read_from = max(self.read_from, number)
+        self.seen = {seen for seen in self.seen if seen > self.read_from}
 
 
 class Tail:
@@ -58,31 +53,30 @@ class Tail:
         self._connection = connection
         self._filters = (str(app.app_id), str(app.org_id), user_prefix, event_type)
         self._clock = clock
-        (highest,) = rows(connection, HIGHEST_IDS)
-        self._positions = {
-            table: _Position(max(0, number - RECENT)) for (_, table, _), number in zip(TABLES, highest, strict=True)
-        }
+        self._settled = SettledIds()
+        self._positions = [_Position(max(0, number - RECENT)) for number in self._highest()]
 
     def read(self, limit: int = MAX_EVENTS) -> list[Arrival]:
         """Return the latest events that have not been returned yet, oldest first.
 
         :param limit: the maximum number. Earlier events are not returned later.
         """
-        now = self._clock()
-        arrivals = [
-            arrival
-            for outcome, table, sql in TABLES
-            for arrival in self._read_table(self._positions[table], outcome, sql, limit, now)
-        ]
+        settled = self._settled.after(self._clock(), self._highest())
+        arrivals = []
+        for (outcome, _, sql), position, number in zip(TABLES, self._positions, settled, strict=True):
+            position.advance(number)
+            arrivals += self._read_table(position, outcome, sql, limit)
         arrivals.sort(key=lambda arrival: arrival.received_at)
         return arrivals[-limit:] if limit else []
 
-    def _read_table(self, position: _Position, outcome: str, sql: str, limit: int, now: float) -> list[Arrival]:
-        position.advance(now)
-        parameters: tuple[Any, ...] = (position.read_from, *self._filters, max(limit, 1) + len(position.seen))
-        found = rows(self._connection, sql, *parameters)
-        if found:
-            position.highest.append((now, found[0][0]))
+    def _highest(self) -> tuple[int, ...]:
+        return rows(self._connection, HIGHEST_IDS)[0]
+
+    def _read_table(self, position: _Position, outcome: str, sql: str, limit: int) -> list[Arrival]:
+        most = max(limit, 1) + len(position.seen)
+        found = rows(self._connection, sql, position.read_from, *self._filters, most)
         new = [row for row in found if row[0] not in position.seen]
         position.seen.update(row[0] for row in found)
+        if len(found) == most:  # there may be earlier ones
+            position.advance(found[-1][0] - 1)
         return [Arrival(outcome, *row[1:]) for row in new]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from datetime import datetime
 from typing import NamedTuple
 
@@ -34,6 +35,25 @@ event comes first.
 
 HIGHEST_IDS = "SELECT (SELECT coalesce(max(id), 0) FROM events), (SELECT coalesce(max(id), 0) FROM quarantine)"
 """Returns the highest ids in the tables of :data:`TABLES`."""
+
+
+class SettledIds:
+    """Knows up to which ids of the tables no transaction commits anything anymore."""
+
+    def __init__(self) -> None:
+        self._highest: deque[tuple[float, tuple[int, ...]]] = deque()
+        self._settled: tuple[int, ...] = (0,) * len(TABLES)
+
+    def after(self, now: float, highest: tuple[int, ...]) -> tuple[int, ...]:
+        """Return these ids.
+
+        :param now: in seconds, on any scale.
+        :param highest: the result of :data:`HIGHEST_IDS`.
+        """
+        self._highest.append((now, highest))
+        while self._highest[0][0] <= now - SETTLING_TIME:
+            self._settled = self._highest.popleft()[1]
+        return self._settled
 
 
 class Arrival(NamedTuple):

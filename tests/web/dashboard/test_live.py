@@ -62,4 +62,4 @@ async def test_memory_is_bounded() -> None:
         tables.events = [number]
         await live.read(APP, "", "", None)
         clock.advance(1)
-    assert len(live._highest) <= SETTLING_TIME + 2
+    assert len(live._settled_ids._highest) <= SETTLING_TIME + 2

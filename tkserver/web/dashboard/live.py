@@ -8,7 +8,6 @@ time, and many open pages cost little.
 from __future__ import annotations
 
 import re
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ import msgspec
 
 from tkserver.insight.catalog import AppState
 from tkserver.insight.facts import clean
-from tkserver.storage.arrivals import HIGHEST_IDS, SETTLING_TIME, TABLES, Arrival
+from tkserver.storage.arrivals import HIGHEST_IDS, TABLES, Arrival, SettledIds
 
 MAX_EVENTS = 100
 """Events of each outcome in a response, the latest ones."""
@@ -45,7 +44,7 @@ class LiveEvents:
     def __init__(self, query: Query, clock: Callable[[], float]) -> None:
         self._query = query
         self._clock = clock
-        self._highest: deque[tuple[float, tuple[int, int]]] = deque()
+        self._settled_ids = SettledIds()
 
     async def read(self, app: AppState, user: str, event_type: str, position: str | None) -> tuple[str, list[Any]]:
         """Return a new position, and the events after the previous one, latest first.
@@ -58,7 +57,7 @@ class LiveEvents:
         :param position: that was returned before; ``None`` or an invalid one for the first time.
         """
         (highest,) = await self._query(HIGHEST_IDS)
-        settled = self._settled(highest)
+        settled = self._settled_ids.after(self._clock(), highest)
         match = _POSITION.fullmatch(position or "")
         after = [int(match[1]), int(match[2])] if match else [max(0, number - SHOWN_BEFORE) for number in highest]
         arrivals: list[tuple[str, Arrival]] = []
@@ -68,17 +67,6 @@ class LiveEvents:
         arrivals.sort(key=lambda item: item[1].received_at, reverse=True)
         following = "-".join(str(max(pair)) for pair in zip(after, settled, strict=True))
         return following, [[key, *_shown(arrival)] for key, arrival in arrivals]
-
-    def _settled(self, highest: tuple[int, int]) -> tuple[int, int]:
-        """Return ids before which no transaction commits anything anymore."""
-        now = self._clock()
-        self._highest.append((now, highest))
-        settled = (0, 0)
-        while self._highest and self._highest[0][0] <= now - SETTLING_TIME:
-            settled = self._highest.popleft()[1]
-        if settled != (0, 0):
-            self._highest.appendleft((now - SETTLING_TIME, settled))
-        return settled
 
 
 def _shown(arrival: Arrival) -> list[str]:
