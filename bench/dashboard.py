@@ -21,6 +21,7 @@ from urllib.parse import urlencode, urlsplit
 
 from bench.insight import p95
 from bench.server import running_server
+from tkserver.config import Insight
 from tkserver.operations.demo import APP_NAME
 
 ADMIN_PORT = "38131"
@@ -31,7 +32,7 @@ QUERIES = ("period=30", "period=90", "period=365", "period=30&os=linux", "period
 
 MAX_SECONDS = 0.5
 MAX_FILTERED_YEAR = 1.2
-CACHE_BYTES = 16_777_216
+CACHE_BYTES = Insight().cache_bytes
 """The default of the server."""
 
 MAX_BYTES = 60_000

@@ -408,7 +408,7 @@ def test_cancelled_submission_is_not_committed() -> None:
 
 
 def test_applications_with_quota_have_their_own_lanes() -> None:
-    """Of each application with a quota, one commit at a time is in progress; no other application waits for it."""
+    """An application with a quota has one commit in progress at a time; no other application waits for it."""
     bench = Bench()
     apps = [uuid.uuid4() for _ in range(3)]
     results = [bench.submit(make_submission(app=app, has_quota=True)) for _ in range(3) for app in apps]

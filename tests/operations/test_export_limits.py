@@ -22,7 +22,8 @@ from tests.support.events import make_event
 from tests.support.server import client_of, running_server
 from tests.support.stored import store
 from tkserver.cli.output import printable
-from tkserver.operations.export_formats import escape_formula, shorten_numbers
+from tkserver.operations.export_formats import shorten_numbers
+from tkserver.spreadsheets import escape_formula
 from tkserver.wire.event import MAX_EVENT_BYTES
 
 MAX_MEMORY = 300 << 20

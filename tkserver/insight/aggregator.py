@@ -143,7 +143,7 @@ def is_rebuilding(connection: Connection, app_id: str, org_id: str) -> bool:
 
 @dataclass(frozen=True)
 class Status:
-    """How far the aggregation has come.
+    """The progress of the aggregation.
 
     :ivar definitions: the version of the definitions by which the aggregates were computed.
     :ivar last_id: the last id of an event.

@@ -80,7 +80,7 @@ Report = Callable[[Message], None]
 
 
 class Task(Struct, frozen=True):
-    """What the process has to do.
+    """The task of the process.
 
     :ivar dsn: the connection string of the database, which may contain a password.
     :ivar interval: seconds between two looks for new events.

@@ -87,7 +87,7 @@ class AppState(Struct, frozen=True):
 
 
 class Scope(Struct, frozen=True):
-    """What somebody may read: one application, or all of them."""
+    """The applications that somebody may read: one, or all of them."""
 
     app_id: str | None = None
     org_id: str | None = None
@@ -194,7 +194,7 @@ def _canonical(text: str) -> str:
 
 
 class Version(NamedTuple):
-    """What determines the numbers of an application, together with a query and the time."""
+    """The version of the numbers of an application. It determines them, together with a query and the time."""
 
     definitions: int
     app: AppState

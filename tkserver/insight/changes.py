@@ -94,7 +94,7 @@ def _expand(profiles: Ints, sizes: Ints) -> tuple[Ints, Ints]:
 
 
 class Scope(NamedTuple):
-    """What details are about: a topic, on a day or in a week. ``start`` is the first day, since 1970-01-01."""
+    """The scope of details: a topic, on a day or in a week. ``start`` is the first day, since 1970-01-01."""
 
     topic: int
     period: int

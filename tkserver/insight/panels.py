@@ -472,8 +472,8 @@ PANELS: dict[str, Panel] = {
     "quality": quality,
 }
 
-INTERNAL_PANELS: dict[str, Panel] = {"values": values}
-"""Panels that pages need, and that are not a part of the API."""
+ALL_PANELS = {**PANELS, "values": values}
+"""All panels, with those that pages need and that are not a part of the API."""
 
 APPLICABLE_FILTERS: dict[str, tuple[str, ...]] = {
     "overview": ("version", "os", "arch", "name"),

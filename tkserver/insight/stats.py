@@ -13,7 +13,7 @@ from tkserver.insight.cells import WITH_CI, WITHOUT_CI
 from tkserver.insight.days import iso, number_of
 from tkserver.insight.facts import Topic
 from tkserver.insight.histograms import percentile
-from tkserver.insight.panels import APPLICABLE_FILTERS, INTERNAL_PANELS, PANELS, Json
+from tkserver.insight.panels import ALL_PANELS, APPLICABLE_FILTERS, PANELS, Json
 from tkserver.insight.query import InvalidQuery, parse
 from tkserver.insight.reader import Reader
 from tkserver.insight.selection import Sum
@@ -85,8 +85,7 @@ def compute_parts(
 
     The parameters are those of :func:`compute`.
     """
-    panels = {**PANELS, **INTERNAL_PANELS}
-    if panel not in panels:
+    if panel not in ALL_PANELS:
         raise InvalidQuery(f"unknown panel {panel!r}: use {', '.join(PANELS)}")
     state = _state(connection, app_id, org_id)
     today = now.astimezone(ZoneInfo(state.timezone)).date()
@@ -94,7 +93,7 @@ def compute_parts(
     frozen_before = number_of(state.frozen_before or date.min)
     key = AppKey(app_id, org_id, state.timezone)
     reader = Reader(connection, key, state.app or 0, query, number_of(today), frozen_before)
-    content = panels[panel](reader)
+    content = ALL_PANELS[panel](reader)
     # A panel has a list with the name of this parameter, which takes its place.
     hidden = {"ci": query.ci} if "ci" in content else {}
     facts = {

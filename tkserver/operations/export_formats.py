@@ -15,6 +15,7 @@ from msgspec import Raw
 
 from tkserver.operations.exceptions import MissingPackage
 from tkserver.operations.export import StoredEvent
+from tkserver.spreadsheets import escape_formula
 from tkserver.wire.event import MAX_EVENT_BYTES, Environment, Event, Metadata, Occurrence, Service
 
 ROW_GROUP_ROWS = 50_000
@@ -208,14 +209,6 @@ def _shorten_number(match: re.Match[bytes]) -> bytes:
         digits = integral.rstrip(b"0") or b"0"
         shorter = b"%se%d" % (digits, len(integral) - len(digits))
     return min(number, shorter, key=len)
-
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def escape_formula(text: str) -> str:
-    """Return a cell that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 _TIMES = {"timestamp", "transmission_timestamp", "received_at"}

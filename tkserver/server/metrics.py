@@ -351,7 +351,7 @@ class _LedgerCollector(Collector):
 
 
 class _QueryCollector(Collector):
-    """What has happened to requests that needed a computation."""
+    """Collects the results of requests that needed a computation."""
 
     def __init__(self, counts: QueryCounts) -> None:
         self._counts = counts

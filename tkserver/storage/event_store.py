@@ -22,7 +22,7 @@ from tkserver.storage.store_statement import PROBE, STORE
 
 
 class CommitResult(Enum):
-    """How an attempt to commit ended.
+    """The end of an attempt to commit.
 
     ``SPLIT``: some submissions prevented the commit, which is retried in parts. ``UNKNOWN``: the connection was lost
     before the database responded, so that the commit may have succeeded.
@@ -36,7 +36,7 @@ class CommitResult(Enum):
 
 @dataclass(frozen=True)
 class CommitRecord:
-    """One attempt to commit.
+    """The record of an attempt to commit.
 
     :ivar events: the number of events, including those that are quarantined.
     :ivar seconds: includes the time spent waiting for a connection.

@@ -97,7 +97,7 @@ async def test_opening_a_link_does_not_use_it(module_database: Database, browser
 
 @pytest_twisted.ensureDeferred
 async def test_link_works_once(module_database: Database, local: Supervisor) -> None:
-    """Of many browsers that use a link at the same time, one is signed in."""
+    """If many browsers use a link at the same time, one of them is signed in."""
     token = create_link(module_database)
     before = sessions(module_database)
     browsers = [Browser(local.admin_port) for _ in range(20)]

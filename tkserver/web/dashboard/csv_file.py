@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""Spreadsheets take a text that begins so for a formula, which could harm the reader."""
+from tkserver.spreadsheets import escape_formula
 
 
 def csv_of(rows: Sequence[dict[str, Any]]) -> bytes:
@@ -26,6 +25,4 @@ def csv_of(rows: Sequence[dict[str, Any]]) -> bytes:
 def _cell(value: object) -> object:
     if isinstance(value, (list, dict)):
         return msgspec.json.encode(value).decode()
-    if isinstance(value, str) and value.startswith(_FORMULA_STARTS):
-        return f"'{value}"
-    return value
+    return escape_formula(value) if isinstance(value, str) else value

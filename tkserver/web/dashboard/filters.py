@@ -22,8 +22,8 @@ CI_MODES: Mapping[str, str] = {"exclude": "without CI", "include": "with CI", "o
 
 DEFAULT_PERIOD = "30"
 
-_PARAMETERS = {"from": "first", "to": "last"}
-"""The fields whose names are not those of the parameters."""
+_PARAMETERS = {"first": "from", "last": "to"}
+"""The names of those parameters that are not the names of their fields."""
 
 
 class InvalidFilters(ValueError):
@@ -119,8 +119,7 @@ class Filters:
 
 
 def _parameter(field: str) -> str:
-    names = {field: name for name, field in _PARAMETERS.items()}
-    return names.get(field, field)
+    return _PARAMETERS.get(field, field)
 
 
 def _day(name: str, text: str) -> date:

@@ -38,7 +38,7 @@ InThread = Callable[[Callable[[], Response]], Awaitable[Response]]
 
 
 class Viewer(Protocol):
-    """Who looks at a page, and which applications they may see."""
+    """Somebody who looks at a page, and the applications that they may see."""
 
     @property
     def scope(self) -> Scope: ...
@@ -58,11 +58,15 @@ class Access(Protocol):
 
 @dataclass(frozen=True)
 class _AppPage:
-    """A request for a page of an application."""
+    """A request for a page of an application.
+
+    :ivar is_short: false if parameters are empty: the form sends all its fields.
+    """
 
     app: AppState
     catalog: Catalog
     filters: Filters
+    is_short: bool
 
 
 class DashboardPages:
@@ -101,7 +105,7 @@ class DashboardPages:
         asked = await self._asked(request, viewer, app)
         if page not in PAGES or page == "live" or (page == "command" and not asked.filters.name):
             raise NotFound(f"there is no page {page!r}: use {', '.join(PAGES)}")
-        if not all(query_parameters(request).values()):  # the form sends all its fields
+        if not asked.is_short:
             return html.redirect(app_url(asked.catalog, asked.app, page, asked.filters))
         names = PAGES[page].panels
         found = await self._all(
@@ -162,12 +166,13 @@ class DashboardPages:
     async def _asked(self, request: ApiRequest, viewer: Viewer, name: str) -> _AppPage:
         catalog = await self._watch.current(grace=True)
         app = find_app(catalog, name, viewer.scope)
+        parameters = query_parameters(request)
         try:
-            filters = Filters.parse(query_parameters(request))
+            filters = Filters.parse(parameters)
             filters.days(app.today(self._panels.now))
         except InvalidFilters as error:
             raise InvalidParameter(str(error)) from None
-        return _AppPage(app, catalog, filters)
+        return _AppPage(app, catalog, filters, all(parameters.values()))
 
     async def _panel(self, catalog: Catalog, app: AppState, name: str, filters: Filters) -> Json:
         today = app.today(self._panels.now)
