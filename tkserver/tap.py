@@ -76,7 +76,6 @@ def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd
     except (InvalidSettings, EmbeddedError) as error:
         _exit(str(error))
     _stop_on_sigterm(reactor)
-    reactor.callWhenRunning(_stop_on_sigterm, reactor)  # again, because the reactor installs its own handler
     if twistd is None:
         return supervisor
     server, access_log = settings.server, supervisor.worker.components.access_log
@@ -137,10 +136,19 @@ def _exit_process(code: int) -> NoReturn:
 
 
 def _stop_on_sigterm(reactor: Any) -> None:
-    """Stop the reactor on SIGTERM. With twistd's own handler, the exit status would be the signal instead of 0."""
+    """Stop the reactor on SIGTERM. With twistd's own handler, the exit status would be the signal instead of 0.
+
+    The reactor installs its own handler when it starts. A signal that arrives then waits for ours.
+    """
 
     def stop(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is stopping already
         reactor.callFromThread(reactor.stop)
 
+    def install_again() -> None:
+        signal.signal(signal.SIGTERM, stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
     signal.signal(signal.SIGTERM, stop)
+    reactor.addSystemEventTrigger("before", "startup", signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGTERM})
+    reactor.callWhenRunning(install_again)

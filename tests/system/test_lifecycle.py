@@ -186,6 +186,17 @@ class TestEmbedded:
             assert "Traceback" not in server.log
             assert not (data_dir / "postmaster.pid").exists()
 
+    def test_stop_while_the_reactor_starts(self, directory: Path, data_dir: Path) -> None:
+        """A signal that arrives after the reactor has installed its handler, and before the server has, stops both."""
+        tac = directory / "tkserver.tac"
+        trigger = 'reactor.addSystemEventTrigger("during", "startup", os.kill, os.getpid(), signal.SIGTERM)'
+        imports = "import os\nimport signal\nfrom twisted.internet import reactor\n"
+        tac.write_text(f"{(ROOT / 'tkserver.tac').read_text()}{imports}{trigger}\n")
+        server = Twistd(directory, {"TK__DATABASE__DATA_DIR": str(data_dir)}, ("-ny", str(tac))).launch()
+        assert server.wait() == 0
+        assert "stopped" in server.log
+        assert "Traceback" not in server.log
+
     def test_database_is_restarted(self, directory: Path, data_dir: Path) -> None:
         """The server starts the embedded database again if it has died, and becomes ready again."""
         with Twistd(directory, {"TK__DATABASE__DATA_DIR": str(data_dir)}) as server:
