@@ -419,6 +419,29 @@ class Dashboard(_Group):
         return value
 
 
+class Public(_Group):
+    """The pages with totals of published applications, on the public port."""
+
+    embed_origins: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            description="The origins whose web pages may embed public pages, separated by commas, such as"
+            " https://example.org. By default, none may."
+        ),
+    ] = ()
+
+    @field_validator("embed_origins", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return _split_list(value)
+
+    @field_validator("embed_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(map(origin_of, value))
+
+
 _HEADER = re.compile(r"[A-Za-z0-9-]{1,100}")
 
 
@@ -537,6 +560,7 @@ class Settings(BaseSettings):
     retention: Retention = Retention()
     insight: Insight = Insight()
     dashboard: Dashboard = Dashboard()
+    public: Public = Public()
     quarantine: Quarantine = Quarantine()
     rate_limit: RateLimit = RateLimit()
     redis: Redis = Redis()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -17,6 +17,8 @@ from tkserver.insight.background import BUSY_SHARE, IDLE_RATE, MAX_PAUSE, Backgr
 from tkserver.insight.facts import DEFINITIONS
 from tkserver.insight.messages import Aggregated, Message, Newer, Progress, Rebuilding, State
 from tkserver.storage.blocking import BlockingConnections, Connection, rows, value
+
+NOW = datetime(2026, 10, 1, 12, tzinfo=timezone.utc)
 
 
 class Simulation:
@@ -32,7 +34,8 @@ class Simulation:
         self._tick = tick
         self.messages: list[Message] = []
         self.pauses: list[float] = []
-        self.process = BackgroundAggregation(connection, 5.0, self.clock, self.sleep, self.messages.append)
+        report = self.messages.append
+        self.process = BackgroundAggregation(connection, 5.0, self.clock, self.sleep, report, lambda: NOW)
 
     def clock(self) -> float:
         self.now += self._tick

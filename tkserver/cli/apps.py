@@ -10,9 +10,9 @@ from uuid import UUID
 import click
 
 from tkserver.cli.output import Record, json_option, print_line, print_record, print_records, printable, progress_bar
-from tkserver.cli.parameters import NAME, SLUG
+from tkserver.cli.parameters import NAME, PUBLIC_SLUG, SLUG
 from tkserver.config import load
-from tkserver.operations import quota, retention, statistics
+from tkserver.operations import publishing, quota, retention, statistics
 from tkserver.operations.app_deletion import count_events, delete_app
 from tkserver.operations.apps import create_app, find_app, list_apps, rename_app, set_app_slug
 from tkserver.operations.database import open_database
@@ -71,7 +71,8 @@ def show(app: str, as_json: bool) -> None:
     """Show an application. APP is its name or id."""
     with open_database(load({})) as connection:
         found = find_app(connection, app)
-    print_record({**_record(found), **_quota_usage(found)}, as_json=as_json)
+        slug = publishing.public_slug(connection, found)
+    print_record({**_record(found), **_quota_usage(found), "public_slug": slug}, as_json=as_json)
 
 
 @apps.command()
@@ -149,6 +150,37 @@ def set_timezone(app: str, timezone: str) -> None:
         found = find_app(connection, app)
         statistics.set_timezone(connection, found, timezone)
     print_line(f"the days of {found.name} are days in {timezone}")
+
+
+@apps.command()
+@click.argument("app")
+@click.option("--slug", type=PUBLIC_SLUG, help="The name of the page in its path; by default, the slug of APP.")
+@json_option
+def publish(app: str, slug: str | None, as_json: bool) -> None:
+    """Let everybody see totals of an application, on a page of the public port.
+
+    APP is its name or id. The page shows users, runs, versions, systems, commands and features, one day behind. It
+    shows no group of fewer than ten users. If APP is published already, --slug changes the path.
+    """
+    with open_database(load({})) as connection:
+        found = find_app(connection, app)
+        page = publishing.publish(connection, found, slug, datetime.now(timezone.utc))
+    paths = {"page": page.path, "json": f"{page.path}.json", "badge": f"{page.path}/badge/users.svg"}
+    print_record({"name": found.name, "slug": page.slug, **paths, "last_day": page.last_day}, as_json=as_json)
+    if not as_json:
+        print_line("Everybody who can reach the public port can see this page now.", error=True)
+
+
+@apps.command()
+@click.argument("app")
+def unpublish(app: str) -> None:
+    """Remove the public page of an application. APP is its name or id.
+
+    Every server notices it within two seconds. Browsers and proxies may keep the page for an hour.
+    """
+    with open_database(load({})) as connection:
+        slug = publishing.unpublish(connection, find_app(connection, app))
+    print_line(f"/public/{slug} does not exist anymore")
 
 
 @apps.command()

@@ -13,7 +13,7 @@ import msgspec
 
 from tkserver.operations.erasure import check_user_id
 from tkserver.operations.exceptions import InvalidArgument
-from tkserver.operations.names import check_name, check_slug
+from tkserver.operations.names import check_name, check_public_slug, check_slug
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -39,6 +39,7 @@ class CheckedText(click.ParamType[str]):
 
 NAME = CheckedText("name", check_name)
 SLUG = CheckedText("slug", check_slug)
+PUBLIC_SLUG = CheckedText("slug", check_public_slug)
 USER_ID = CheckedText("user id", check_user_id)
 
 

@@ -17,13 +17,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
+from datetime import datetime, timezone
 from traceback import extract_tb, format_list
 from typing import BinaryIO, NoReturn
 
 import msgspec
 from msgspec import Struct
 
-from tkserver.insight import aggregator
+from tkserver.insight import aggregator, public_pages
 from tkserver.insight.aggregator import Status
 from tkserver.insight.messages import (
     Aggregated,
@@ -105,10 +106,20 @@ class BackgroundAggregation:
     :param interval: see :class:`Task`.
     :param clock: returns seconds, on any scale.
     :param report: receives messages.
+    :param now: returns the current time.
     """
 
-    def __init__(self, connection: Connection, interval: float, clock: Clock, sleep: Sleep, report: Report) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        interval: float,
+        clock: Clock,
+        sleep: Sleep,
+        report: Report,
+        now: Callable[[], datetime],
+    ) -> None:
         self._connection = connection
+        self._now = now
         self._interval = interval
         self._clock = clock
         self._sleep = sleep
@@ -131,13 +142,19 @@ class BackgroundAggregation:
             self._sleep(max(0.0, self._interval - (self._clock() - started)))
 
     def step(self) -> None:
-        """Aggregate the events that are stored now, unless another process is responsible for that."""
+        """Aggregate the events that are stored now, and compute the numbers of public pages that are not current.
+
+        Do neither if another process is responsible for that.
+        """
         if not self._aggregates:
             self._aggregates = aggregator.lock_background(self._connection)
         status = self._look()
         needs_refresh = status.age is None or status.age > REFRESH_INTERVAL
-        if self._aggregates and self._has_our_definitions(status) and (status.is_behind or needs_refresh):
+        if not (self._aggregates and self._has_our_definitions(status)):
+            return
+        if status.is_behind or needs_refresh:
             self._aggregate(status)
+        public_pages.update_due(self._connection, self._now())
 
     def _has_our_definitions(self, status: Status) -> bool:
         """Return false if the definitions are newer, and report when that changes."""
@@ -210,13 +227,17 @@ def aggregate_forever(task: Task, clock: Clock, sleep: Sleep, report: Report) ->
         try:
             with closing(BlockingConnections().connect(task.dsn)) as connection:
                 _prepare(connection)
-                BackgroundAggregation(connection, task.interval, clock, sleep, report).run()
+                BackgroundAggregation(connection, task.interval, clock, sleep, report, _now).run()
         except StorageError as error:
             report(Unavailable(str(error)))
         if clock() - started > MAX_RETRY_DELAY:
             delay = MIN_RETRY_DELAY
         sleep(delay)
         delay = min(MAX_RETRY_DELAY, 2 * delay)
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 def _prepare(connection: Connection) -> None:

@@ -30,6 +30,16 @@ def check_slug(slug: str) -> None:
         )
 
 
+def check_public_slug(slug: str) -> None:
+    """Check that a slug can be the name of a public page.
+
+    :raise InvalidArgument: if it cannot.
+    """
+    check_slug(slug)
+    if slug.lower().endswith(".json"):
+        raise InvalidArgument("the slug of a public page cannot end in .json: this is the path of its numbers as JSON")
+
+
 def default_slug(name: str) -> str | None:
     """Return the slug for a name, which is the name itself; ``None`` if it cannot be a slug."""
     return name if is_slug(name) else None

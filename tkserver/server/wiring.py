@@ -43,17 +43,21 @@ from tkserver.storage.embedded import demo
 from tkserver.storage.erasures import ErasureStore
 from tkserver.storage.event_store import EventStore
 from tkserver.storage.pool import Pool
+from tkserver.storage.public_pages import PublicPages
 from tkserver.storage.store_statement import PREPARE_STORE
 from tkserver.web.admin import AdminApi, AdminListener
 from tkserver.web.admission import IngestAdmission, clients_of_connections
 from tkserver.web.allowed_hosts import AllowedHosts, is_loopback
-from tkserver.web.api import Api
+from tkserver.web.api import HINT, Api
 from tkserver.web.dashboard.access import DashboardAccess
 from tkserver.web.dashboard.live import LiveEvents
 from tkserver.web.dashboard.pages import DashboardPages
+from tkserver.web.dashboard.public_site import PREFIX, PublicSite
 from tkserver.web.dashboard.site import DashboardSite
+from tkserver.web.error_responses import ErrorResponses
 from tkserver.web.http.connections import ApiSite, HttpLimits
 from tkserver.web.http.response import CorsPolicy
+from tkserver.web.http.routing import ByPrefix
 from tkserver.web.listen.listener import InvalidEndpoint, Listener, tcp_endpoint
 from tkserver.web.panel_reader import PanelCache, PanelReader
 from tkserver.web.read_access import MetricsAccess, ReadAccess
@@ -91,8 +95,9 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     proxies = TrustedProxies.from_names(settings.server.trusted_proxies)
     admission = IngestAdmission(committer.check_load, _auth_failures(settings, clock), proxies, clock)
     api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock, _closed_to_web_pages(settings))
+    public = PublicSite(PublicPages(pool, changes, clock), settings.public.embed_origins, ErrorResponses(clock, HINT))
     site = ApiSite(
-        api.resource(),
+        ByPrefix(PREFIX, public.resource(), api.resource()),
         _http_limits(settings),
         CorsPolicy(settings.server.cors_origins),
         reactor,

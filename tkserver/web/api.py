@@ -24,6 +24,9 @@ from tkserver.wire.api_errors import RETRY_AFTER, ApiError
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
+HINT = "send events to /v1/ingest/{org}/{app}"
+"""Follows the message about a path that does not exist."""
+
 Probe = Callable[[], Awaitable[None]]
 """Raises a :class:`StorageError` if the database does not accept writes."""
 
@@ -52,7 +55,7 @@ class Api:
         self._ingestion = ingestion
         self._admission = admission
         self._probe = probe
-        self._error_responses = ErrorResponses(clock, "send events to /v1/ingest/{org}/{app}")
+        self._error_responses = ErrorResponses(clock, HINT)
 
     def resource(self) -> IResource:
         """Return the resource that serves the routes."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 from typing import Any
 
@@ -13,6 +12,7 @@ from tkserver.insight.catalog import AppState
 from tkserver.insight.catalog_watch import CatalogWatch
 from tkserver.insight.panels import PANELS
 from tkserver.storage.errors import StorageError
+from tkserver.web.entity_tags import conditional, is_current
 from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import Response
 from tkserver.web.panel_reader import PanelReader
@@ -28,8 +28,6 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",  # no web page of another site can embed a response
 }
-
-_TAG = re.compile(r'(?:W/)?("[^"]*")')
 
 
 class StatisticsApi:
@@ -79,7 +77,8 @@ class StatisticsApi:
         if parameters := query_parameters(request):
             raise InvalidParameter(f"unknown parameter {next(iter(parameters))!r}: there are none")
         body = msgspec.json.encode({"apps": [_description(app) for app in catalog.visible(scope)]})
-        return _response(request, f'"{blake2b(body, digest_size=15).hexdigest()}"', lambda: body, {})
+        tag = f'"{blake2b(body, digest_size=15).hexdigest()}"'
+        return conditional(request, Response(200, body, HEADERS, cache_control=CACHE_CONTROL), tag)
 
     async def _panel(self, request: ApiRequest, name: str, panel: str) -> Response:
         catalog, scope = await self._access.authorize(request, self._watch.current)
@@ -87,10 +86,11 @@ class StatisticsApi:
         if panel not in PANELS:
             raise NotFound(f"there is no panel {panel!r}: use {', '.join(PANELS)}")
         current = await self._panels.read(
-            catalog, app, panel, query_parameters(request), lambda tag: _is_current(request, tag)
+            catalog, app, panel, query_parameters(request), lambda tag: is_current(request, tag)
         )
-        headers = {"X-Summed-Until": current.summed_until} if current.summed_until else {}
-        return _response(request, current.tag, lambda: current.body, headers)
+        headers = {**HEADERS, **({"X-Summed-Until": current.summed_until} if current.summed_until else {})}
+        body = None if current.panel is None else current.body
+        return conditional(request, Response(200, body, headers, cache_control=CACHE_CONTROL), current.tag)
 
 
 def _description(app: AppState) -> dict[str, Any]:
@@ -102,16 +102,3 @@ def _description(app: AppState) -> dict[str, Any]:
         "org_id": app.org_id,
         "timezone": app.timezone,
     }
-
-
-def _is_current(request: ApiRequest, tag: str) -> bool:
-    """True if the client has the response with this entity tag, by the weak comparison (RFC 9110, section 13.1.2)."""
-    values = b",".join(request.requestHeaders.getRawHeaders(b"if-none-match", ())).decode("latin-1")
-    return values.strip() == "*" or tag.removeprefix("W/") in _TAG.findall(values)
-
-
-def _response(request: ApiRequest, tag: str, body: Callable[[], bytes], headers: Mapping[str, str]) -> Response:
-    all_headers = {"ETag": tag, **HEADERS, **headers}
-    if _is_current(request, tag):
-        return Response(304, None, all_headers, cache_control=CACHE_CONTROL)
-    return Response(200, body(), all_headers, cache_control=CACHE_CONTROL)
