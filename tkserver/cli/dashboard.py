@@ -7,13 +7,13 @@ import socket
 import sys
 import webbrowser
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import urlsplit
 
 import click
 
 from tkserver.cli.output import json_option, print_json, print_line
-from tkserver.config import Settings, load, origin_of
+from tkserver.cli.parameters import Origin
+from tkserver.config import Settings, load
 from tkserver.operations.apps import find_app
 from tkserver.operations.dashboard import SignInLink, create_link, dashboard_url, sign_out_everywhere
 from tkserver.operations.database import open_database
@@ -23,18 +23,6 @@ SIGN_OUT = "sign-out"
 
 CONNECT_TIMEOUT = 2.0
 """Seconds in which a server must accept a connection."""
-
-
-class Origin(click.ParamType[str]):
-    """The URL of a server, without a path."""
-
-    name = "url"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return origin_of(str(value))
-        except ValueError as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
 
 
 @click.command()

@@ -21,6 +21,7 @@ _MODULES = {
     "prune": "prune",
     "quarantine": "quarantine",
     "send": "send",
+    "shares": "shares",
     "stats": "stats",
     "tail": "tail",
     "tokens": "tokens",

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import click
 import msgspec
 
+from tkserver.config import origin_of
 from tkserver.operations.erasure import check_user_id
 from tkserver.operations.exceptions import InvalidArgument
 from tkserver.operations.names import check_name, check_public_slug, check_slug
@@ -63,6 +64,18 @@ def _is_http_url(text: str) -> bool:
         return False
     has_only_path = not (parts.query or parts.fragment or parts.username or parts.password)
     return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and has_only_path
+
+
+class Origin(click.ParamType[str]):
+    """The URL of a server, without a path."""
+
+    name = "url"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return origin_of(str(value))
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
 
 
 class Duration(click.ParamType[timedelta]):

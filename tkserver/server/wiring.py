@@ -53,6 +53,8 @@ from tkserver.web.dashboard.access import DashboardAccess
 from tkserver.web.dashboard.live import LiveEvents
 from tkserver.web.dashboard.pages import DashboardPages
 from tkserver.web.dashboard.public_site import PREFIX, PublicSite
+from tkserver.web.dashboard.rendering import PageRenderer
+from tkserver.web.dashboard.shares import SharedPages, ShareLinks
 from tkserver.web.dashboard.site import DashboardSite
 from tkserver.web.error_responses import ErrorResponses
 from tkserver.web.http.connections import ApiSite, HttpLimits
@@ -150,8 +152,10 @@ def create_admin(settings: Settings, reactor: Any, dsn: str, metrics: Metrics) -
     if settings.dashboard_enabled:
         sign_in = _dashboard_access(settings, watch, admission, clock)
         in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
-        pages = DashboardPages(sign_in, watch, panels, LiveEvents(watch.query, clock), in_thread)
-        dashboard = DashboardSite(sign_in, pages, hosts.check, clock).resource()
+        renderer = PageRenderer(panels, in_thread)
+        pages = DashboardPages(sign_in, watch, renderer, LiveEvents(watch.query, clock))
+        shares, shared = ShareLinks(sign_in, watch, renderer), SharedPages(watch, renderer, admission)
+        dashboard = DashboardSite(sign_in, pages, shares, shared, hosts.check, clock).resource()
     check_metrics = _metrics_access(settings, admission, hosts).check if dashboard is not None else lambda _: None
     api = AdminApi(metrics.exposition, clock, hosts, statistics, check_metrics, dashboard)
     return Admin(AdminListener(api, reactor, host, port), watch, queries)

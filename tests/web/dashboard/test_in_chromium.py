@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from tests.support.blocking_client import post_batch
 from tests.support.browser import create_link
 from tests.support.client import batch
+from tests.support.command import InProcessCommand
 from tests.support.database import Database, DatabaseServer
 from tests.support.events import make_event
 from tests.support.process import Twistd
@@ -34,6 +35,8 @@ pytestmark = [
 PATHS = [
     "/dashboard/",
     *(f"/dashboard/apps/my-cli/{name}{'?name=build' if name == 'command' else ''}" for name in PAGES),
+    "/dashboard/shares",
+    "/dashboard/apps/my-cli/share?period=90",
 ]
 
 
@@ -137,6 +140,30 @@ def test_without_javascript(chromium: Browser, server: tuple[Database, Twistd]) 
         assert response is not None
         assert response.status == 401
         opened.complaints.clear()  # the browser reports the status
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 320), ("dark", 1200)])
+def test_shared_and_public_pages(chromium: Browser, server: tuple[Database, Twistd], scheme: Any, width: int) -> None:
+    """Pages for people who are not signed in are as accessible as the others. A link is created in the browser."""
+    database, twistd = server
+    axe = Axe()
+    InProcessCommand({"TK__DATABASE__URL": database.dsn})("apps", "publish", "my-cli")
+    with visit(chromium, server, width, color_scheme=scheme) as opened:
+        page = opened.page
+        opened.open(PATHS[1])
+        page.click("text=Share this page")
+        page.fill("input[name=name]", "For Bob")
+        page.check("text=Versions")
+        page.click("text=Create link")
+        url = page.locator(".share-link").text_content()
+        assert url is not None
+        page.context.clear_cookies()
+        for address in (url, f"{url}/versions", f"{twistd.url}/public/my-cli"):
+            opened.origin, path = address[: address.index("/", 8)], address[address.index("/", 8) :]
+            opened.open(path)
+            assert page.evaluate("document.documentElement.scrollWidth") <= width, path
+            found = axe.run(page)
+            assert found.violations_count == 0, f"{path}: {found.generate_report()}"
 
 
 def test_keyboard(chromium: Browser, server: tuple[Database, Twistd]) -> None:

@@ -183,6 +183,11 @@ class DashboardAccess:
         if is_foreign_site or is_foreign_origin or (site is None and origin is None):
             raise Forbidden("this form was not sent by a page of the dashboard: open the dashboard, and try again")
 
+    def origin(self, request: ApiRequest) -> str:
+        """Return the scheme, host and port by which the browser reaches the dashboard."""
+        scheme = "https" if self._is_secure(request) else "http"
+        return self._url.geturl() or f"{scheme}://{request.header('host')}"
+
     async def sign_in(self, request: ApiRequest, link_token: str) -> str:
         """Use a link, and return the cookie of the new session.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from datetime import date, timedelta
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 PERIODS: Mapping[str, str] = {
     "7": "7 days",
@@ -110,6 +110,20 @@ class Filters:
         filters = {name: getattr(self, name) for name in applicable if getattr(self, name)}
         period = {"days": self.period} if self.period.isdigit() else {"from": str(first), "to": str(last)}
         return {**period, "ci": self.ci, **filters}
+
+    @classmethod
+    def from_query(cls, query: str) -> Filters:
+        """Return the filters of a :attr:`query`.
+
+        :raise InvalidFilters: see :meth:`parse`.
+        """
+        return cls.parse(dict(parse_qsl(query.removeprefix("?"), keep_blank_values=True)))
+
+    @property
+    def description(self) -> str:
+        """The period and the filters for people, such as ``30 days, without CI, os: linux``."""
+        period = f"{self.first} to {self.last or 'today'}" if self.period == "custom" else PERIODS[self.period]
+        return ", ".join([period, CI_MODES[self.ci], *(f"{name}: {value}" for name, value in self.active.items())])
 
     @property
     def active(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 
 SEPARATORS: Mapping[str, tuple[str, str]] = {
     "en": (",", "."),
@@ -84,3 +85,8 @@ class Formats:
         while count >= 1000 and unit < len(_SIZES) - 1:
             count, unit = count / 1000, unit + 1
         return f"{self.number(count, 1 if unit and count < 10 else 0)}\u00a0{_SIZES[unit]}"
+
+
+def utc(time: datetime) -> str:
+    """Return a time in UTC, to the minute."""
+    return time.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")

@@ -41,13 +41,13 @@ def environment() -> Environment:
     result = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    result.finalize = _displayed
+    result.finalize = displayed
     result.globals["style"] = static_url(STYLE)
     result.globals["live_script"] = static_url("live.js")
     return result
 
 
-def _displayed(value: object) -> object:
+def displayed(value: object) -> object:
     """Return a value as pages show it: texts from clients have no control characters, and are not too long."""
     return clean(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 

@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Protocol
-from urllib.parse import quote, urlencode
+from typing import Protocol
+from urllib.parse import urlencode
 
-import msgspec
-from markupsafe import Markup, escape
-from twisted.internet.defer import Deferred, ensureDeferred, gatherResults
+from markupsafe import escape
 
 from tkserver.insight.catalog import AppState, Catalog, Scope
 from tkserver.insight.catalog_watch import CatalogWatch
-from tkserver.insight.panels import APPLICABLE_FILTERS, PANELS
+from tkserver.insight.panels import PANELS
 from tkserver.web.dashboard import html
-from tkserver.web.dashboard.charts import bar, interval, sparkline
-from tkserver.web.dashboard.csv_file import csv_of
-from tkserver.web.dashboard.filters import CI_MODES, PERIODS, Filters, InvalidFilters
-from tkserver.web.dashboard.formats import Formats
+from tkserver.web.dashboard.filters import Filters, InvalidFilters
 from tkserver.web.dashboard.live import LiveEvents, server_sent
-from tkserver.web.dashboard.views import PAGES, Json, charts_of, tables_of
+from tkserver.web.dashboard.rendering import DEFAULT_FILTERS, CatalogUrls, PageRenderer, all_of
+from tkserver.web.dashboard.views import PAGES
 from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import NO_STORE, Response
-from tkserver.web.panel_reader import PanelReader
 from tkserver.web.requested import find_app, query_parameters
 from tkserver.wire.api_errors import InvalidParameter, NotFound
 
 MAX_APPS = 50
 """Applications on the home page."""
-
-HOME_FILTERS = Filters()
-
-InThread = Callable[[Callable[[], Response]], Awaitable[Response]]
-"""Runs a function in another thread, so that the reactor can go on with other requests."""
 
 
 class Viewer(Protocol):
@@ -42,6 +31,9 @@ class Viewer(Protocol):
 
     @property
     def scope(self) -> Scope: ...
+
+    @property
+    def can_share(self) -> bool: ...
 
     @property
     def csrf_token(self) -> str: ...
@@ -70,19 +62,13 @@ class _AppPage:
 
 
 class DashboardPages:
-    """Handles requests for pages.
+    """Handles requests for pages."""
 
-    :param in_thread: renders pages.
-    """
-
-    def __init__(
-        self, access: Access, watch: CatalogWatch, panels: PanelReader, live: LiveEvents, in_thread: InThread
-    ) -> None:
+    def __init__(self, access: Access, watch: CatalogWatch, renderer: PageRenderer, live: LiveEvents) -> None:
         self._access = access
-        self._live = live
         self._watch = watch
-        self._panels = panels
-        self._in_thread = in_thread
+        self._renderer = renderer
+        self._live = live
 
     async def home(self, request: ApiRequest) -> Response:
         """Return the page that lists the applications."""
@@ -90,10 +76,10 @@ class DashboardPages:
         catalog = await self._watch.current(grace=True)
         apps = catalog.visible(viewer.scope)
         shown = apps[:MAX_APPS]
-        overviews = await self._all([self._panel(catalog, app, "overview", HOME_FILTERS) for app in shown])
-        qualities = await self._all([self._panel(catalog, app, "quality", HOME_FILTERS) for app in shown])
+        overviews = await all_of(self._renderer.panel(catalog, app, "overview") for app in shown)
+        qualities = await all_of(self._renderer.panel(catalog, app, "quality") for app in shown)
         values = {"apps": list(zip(shown, overviews, qualities, strict=True)), "hidden": len(apps) - len(shown)}
-        return await self._render(request, viewer, catalog, "home.html", values)
+        return await self._renderer.render(request, "home.html", CatalogUrls(catalog), viewer=viewer, **values)
 
     async def page(self, request: ApiRequest, app: str, page: str) -> Response:
         """Return a page of an application.
@@ -105,15 +91,13 @@ class DashboardPages:
         asked = await self._asked(request, viewer, app)
         if page not in PAGES or page == "live" or (page == "command" and not asked.filters.name):
             raise NotFound(f"there is no page {page!r}: use {', '.join(PAGES)}")
+        urls = CatalogUrls(asked.catalog)
         if not asked.is_short:
-            return html.redirect(app_url(asked.catalog, asked.app, page, asked.filters))
-        names = PAGES[page].panels
-        found = await self._all(
-            [self._panel(asked.catalog, asked.app, name, asked.filters) for name in (*names, "values")]
-        )
-        panels = dict(zip((*names, "values"), found, strict=True))
+            return html.redirect(urls.page(asked.app, page, asked.filters))
+        names = (*PAGES[page].panels, "values")
+        panels = await self._renderer.panels_by_name(asked.catalog, asked.app, names, asked.filters)
         values = {"app": asked.app, "page": page, "panels": panels, **panels, "filters": asked.filters}
-        return await self._render(request, viewer, asked.catalog, f"{page}.html", values)
+        return await self._renderer.render(request, f"{page}.html", urls, viewer=viewer, **values)
 
     async def live(self, request: ApiRequest, app: str) -> Response:
         """Return the page that shows events as they arrive."""
@@ -122,19 +106,19 @@ class DashboardPages:
         found = find_app(catalog, app, viewer.scope)
         user, event_type = _live_filters(request)
         _, events = await self._live.read(found, user, event_type, None)
-        values = await self._panel(catalog, found, "values", HOME_FILTERS)
+        values, urls = await self._renderer.panel(catalog, found, "values"), CatalogUrls(catalog)
         query = urlencode({"user": user, "type": event_type})
         context = {
             "app": found,
             "page": "live",
             "panels": {"values": values},
-            "filters": HOME_FILTERS,
+            "filters": DEFAULT_FILTERS,
             "user": user,
             "type": event_type,
             "events": events,
-            "events_url": escape(f"{app_url(catalog, found, 'live')}/events?{query}"),
+            "events_url": escape(f"{urls.page(found, 'live')}/events?{query}"),
         }
-        return await self._render(request, viewer, catalog, "live.html", context)
+        return await self._renderer.render(request, "live.html", urls, viewer=viewer, **context)
 
     async def live_events(self, request: ApiRequest, app: str) -> Response:
         """Return the events since the last request of the same page, as server-sent events."""
@@ -154,14 +138,7 @@ class DashboardPages:
         asked = await self._asked(request, viewer, app)
         if panel not in PANELS:
             raise NotFound(f"there is no panel {panel!r}: use {', '.join(PANELS)}")
-        content = await self._panel(asked.catalog, asked.app, panel, asked.filters)
-        tables = tables_of(content)
-        list_name, _, suffix = file.rpartition(".")
-        if file == "panel.json":
-            return _download(msgspec.json.encode(content), "application/json", f"{panel}.json")
-        if suffix != "csv" or list_name not in tables:
-            raise NotFound(f"there is no file {file!r}: use panel.json, {', '.join(f'{name}.csv' for name in tables)}")
-        return _download(csv_of(tables[list_name]), "text/csv; charset=utf-8", f"{panel}-{list_name}.csv")
+        return await self._renderer.export(asked.catalog, asked.app, panel, file, asked.filters)
 
     async def _asked(self, request: ApiRequest, viewer: Viewer, name: str) -> _AppPage:
         catalog = await self._watch.current(grace=True)
@@ -169,54 +146,10 @@ class DashboardPages:
         parameters = query_parameters(request)
         try:
             filters = Filters.parse(parameters)
-            filters.days(app.today(self._panels.now))
+            filters.days(app.today(self._renderer.panels.now))
         except InvalidFilters as error:
             raise InvalidParameter(str(error)) from None
         return _AppPage(app, catalog, filters, all(parameters.values()))
-
-    async def _panel(self, catalog: Catalog, app: AppState, name: str, filters: Filters) -> Json:
-        today = app.today(self._panels.now)
-        parameters = {} if name == "values" else filters.parameters(today, APPLICABLE_FILTERS[name])
-        found = await self._panels.read(catalog, app, name, parameters)
-        content: Json = msgspec.json.decode(found.body)
-        return content
-
-    @staticmethod
-    async def _all(reading: Sequence[Awaitable[Json]]) -> list[Json]:
-        """Return the results of all computations, which run at the same time; or the error of the first that fails."""
-        running: list[Deferred[Json]] = [ensureDeferred(one) for one in reading]  # type: ignore[arg-type]
-        results: list[Json] = await gatherResults(running, consumeErrors=True).addErrback(_first_error)
-        return results
-
-    async def _render(
-        self, request: ApiRequest, viewer: Viewer, catalog: Catalog, template: str, values: dict[str, Any]
-    ) -> Response:
-        formats = Formats.for_languages(request.header("accept-language"))
-        urls = {"app_url": _escaped(partial(app_url, catalog)), "export_url": _escaped(partial(export_url, catalog))}
-        context = {**_COMMON, **urls, **values, "viewer": viewer, "f": formats}
-        is_compressed = "gzip" in (request.header("accept-encoding") or "")
-        return await self._in_thread(partial(_page, template, context, formats, is_compressed=is_compressed))
-
-
-def _page(template: str, context: dict[str, Any], formats: Formats, *, is_compressed: bool) -> Response:
-    if "page" in context:
-        context["charts"] = charts_of(context["page"], context["panels"], formats)
-    return html.page(template, is_compressed=is_compressed, **context)
-
-
-def app_url(catalog: Catalog, app: AppState, page: str = "overview", filters: Filters = HOME_FILTERS) -> str:
-    """Return the URL of a page of an application."""
-    return f"/dashboard/apps/{quote(catalog.unique_name(app), safe='')}/{page}{filters.query}"
-
-
-def export_url(catalog: Catalog, app: AppState, panel: str, file: str, filters: Filters) -> str:
-    """Return the URL of a file with the numbers of a panel."""
-    return f"/dashboard/apps/{quote(catalog.unique_name(app), safe='')}/export/{panel}/{file}{filters.query}"
-
-
-def _escaped(url: Callable[..., str]) -> Callable[..., Markup]:
-    """Return a function whose result templates insert as a whole: they cut other long texts off."""
-    return lambda *arguments: escape(url(*arguments))
 
 
 def _live_filters(request: ApiRequest) -> tuple[str, str]:
@@ -231,22 +164,3 @@ def _live_filters(request: ApiRequest) -> tuple[str, str]:
     if "\0" in user + event_type:
         raise InvalidParameter("A parameter contains a zero byte.")
     return user, event_type
-
-
-def _first_error(failure: Any) -> Any:
-    return failure.value.subFailure
-
-
-def _download(body: bytes, content_type: str, name: str) -> Response:
-    headers = {**html.HEADERS, "Content-Disposition": f'attachment; filename="{name}"'}
-    return Response(200, body, headers, content_type=content_type, cache_control=NO_STORE)
-
-
-_COMMON: dict[str, Any] = {
-    "PAGES": PAGES,
-    "PERIODS": PERIODS,
-    "CI_MODES": CI_MODES,
-    "bar": bar,
-    "interval": interval,
-    "sparkline": sparkline,
-}

@@ -16,6 +16,7 @@ from tkserver.storage.sign_in import LINK_PREFIX, is_token
 from tkserver.web.dashboard.access import DashboardAccess, InvalidLink, SignInRequired
 from tkserver.web.dashboard.html import page, redirect, static_file, static_version
 from tkserver.web.dashboard.pages import DashboardPages
+from tkserver.web.dashboard.shares import InvalidShareLink, SharedPages, ShareLinks
 from tkserver.web.error_responses import ErrorResponses
 from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import Response
@@ -57,6 +58,8 @@ class DashboardSite:
 
     :param access: finds out who sends a request.
     :param pages: for those who are signed in.
+    :param shares: for those who may share pages with others.
+    :param shared: for those who have a share link.
     :param check_host: raises an ``ApiError`` if requests for a host are not allowed.
     :param clock: returns seconds, on any scale.
     """
@@ -69,11 +72,15 @@ class DashboardSite:
         self,
         access: DashboardAccess,
         pages: DashboardPages,
+        shares: ShareLinks,
+        shared: SharedPages,
         check_host: Callable[[ApiRequest], None],
         clock: Callable[[], float],
     ) -> None:
         self._access = access
         self._pages = pages
+        self._shares = shares
+        self._shared = shared
         self._check_host = check_host
         self._errors = ErrorResponses(clock, "/dashboard/ is the first page")
 
@@ -100,6 +107,41 @@ class DashboardSite:
     async def live_events(self, request: ApiRequest, app: str) -> Response:
         """Return what has arrived."""
         return await self._pages.live_events(request, app)
+
+    @_route("/dashboard/apps/<app>/share", methods=["GET"])
+    async def share_form(self, request: ApiRequest, app: str) -> Response:
+        """Return the form that creates a share link."""
+        return await self._shares.form(request, app)
+
+    @_route("/dashboard/apps/<app>/share", methods=["POST"])
+    async def share(self, request: ApiRequest, app: str) -> Response:
+        """Create a share link."""
+        return await self._shares.create(request, app)
+
+    @_route("/dashboard/shares", methods=["GET"])
+    async def shares(self, request: ApiRequest) -> Response:
+        """Return the page that lists the share links."""
+        return await self._shares.list(request)
+
+    @_route("/dashboard/shares/<link>/revoke", methods=["POST"])
+    async def revoke(self, request: ApiRequest, link: str) -> Response:
+        """Revoke a share link."""
+        return await self._shares.revoke(request, link)
+
+    @_route("/dashboard/shared/<token>", methods=["GET"])
+    async def shared(self, request: ApiRequest, token: str) -> Response:
+        """Return the first page of a share link."""
+        return await self._shared.page(request, token)
+
+    @_route("/dashboard/shared/<token>/<name>", methods=["GET"])
+    async def shared_page(self, request: ApiRequest, token: str, name: str) -> Response:
+        """Return a page of a share link."""
+        return await self._shared.page(request, token, name)
+
+    @_route("/dashboard/shared/<token>/export/<panel>/<file>", methods=["GET"])
+    async def shared_export(self, request: ApiRequest, token: str, panel: str, file: str) -> Response:
+        """Return the numbers of a panel of a share link as a file."""
+        return await self._shared.export(request, token, panel, file)
 
     @_route("/dashboard/apps/<app>/<name>", methods=["GET"])
     async def app_page(self, request: ApiRequest, app: str, name: str) -> Response:
@@ -149,7 +191,9 @@ class DashboardSite:
 
     def _error_page(self, failure: Failure, request: ApiRequest) -> Response:
         error = self._errors.api_error(failure, request)
-        if isinstance(error, SignInRequired | InvalidLink):
+        if isinstance(error, InvalidShareLink):
+            response = page("invalid_share_link.html", error.status, reason=_sentence(error.message))
+        elif isinstance(error, SignInRequired | InvalidLink):
             response = page("sign_in_required.html", error.status, reason=_sentence(error.message))
         else:
             response = page("message.html", error.status, heading=_title(error), text=_sentence(_message(error)))
