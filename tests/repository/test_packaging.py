@@ -306,5 +306,6 @@ def normalized(text: str, places: Mapping[str, str]) -> str:
     uuid = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
     text = re.sub(r"/python[\d.]+", "/python", text)
     text = re.sub(r'"last_used_at": (null|"[^"]+")', '"last_used_at": #', text)  # written every 30 seconds
+    text = re.sub(r"/shared/[\w-]{22}", "/shared/#", text)
     text = re.sub(rf"{uuid}|anon_[0-9a-f]+|[0-9a-f]{{16,}}|[-+]?\d+(?:\.\d+)?", "#", text)
     return "\n".join(sorted(re.sub(r"[ ─━]+", " ", line) for line in text.splitlines()))
