@@ -21,7 +21,7 @@ END
 $$;
 
 -- Events have few different hours, and a B-tree stores each key once. The expression must be the same as HOUR in
--- tkserver/operations/retention.py.
+-- tkserver/storage/arrivals.py.
 
 CREATE INDEX CONCURRENTLY IF NOT EXISTS events_app_hour_idx
     ON events (app_id, org_id, date_bin('1 hour', received_at, '2000-01-01 00:00:00+00'));

@@ -20,6 +20,7 @@ from tkserver.operations.quarantine import Replay, Selection
 from tkserver.operations.quota import set_quota
 from tkserver.operations.retention import set_retention
 from tkserver.storage.blocking import Connection, rows
+from tkserver.storage.quarantine_reasons import advice
 from tkserver.wire import event_validation
 from tkserver.wire.event_validation import Violation
 
@@ -83,7 +84,7 @@ def test_reasons_are_grouped(connection: Connection, database: Database) -> None
 )
 def test_advice(code: str, message: str, expected: str) -> None:
     """There is advice for each reason."""
-    assert quarantine.advice(code, message).startswith(expected)
+    assert advice(code, message).startswith(expected)
 
 
 def test_select(connection: Connection, database: Database, app: ClientApp) -> None:

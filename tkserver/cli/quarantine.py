@@ -15,8 +15,9 @@ from tkserver.config import load
 from tkserver.operations import quarantine as operations
 from tkserver.operations.apps import find_app
 from tkserver.operations.database import open_database
-from tkserver.operations.quarantine import QuarantinedEvent, Reason, Selection
+from tkserver.operations.quarantine import QuarantinedEvent, Selection
 from tkserver.storage.blocking import Connection
+from tkserver.storage.quarantine_reasons import Reason, advice
 from tkserver.wire.api_errors import EVENT_CODES
 
 _EMPTY = "No events are in quarantine."
@@ -127,7 +128,7 @@ def _selections(connection: Connection, names: Sequence[str], filters: dict[str,
 
 
 def _reason(reason: Reason) -> Record:
-    return {**reason._asdict(), "what_to_do": operations.advice(reason.code, reason.message)}
+    return {**reason._asdict(), "what_to_do": advice(reason.code, reason.message)}
 
 
 def _summary(reason: Reason) -> Record:
@@ -140,8 +141,8 @@ def _summary(reason: Reason) -> Record:
 
 def _advice(reasons: Sequence[Reason]) -> list[str]:
     """Return what to do about each reason, and how many events were dropped."""
-    advice = {operations.advice(reason.code, reason.message): reason for reason in reasons}
-    lines = [f"\n{reason.message}\n  {text}" for text, reason in advice.items()]
+    by_advice = {advice(reason.code, reason.message): reason for reason in reasons}
+    lines = [f"\n{reason.message}\n  {text}" for text, reason in by_advice.items()]
     dropped = {reason.app: reason.dropped for reason in reasons if reason.dropped}
     return lines + [
         f"\n{number:,} older events of {app} were deleted, because its quarantine is full."

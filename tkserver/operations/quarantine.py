@@ -18,11 +18,12 @@ from tkserver.storage.blocking import Connection, complete, executor, rows, tran
 from tkserver.storage.event_store import insert_accepted
 from tkserver.storage.events import Outcome, Submission
 from tkserver.storage.quarantine import LOCK
+from tkserver.storage.quarantine_reasons import REASONS, Reason
 from tkserver.storage.quota_store import insert_and_check_conflicts, insert_within_quota
 from tkserver.storage.store_statement import PREPARE_STORE
-from tkserver.wire.api_errors import EVENT_ID_CONFLICT, EVENT_TOO_LARGE, UNSUPPORTED_SCHEMA, ApiError
+from tkserver.wire.api_errors import ApiError
 from tkserver.wire.batch import read_batch, run_steps
-from tkserver.wire.event import MAX_EVENT_BYTES, Event
+from tkserver.wire.event import Event
 
 REASON_DAYS = 7
 """Days for which reasons are kept if the events themselves are not kept."""
@@ -57,29 +58,6 @@ class Selection:
         }
         used = {condition: parameter for condition, parameter in conditions.items() if parameter is not None}
         return " AND ".join(used) or "true", list(used.values())
-
-
-class Reason(NamedTuple):
-    """Quarantined events of an application with the same reason, from the same version of an SDK.
-
-    :ivar app: the name, or the id if the application has no name.
-    :ivar events: the number of events.
-    :ivar times: how often they were received.
-    :ivar dropped: the number of events of the application that were deleted to make room for newer ones.
-    """
-
-    app: str
-    app_id: str
-    org_id: str
-    code: str
-    message: str
-    sdk: str | None
-    sdk_version: str | None
-    events: int
-    times: int
-    first_received_at: datetime
-    last_received_at: datetime
-    dropped: int
 
 
 class QuarantinedEvent(NamedTuple):
@@ -120,18 +98,6 @@ class Replay:
         return Replay(self.stored + other.stored, self.duplicates + other.duplicates, self.left + other.left)
 
 
-# The messages about long events differ only in the length.
-_REASONS = """
-SELECT
-    coalesce(a.name, q.app_id::text), q.app_id::text, q.org_id::text, q.code, max(q.message), q.sdk, q.sdk_version,
-    count(*), sum(q.times)::bigint, min(q.received_at), max(q.last_received_at), max(u.dropped)
-FROM quarantine AS q JOIN quarantine_usage AS u USING (app_id, org_id) LEFT JOIN apps AS a USING (app_id, org_id)
-WHERE {condition}
-GROUP BY
-    a.name, q.app_id, q.org_id, q.code, CASE WHEN q.code <> '{too_large}' THEN q.message END, q.sdk, q.sdk_version
-ORDER BY max(q.last_received_at) DESC, count(*) DESC, q.code, max(q.message)
-"""
-
 _EVENTS = """
 SELECT
     q.id, coalesce(a.name, q.app_id::text), q.event_id::text, q.code, q.message, q.sdk, q.sdk_version,
@@ -156,38 +122,13 @@ DELETE FROM quarantine WHERE id = ANY (ARRAY(
 def list_reasons(connection: Connection, app: App | None) -> list[Reason]:
     """Return the reasons of all quarantined events of one application or of all, latest first."""
     condition, parameters = Selection(app).condition()
-    sql = _REASONS.format(condition=condition, too_large=EVENT_TOO_LARGE)
-    return [Reason(*row) for row in rows(connection, sql, *parameters)]
+    return [Reason(*row) for row in rows(connection, REASONS.format(condition=condition), *parameters)]
 
 
 def list_events(connection: Connection, selection: Selection, limit: int) -> list[QuarantinedEvent]:
     """Return quarantined events, latest first."""
     condition, parameters = selection.condition()
     return [QuarantinedEvent(*row) for row in rows(connection, _EVENTS.format(condition=condition), *parameters, limit)]
-
-
-_FIELDS = {
-    "service.name": "Set service_name to the name of the program where it creates the SDK",
-    "service.version": "Set service_version to the version of the program where it creates the SDK",
-    "user_id": "Send an anonymous id, which begins with client_ or anon_",
-    "event.type": "Use a shorter, fixed name for the type of the event, and put details into its data",
-}
-"""Advice about single fields, for developers of programs that use an SDK."""
-
-
-def advice(code: str, message: str) -> str:
-    """Return what to do about events with a reason."""
-    if code == EVENT_TOO_LARGE:
-        return (
-            f"Send less data in each event: at most {MAX_EVENT_BYTES} bytes of JSON. These events cannot be replayed."
-        )
-    if code == EVENT_ID_CONFLICT:
-        return "Create a random id (UUID version 4) for each event: another application has used the same ids."
-    if code == UNSUPPORTED_SCHEMA:
-        return "Upgrade tkserver to a version that supports this schema, then run: tkserver quarantine replay"
-    path, _, _ = message.partition(": ")
-    field = _FIELDS.get(path, f"Correct {path} in the program that sends these events")
-    return f"{field}. If a rule of tkserver was wrong: upgrade it, then run: tkserver quarantine replay"
 
 
 def select(connection: Connection, name_or_id: str) -> Selection:

@@ -13,6 +13,7 @@ from tkserver.insight import aggregation, aggregator
 from tkserver.operations.apps import APPS_WITH_EVENTS, update_setting
 from tkserver.operations.models import App
 from tkserver.operations.paced import Clock, PacedTransactions, Sleep
+from tkserver.storage.arrivals import HOUR
 from tkserver.storage.blocking import Connection, rows, transaction, value
 
 MAX_ID = 2**63 - 1
@@ -51,10 +52,7 @@ SELECT name, org_id::text, app_id::text, days, now() - make_interval(days => day
 FROM retention ORDER BY name NULLS LAST, app_id, org_id
 """
 
-_HOUR = "date_bin('1 hour', received_at, '2000-01-01 00:00:00+00')"
-"""The hour in which an event was received, as in the index ``events_app_hour_idx``."""
-
-_OLD = f"app_id = %s AND org_id = %s AND {_HOUR} >= %s::timestamptz AND {_HOUR} < %s AND received_at < %s"
+_OLD = f"app_id = %s AND org_id = %s AND {HOUR} >= %s::timestamptz AND {HOUR} < %s AND received_at < %s"
 """Selects the events of an application that were received from an hour until a time, which is a parameter twice."""
 
 _COUNT = f"SELECT count(*) FROM events WHERE {_OLD}"
@@ -62,7 +60,7 @@ _COUNT = f"SELECT count(*) FROM events WHERE {_OLD}"
 # Begins where the previous statement ended: deleted rows stay in the index until they are vacuumed.
 _DELETE = f"""
 WITH old AS MATERIALIZED (
-    SELECT ctid AS row_id, {_HOUR} AS hour FROM events WHERE {_OLD} AND id <= %s ORDER BY {_HOUR} LIMIT %s
+    SELECT ctid AS row_id, {HOUR} AS hour FROM events WHERE {_OLD} AND id <= %s ORDER BY {HOUR} LIMIT %s
 ), deleted AS (
     DELETE FROM events WHERE ctid = ANY (ARRAY(SELECT row_id FROM old)) RETURNING true
 )

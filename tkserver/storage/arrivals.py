@@ -11,6 +11,9 @@ ACCEPTED, QUARANTINED = "accepted", "quarantined"
 SETTLING_TIME = 10.0
 """Seconds. A transaction that has begun earlier may commit ids that are lower than the highest one."""
 
+HOUR = "date_bin('1 hour', received_at, '2000-01-01 00:00:00+00')"
+"""The hour in which an event was received, as in the index ``events_app_hour_idx``."""
+
 _EVENTS = """
 SELECT id, received_at, event_id::text, user_id, event_type, service_version, os,
     coalesce(event_data->>'command', event_data->>'feature'), NULL, NULL

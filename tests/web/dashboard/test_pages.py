@@ -16,6 +16,7 @@ import pytest_twisted
 
 from tests.support.browser import Browser, signed_in
 from tests.support.database import Database, DatabaseServer
+from tests.support.pages import cells_of, html_of, text_of
 from tests.support.sample_statistics import aggregate, install_named, store_recent
 from tests.support.server import running_server
 from tests.support.stored import store
@@ -62,26 +63,6 @@ async def server(module_database: Database) -> AsyncIterator[Supervisor]:
 async def browser(module_database: Database, server: Supervisor) -> AsyncIterator[Browser]:
     """A browser that is signed in."""
     yield await signed_in(module_database, server.admin_port)
-
-
-async def html_of(browser: Browser, path: str, status: int = 200, **headers: str) -> str:
-    reply = await browser.get(path, **headers)
-    assert reply.status == status, reply.body.decode()
-    return reply.body.decode()
-
-
-def text_of(page: str) -> str:
-    """Return the text of a page without markup, with single spaces."""
-    return re.sub(r"\s+", " ", unescape(re.sub(r"<[^>]+>", " ", page))).replace("\u00a0", " ")
-
-
-def cells_of(page: str, name: str) -> list[str]:
-    """Return the texts of the cells in the first row of a table that begins with a name."""
-    for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL):
-        cells = [text_of(cell).strip() for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL)]
-        if cells and cells[0].startswith(name):
-            return cells
-    raise AssertionError(f"no row {name}")
 
 
 @pytest.mark.parametrize("page", ALL_PAGES)
@@ -249,7 +230,7 @@ async def test_home(browser: Browser) -> None:
     page = await html_of(browser, "/dashboard/")
     overview = (await browser.get("/api/v1/apps/my-cli/overview")).json
     assert cells_of(page, "my-cli")[1] == str(overview["totals"]["users"])
-    assert cells_of(page, "empty")[-2:] == ["none", "-"]
+    assert cells_of(page, "empty")[-3:] == ["none yet", "-", "-"]
     assert 'href="/dashboard/apps/hostile%20%3Ci%3E/overview"' in page
 
 

@@ -1,4 +1,4 @@
-"""Numbers and days in the reader's language. Pure logic."""
+"""Numbers and times in the reader's language. Pure logic."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from zoneinfo import ZoneInfo
 
 SEPARATORS: Mapping[str, tuple[str, str]] = {
     "en": (",", "."),
@@ -78,6 +79,10 @@ class Formats:
                 value = milliseconds / size
                 return f"{self.number(value, 1 if value < 10 else 0)}\u00a0{unit}"
         return f"{self.number(milliseconds, 1 if milliseconds < 10 else 0)}\u00a0ms"
+
+    def moment(self, time: datetime | None, timezone: str) -> str:
+        """Return a time in a time zone, to the minute, or a dash if there is none."""
+        return "-" if time is None else time.astimezone(ZoneInfo(timezone)).strftime("%Y-%m-%d %H:%M")
 
     def size(self, count: float) -> str:
         """Return a number of bytes with a unit."""

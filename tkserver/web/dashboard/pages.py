@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from shlex import quote
 from typing import Protocol
 from urllib.parse import urlencode
 
-from markupsafe import escape
+from markupsafe import Markup, escape
 
 from tkserver.insight.catalog import AppState, Catalog, Scope
 from tkserver.insight.catalog_watch import CatalogWatch
+from tkserver.insight.facts import clean
 from tkserver.insight.panels import PANELS
 from tkserver.web.dashboard import html
 from tkserver.web.dashboard.filters import Filters, InvalidFilters
 from tkserver.web.dashboard.live import LiveEvents, server_sent
 from tkserver.web.dashboard.rendering import DEFAULT_FILTERS, CatalogUrls, PageRenderer, all_of
+from tkserver.web.dashboard.status import StatusReader
 from tkserver.web.dashboard.views import PAGES
 from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import NO_STORE, Response
@@ -69,6 +72,7 @@ class DashboardPages:
         self._watch = watch
         self._renderer = renderer
         self._live = live
+        self._status = StatusReader(watch.query)
 
     async def home(self, request: ApiRequest) -> Response:
         """Return the page that lists the applications."""
@@ -77,8 +81,8 @@ class DashboardPages:
         apps = catalog.visible(viewer.scope)
         shown = apps[:MAX_APPS]
         overviews = await all_of(self._renderer.panel(catalog, app, "overview") for app in shown)
-        qualities = await all_of(self._renderer.panel(catalog, app, "quality") for app in shown)
-        values = {"apps": list(zip(shown, overviews, qualities, strict=True)), "hidden": len(apps) - len(shown)}
+        statuses = await self._status.of(shown)
+        values = {"apps": list(zip(shown, overviews, statuses, strict=True)), "hidden": len(apps) - len(shown)}
         return await self._renderer.render(request, "home.html", CatalogUrls(catalog), viewer=viewer, **values)
 
     async def page(self, request: ApiRequest, app: str, page: str) -> Response:
@@ -97,6 +101,10 @@ class DashboardPages:
         names = (*PAGES[page].panels, "values")
         panels = await self._renderer.panels_by_name(asked.catalog, asked.app, names, asked.filters)
         values = {"app": asked.app, "page": page, "panels": panels, **panels, "filters": asked.filters}
+        if page == "data":
+            (app_status,) = await self._status.of([asked.app])
+            quarantine, word = await self._status.quarantine(asked.app), shell_word(asked.catalog, asked.app)
+            values |= {"app_status": app_status, "quarantine": quarantine, "shell_word": word}
         return await self._renderer.render(request, f"{page}.html", urls, viewer=viewer, **values)
 
     async def live(self, request: ApiRequest, app: str) -> Response:
@@ -150,6 +158,12 @@ class DashboardPages:
         except InvalidFilters as error:
             raise InvalidParameter(str(error)) from None
         return _AppPage(app, catalog, filters, all(parameters.values()))
+
+
+def shell_word(catalog: Catalog, app: AppState) -> Markup:
+    """Return a word with which a command in a shell selects an application."""
+    name = catalog.unique_name(app)
+    return escape(quote(app.app_id if name.startswith("-") or clean(name) != name else name))
 
 
 def _live_filters(request: ApiRequest) -> tuple[str, str]:
