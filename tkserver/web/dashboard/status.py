@@ -135,7 +135,7 @@ class StatusReader:
         return Quarantine(
             [ReasonGroup(reason, advice(reason.code, reason.message)) for reason in reasons[:MAX_REASONS]],
             len(reasons) > MAX_REASONS,
-            [Quarantined(*row[:-1], event_type(row[-1])) for row in latest],
+            [Quarantined(at, code, message, times, event_type(text)) for at, code, message, times, text in latest],
             max((reason.dropped for reason in reasons), default=0),
         )
 
