@@ -2,6 +2,8 @@
 
 It uses the database that ``python -m bench.insight --directory DIRECTORY`` has created. For first requests, the server
 keeps no statistics in memory; the database has cached what it reads.
+
+With ``--ingest``, it compares the latency of small batches before and while pages are requested, one each second.
 """
 
 from __future__ import annotations
@@ -15,11 +17,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from itertools import cycle
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from urllib.parse import urlencode, urlsplit
 
+from bench import load
 from bench.insight import p95
+from bench.requests import new_bodies, signed_request
 from bench.server import running_server
 from tkserver.config import Insight
 from tkserver.operations.demo import APP_NAME
@@ -37,6 +43,18 @@ CACHE_BYTES = Insight().cache_bytes
 
 MAX_BYTES = 60_000
 """Of a compressed page."""
+
+MAX_RATIO = 1.2
+"""The 99th percentile of the latency of ingest may be so many times the one without page views."""
+
+MAX_RENDERING = 0.02
+"""CPU seconds for which a page may block the reactor."""
+
+CLIENTS = 4
+"""Connections that send batches with one event."""
+
+PAUSE = 1.0
+"""Seconds between two page views."""
 
 
 @dataclass(frozen=True)
@@ -106,9 +124,66 @@ def path_of(page: str, query: str) -> str:
     return f"/dashboard/apps/{APP_NAME}/{page}?{query}{name}"
 
 
+def measure_ingest(directory: Path, rounds: int, requests: int) -> bool:
+    """Print the latency of ingest without and with page views, and return true if it is within the limit.
+
+    :param requests: the number of batches in each round.
+    """
+    ratios, longest = [], []
+    paths = [path_of(page, query) for query in QUERIES for page in PAGES]
+    with running_server(
+        module="bench.stalls", data_dir=directory, TK__ADMIN__PORT=ADMIN_PORT, TK__INSIGHT__CACHE_BYTES="0"
+    ) as server:
+        client = Client(json.loads(server.run_command("dashboard", "--json", TK__ADMIN__PORT=ADMIN_PORT))["url"])
+        load.run(server.port, _small_batches(requests), CLIENTS)  # warm up
+        for _ in range(rounds):
+            server.next_report()
+            normal = load.run(server.port, _small_batches(requests), CLIENTS)
+            without = server.next_report()
+            with _viewed_repeatedly(client, paths):
+                viewed = load.run(server.port, _small_batches(requests), CLIENTS)
+            ratios.append(viewed.p99 / normal.p99)
+            longest.append(max(server.next_report(), default=0.0))
+            p99, stall = f"{normal.p99 * 1e3:.1f} > {viewed.p99 * 1e3:.1f}", max(without, default=0.0)
+            print(
+                f"p99 of ingest: {p99} ms; longest iteration: {stall * 1e3:.1f} > {longest[-1] * 1e3:.1f} ms",
+                flush=True,
+            )
+    limits = MAX_RATIO, MAX_RENDERING * 1e3
+    print(f"ratio: {median(ratios):.2f}; longest iteration: {median(longest) * 1e3:.1f} ms; limits: {limits}")
+    return median(ratios) <= MAX_RATIO and median(longest) <= MAX_RENDERING
+
+
+def _small_batches(count: int) -> list[bytes]:
+    return [signed_request(body) for body in new_bodies(count, 1)]
+
+
+@contextmanager
+def _viewed_repeatedly(client: Client, paths: Sequence[str]) -> Iterator[None]:
+    """Request pages one after another from another process."""
+    process = get_context("fork").Process(target=_view_forever, args=(client, paths))
+    process.start()
+    try:
+        time.sleep(PAUSE)
+        yield
+        if not process.is_alive():
+            raise SystemExit("A page could not be requested.")
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _view_forever(client: Client, paths: Sequence[str]) -> None:
+    for path in cycle(paths):
+        client.visit(path, 1)
+        time.sleep(PAUSE)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a table, and return 1 if a limit is exceeded."""
     options = _parse_options(arguments)
+    if options.ingest:
+        return int(not measure_ingest(options.directory, options.rounds, options.requests))
     paths = [(page, query, path_of(page, query)) for query in QUERIES for page in PAGES]
     with signed_in(options.directory, 0) as client:
         for _, _, path in paths:
@@ -138,6 +213,8 @@ def _report(page: str, query: str, first: Visit, again: Visit) -> bool:
 def _parse_options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench.dashboard", description=__doc__)
     parser.add_argument("--rounds", type=int, default=20, help="requests of each page (default: 20)")
+    parser.add_argument("--ingest", action="store_true", help="measure the effect of page views on ingest instead")
+    parser.add_argument("--requests", type=int, default=20_000, help="batches in each round of --ingest (20000)")
     parser.add_argument("--directory", type=Path, required=True, help="the database of the benchmark of statistics")
     return parser.parse_args(arguments)
 

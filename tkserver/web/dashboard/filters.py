@@ -100,6 +100,12 @@ class Filters:
             return last.replace(day=1), last
         return _day("from", self.first), _day("to", self.last) if self.last else today
 
+    def end(self, today: date, days: int) -> Filters:
+        """Return the same filters for the last days of the period."""
+        first, last = self.days(today)
+        start = max(first, last - timedelta(days - 1))
+        return self if start == first else self.with_(period="custom", first=str(start), last=str(last))
+
     def parameters(self, today: date, applicable: tuple[str, ...]) -> dict[str, str]:
         """Return the parameters of a panel.
 

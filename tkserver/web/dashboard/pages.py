@@ -98,8 +98,8 @@ class DashboardPages:
         urls = CatalogUrls(asked.catalog)
         if not asked.is_short:
             return html.redirect(urls.page(asked.app, page, asked.filters))
-        names = (*PAGES[page].panels, "values")
-        panels = await self._renderer.panels_by_name(asked.catalog, asked.app, names, asked.filters)
+        panels = await self._renderer.panels_of(asked.catalog, asked.app, page, asked.filters)
+        panels["values"] = await self._renderer.panel(asked.catalog, asked.app, "values")
         values = {"app": asked.app, "page": page, "panels": panels, **panels, "filters": asked.filters}
         if page == "data":
             (app_status,) = await self._status.of([asked.app])

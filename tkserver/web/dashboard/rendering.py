@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -19,7 +19,7 @@ from tkserver.web.dashboard.charts import bar, interval, sparkline
 from tkserver.web.dashboard.csv_file import csv_of
 from tkserver.web.dashboard.filters import CI_MODES, PERIODS, Filters
 from tkserver.web.dashboard.formats import Formats, utc
-from tkserver.web.dashboard.views import PAGES, Json, charts_of, tables_of
+from tkserver.web.dashboard.views import PAGES, RECENT_DAYS, Json, charts_of, tables_of
 from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import NO_STORE, Response
 from tkserver.web.panel_reader import PanelReader
@@ -75,12 +75,13 @@ class PageRenderer:
         content: Json = msgspec.json.decode(found.body)
         return content
 
-    async def panels_by_name(
-        self, catalog: Catalog, app: AppState, names: Sequence[str], filters: Filters
-    ) -> dict[str, Json]:
-        """Return panels of an application."""
-        found = await all_of(self.panel(catalog, app, name, filters) for name in names)
-        return dict(zip(names, found, strict=True))
+    async def panels_of(self, catalog: Catalog, app: AppState, page: str, filters: Filters) -> dict[str, Json]:
+        """Return the panels of a page by name."""
+        own, recent = PAGES[page], filters.end(app.today(self.panels.now), RECENT_DAYS)
+        found = await all_of(
+            self.panel(catalog, app, name, recent if name in own.recent_panels else filters) for name in own.panels
+        )
+        return dict(zip(own.panels, found, strict=True))
 
     async def export(self, catalog: Catalog, app: AppState, panel: str, file: str, filters: Filters) -> Response:
         """Return a panel as JSON, or one of its lists as CSV.

@@ -92,7 +92,7 @@ class SharedPages:
         if page not in link.pages:
             raise NotFound("this link does not show this page")
         catalog = await self._watch.current(grace=False)
-        panels = await self._renderer.panels_by_name(catalog, app, PAGES[page].panels, filters)
+        panels = await self._renderer.panels_of(catalog, app, page, filters)
         values = {"app": app, "page": page, "panels": panels, **panels, "filters": filters}
         urls = SharedUrls(token, link, filters)
         response = await self._renderer.render(request, f"{page}.html", urls, share=link, **values)

@@ -16,20 +16,26 @@ SHOWN_VERSIONS = COLOURS - 1
 """Versions with a colour of their own. The others are drawn together."""
 
 
+RECENT_DAYS = 30
+"""Days at the end of the period in which the overview looks for the last release."""
+
+
 @dataclass(frozen=True)
 class Page:
     """A page of an application.
 
     :ivar title: ``None`` if the page has no link in the navigation.
     :ivar panels: that it shows.
+    :ivar recent_panels: those of which it shows only the end of the period.
     """
 
     title: str | None
     panels: tuple[str, ...]
+    recent_panels: tuple[str, ...] = ()
 
 
 PAGES: Mapping[str, Page] = {
-    "overview": Page("Overview", ("overview", "commands", "versions", "releases")),
+    "overview": Page("Overview", ("overview", "commands", "versions", "releases"), ("releases",)),
     "commands": Page("Commands", ("commands",)),
     "versions": Page("Versions", ("versions", "releases", "overview")),
     "errors": Page("Errors", ("errors",)),
