@@ -73,7 +73,7 @@ class Supervisor(Service):
         database = ConfiguredDatabase.from_settings(settings)
         self._dsn, self._embedded = database.dsn, database.embedded
         self.worker = create_worker(settings, reactor, self._dsn)
-        self._admin_parts = create_admin(settings, reactor, self._dsn, self.worker.components.metrics)
+        self._admin_parts = create_admin(settings, reactor, self._dsn, self.worker)
         self._admin = None if self._admin_parts is None else self._admin_parts.listener
         days, tolerance = settings.retention.days, settings.ingest.timestamp_tolerance
         self._sweeper = Sweeper(reactor, self._dsn, days, tolerance, settings.quarantine.days)

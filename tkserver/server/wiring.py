@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 from prometheus_client import CollectorRegistry
 from twisted.internet.threads import deferToThreadPool
@@ -54,13 +55,14 @@ from tkserver.web.dashboard.live import LiveEvents
 from tkserver.web.dashboard.pages import DashboardPages
 from tkserver.web.dashboard.public_site import PREFIX, PublicSite
 from tkserver.web.dashboard.rendering import PageRenderer
+from tkserver.web.dashboard.samples import SampleSender
 from tkserver.web.dashboard.shares import SharedPages, ShareLinks
 from tkserver.web.dashboard.site import DashboardSite
 from tkserver.web.error_responses import ErrorResponses
 from tkserver.web.http.connections import ApiSite, HttpLimits
 from tkserver.web.http.response import CorsPolicy
 from tkserver.web.http.routing import ByPrefix
-from tkserver.web.listen.listener import InvalidEndpoint, Listener, tcp_endpoint
+from tkserver.web.listen.listener import InvalidEndpoint, Listener, endpoint_for_clients, tcp_endpoint
 from tkserver.web.panel_reader import PanelCache, PanelReader
 from tkserver.web.read_access import MetricsAccess, ReadAccess
 from tkserver.web.statistics import StatisticsApi
@@ -113,7 +115,9 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     metrics.watch_clients(site)
     metrics.watch_redis(redis)
     lag_meter = ReactorLagMeter(reactor, metrics.observe_lag)
-    components = Components(listener, site, pool, changes, last_used, duplicates, redis, lag_meter, metrics, access_log)
+    components = Components(
+        listener, site, ingestion, pool, changes, last_used, duplicates, redis, lag_meter, metrics, access_log
+    )
     return Worker(components, settings.server.shutdown_timeout)
 
 
@@ -129,11 +133,13 @@ class Admin:
     queries: QueryProcesses
 
 
-def create_admin(settings: Settings, reactor: Any, dsn: str, metrics: Metrics) -> Admin | None:
+def create_admin(settings: Settings, reactor: Any, dsn: str, worker: Worker) -> Admin | None:
     """Return the parts of the admin port, or ``None`` if the port is disabled.
 
     :param dsn: the connection string of the database.
+    :param worker: stores the sample events of the dashboard.
     """
+    metrics = worker.components.metrics
     host, port, insight = settings.admin.host, settings.admin.port, settings.insight
     if port is None:
         return None
@@ -153,7 +159,8 @@ def create_admin(settings: Settings, reactor: Any, dsn: str, metrics: Metrics) -
         sign_in = _dashboard_access(settings, watch, admission, clock)
         in_thread = partial(deferToThreadPool, reactor, reactor.getThreadPool())
         renderer = PageRenderer(panels, in_thread)
-        pages = DashboardPages(sign_in, watch, renderer, LiveEvents(watch.query, clock))
+        live, samples = LiveEvents(watch.query, clock), SampleSender(worker.store_events, uuid4)
+        pages = DashboardPages(sign_in, watch, renderer, live, samples, lambda: endpoint_for_clients(worker.url))
         shares, shared = ShareLinks(sign_in, watch, renderer), SharedPages(watch, renderer, admission)
         dashboard = DashboardSite(sign_in, pages, shares, shared, hosts.check, clock).resource()
     check_metrics = _metrics_access(settings, admission, hosts).check if dashboard is not None else lambda _: None

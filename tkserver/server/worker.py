@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from uuid import UUID
 
 from tkserver import log
+from tkserver.ingest.ingestion import Ingestion
 from tkserver.limits.redis import RedisTokenBuckets
 from tkserver.log.access import AccessLog
 from tkserver.server.metrics import Metrics
@@ -32,6 +34,7 @@ class Components:
 
     listener: Listener
     site: ApiSite
+    ingestion: Ingestion
     pool: Pool
     changes: ChangeListener
     last_used: LastUsedTimes
@@ -104,6 +107,10 @@ class Worker:
         components.duplicates.start()
         if components.redis is not None:
             components.redis.start()
+
+    async def store_events(self, org_id: str, app_id: str, body: bytes) -> None:
+        """Store events of the server itself: see :meth:`~tkserver.ingest.ingestion.Ingestion.ingest_own`."""
+        await self.components.ingestion.ingest_own(UUID(org_id), UUID(app_id), body)
 
     async def drain(self) -> None:
         """Close the public port, and finish the requests in progress."""

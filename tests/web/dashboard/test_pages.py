@@ -187,16 +187,6 @@ async def test_filter_by_a_hostile_text(browser: Browser) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_application_without_events(browser: Browser) -> None:
-    """Pages of an application without events say what to do next."""
-    for page in ALL_PAGES:
-        await html_of(browser, f"/dashboard/apps/empty/{page}")
-    text = text_of(await html_of(browser, "/dashboard/apps/empty/overview"))
-    assert "There are no events in this period" in text
-    assert "tkserver send" in text
-
-
-@pytest_twisted.ensureDeferred
 async def test_live_events(module_database: Database, browser: Browser) -> None:
     """Server-sent events contain each new event, and a position from which the browser continues."""
     app = install_named(module_database, "live-cli")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from shlex import quote
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlencode
+from uuid import UUID
 
 from markupsafe import Markup, escape
 
@@ -14,10 +16,12 @@ from tkserver.insight.catalog import AppState, Catalog, Scope
 from tkserver.insight.catalog_watch import CatalogWatch
 from tkserver.insight.facts import clean
 from tkserver.insight.panels import PANELS
-from tkserver.web.dashboard import html
+from tkserver.web.dashboard import html, samples
+from tkserver.web.dashboard.access import Forbidden
 from tkserver.web.dashboard.filters import Filters, InvalidFilters
 from tkserver.web.dashboard.live import LiveEvents, server_sent
 from tkserver.web.dashboard.rendering import DEFAULT_FILTERS, CatalogUrls, PageRenderer, all_of
+from tkserver.web.dashboard.samples import SELECT_SAMPLE, SampleSender
 from tkserver.web.dashboard.status import StatusReader
 from tkserver.web.dashboard.views import PAGES
 from tkserver.web.http.request import ApiRequest
@@ -46,9 +50,11 @@ class Viewer(Protocol):
 
 
 class Access(Protocol):
-    """Finds out who looks at a page; raises an error if nobody is signed in."""
+    """Finds out who looks at a page, or sends a form; raises an error if nobody is signed in."""
 
     def viewer(self, request: ApiRequest) -> Awaitable[Viewer]: ...
+
+    def submission(self, request: ApiRequest) -> Awaitable[tuple[Viewer, dict[str, str]]]: ...
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,24 @@ class _AppPage:
 
 
 class DashboardPages:
-    """Handles requests for pages."""
+    """Handles requests for pages.
 
-    def __init__(self, access: Access, watch: CatalogWatch, renderer: PageRenderer, live: LiveEvents) -> None:
+    :param samples: sends sample events.
+    :param endpoint: returns the URL to which programs send events.
+    """
+
+    def __init__(
+        self,
+        access: Access,
+        watch: CatalogWatch,
+        renderer: PageRenderer,
+        live: LiveEvents,
+        samples: SampleSender,
+        endpoint: Callable[[], str],
+    ) -> None:
         self._access = access
+        self._samples = samples
+        self._endpoint = endpoint
         self._watch = watch
         self._renderer = renderer
         self._live = live
@@ -83,7 +103,7 @@ class DashboardPages:
         overviews = await all_of(self._renderer.panel(catalog, app, "overview") for app in shown)
         statuses = await self._status.of(shown)
         values = {"apps": list(zip(shown, overviews, statuses, strict=True)), "hidden": len(apps) - len(shown)}
-        return await self._renderer.render(request, "home.html", CatalogUrls(catalog), viewer=viewer, **values)
+        return await self._render(request, viewer, catalog, "home.html", values)
 
     async def page(self, request: ApiRequest, app: str, page: str) -> Response:
         """Return a page of an application.
@@ -95,26 +115,44 @@ class DashboardPages:
         asked = await self._asked(request, viewer, app)
         if page not in PAGES or page == "live" or (page == "command" and not asked.filters.name):
             raise NotFound(f"there is no page {page!r}: use {', '.join(PAGES)}")
-        urls = CatalogUrls(asked.catalog)
         if not asked.is_short:
-            return html.redirect(urls.page(asked.app, page, asked.filters))
+            return html.redirect(CatalogUrls(asked.catalog).page(asked.app, page, asked.filters))
+        if asked.app.changed_at is None and page != "data":
+            return await self._start(request, viewer, asked, page)
         panels = await self._renderer.panels_of(asked.catalog, asked.app, page, asked.filters)
         panels["values"] = await self._renderer.panel(asked.catalog, asked.app, "values")
         values = {"app": asked.app, "page": page, "panels": panels, **panels, "filters": asked.filters}
         if page == "data":
             (app_status,) = await self._status.of([asked.app])
-            quarantine, word = await self._status.quarantine(asked.app), shell_word(asked.catalog, asked.app)
-            values |= {"app_status": app_status, "quarantine": quarantine, "shell_word": word}
-        return await self._renderer.render(request, f"{page}.html", urls, viewer=viewer, **values)
+            values |= {"app_status": app_status, "quarantine": await self._status.quarantine(asked.app)}
+        return await self._render(request, viewer, asked.catalog, f"{page}.html", values)
+
+    async def _start(self, request: ApiRequest, viewer: Viewer, asked: _AppPage, page: str) -> Response:
+        """Return what to do next, for an application without statistics."""
+        (app_status,) = await self._status.of([asked.app])
+        panels = {"values": await self._renderer.panel(asked.catalog, asked.app, "values")}
+        values = {"app": asked.app, "page": page, "panels": panels, "filters": asked.filters, "app_status": app_status}
+        return await self._render(request, viewer, asked.catalog, "start.html", {**values, "charts": {}})
+
+    async def send_sample(self, request: ApiRequest, app: str) -> Response:
+        """Send a sample event, and redirect to the page that shows it."""
+        viewer, _ = await self._access.submission(request)
+        catalog = await self._watch.current(grace=False)
+        found = find_app(catalog, app, viewer.scope)
+        if not viewer.can_share:
+            raise Forbidden("you can only read this dashboard: sign in with a link of tkserver dashboard --share")
+        event_id = await self._samples.send(found, self._renderer.panels.now)
+        return html.redirect(f"{CatalogUrls(catalog).page(found, 'live')}?sample={event_id}")
 
     async def live(self, request: ApiRequest, app: str) -> Response:
         """Return the page that shows events as they arrive."""
         viewer = await self._access.viewer(request)
         catalog = await self._watch.current(grace=True)
         found = find_app(catalog, app, viewer.scope)
-        user, event_type = _live_filters(request)
+        user, event_type, sample_id = _live_filters(request)
         _, events = await self._live.read(found, user, event_type, None)
-        values, urls = await self._renderer.panel(catalog, found, "values"), CatalogUrls(catalog)
+        arrived = await self._watch.query(SELECT_SAMPLE, (str(sample_id), *_key(found))) if sample_id else []
+        values = await self._renderer.panel(catalog, found, "values")
         query = urlencode({"user": user, "type": event_type})
         context = {
             "app": found,
@@ -124,16 +162,18 @@ class DashboardPages:
             "user": user,
             "type": event_type,
             "events": events,
-            "events_url": escape(f"{urls.page(found, 'live')}/events?{query}"),
+            "sample_id": sample_id,
+            "sample_received_at": arrived[0][0] if arrived else None,
+            "events_url": escape(f"{CatalogUrls(catalog).page(found, 'live')}/events?{query}"),
         }
-        return await self._renderer.render(request, "live.html", urls, viewer=viewer, **context)
+        return await self._render(request, viewer, catalog, "live.html", context)
 
     async def live_events(self, request: ApiRequest, app: str) -> Response:
         """Return the events since the last request of the same page, as server-sent events."""
         viewer = await self._access.viewer(request)
         found = find_app(await self._watch.current(grace=True), app, viewer.scope)
         position = request.header("last-event-id")
-        following, events = await self._live.read(found, *_live_filters(request), position)
+        following, events = await self._live.read(found, *_live_filters(request)[:2], position)
         body = server_sent(following, events)
         return Response(200, body, html.HEADERS, content_type="text/event-stream", cache_control=NO_STORE)
 
@@ -159,6 +199,12 @@ class DashboardPages:
             raise InvalidParameter(str(error)) from None
         return _AppPage(app, catalog, filters, all(parameters.values()))
 
+    async def _render(
+        self, request: ApiRequest, viewer: Viewer, catalog: Catalog, template: str, values: dict[str, Any]
+    ) -> Response:
+        own = {"viewer": viewer, "endpoint": self._endpoint(), "shell_word": partial(shell_word, catalog)}
+        return await self._renderer.render(request, template, CatalogUrls(catalog), sample=samples, **own, **values)
+
 
 def shell_word(catalog: Catalog, app: AppState) -> Markup:
     """Return a word with which a command in a shell selects an application."""
@@ -166,15 +212,22 @@ def shell_word(catalog: Catalog, app: AppState) -> Markup:
     return escape(quote(app.app_id if name.startswith("-") or clean(name) != name else name))
 
 
-def _live_filters(request: ApiRequest) -> tuple[str, str]:
-    """Return the beginning of user ids, and the event type.
+def _key(app: AppState) -> tuple[str, str]:
+    return app.app_id, app.org_id
+
+
+def _live_filters(request: ApiRequest) -> tuple[str, str, UUID | None]:
+    """Return the beginning of user ids, the event type, and the id of the sample event that was just sent.
 
     :raise InvalidParameter: if there are other parameters.
     """
     parameters = query_parameters(request)
-    if unknown := parameters.keys() - {"user", "type"}:
+    if unknown := parameters.keys() - {"user", "type", "sample"}:
         raise InvalidParameter(f"There is no parameter {min(unknown)!r}: use user, type.")
     user, event_type = parameters.get("user", "").strip(), parameters.get("type", "").strip()
     if "\0" in user + event_type:
         raise InvalidParameter("A parameter contains a zero byte.")
-    return user, event_type
+    try:
+        return user, event_type, UUID(parameters["sample"]) if "sample" in parameters else None
+    except ValueError:
+        raise InvalidParameter("sample must be the id of an event.") from None

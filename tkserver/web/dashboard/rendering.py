@@ -123,7 +123,7 @@ def _first_error(failure: Any) -> Any:
 
 
 def _page(template: str, context: dict[str, Any], formats: Formats, *, is_compressed: bool) -> Response:
-    if "page" in context:
+    if "page" in context and "charts" not in context:
         context["charts"] = charts_of(context["page"], context["panels"], formats)
     return html.page(template, is_compressed=is_compressed, **context)
 

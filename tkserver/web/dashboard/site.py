@@ -118,6 +118,11 @@ class DashboardSite:
         """Create a share link."""
         return await self._shares.create(request, app)
 
+    @_route("/dashboard/apps/<app>/sample", methods=["POST"])
+    async def send_sample(self, request: ApiRequest, app: str) -> Response:
+        """Send a sample event."""
+        return await self._pages.send_sample(request, app)
+
     @_route("/dashboard/shares", methods=["GET"])
     async def shares(self, request: ApiRequest) -> Response:
         """Return the page that lists the share links."""

@@ -44,6 +44,17 @@ def tcp_endpoint(host: str, port: int) -> str:
     return f"tcp:{port}:interface={quoteStringArgument(host)}"
 
 
+_ALL_ADDRESSES = re.compile(r"://(0\.0\.0\.0|\[::\])(?=:)")
+
+EXAMPLE_ENDPOINT = "https://telemetry.example.org"
+"""Stands for the URL of the proxy before a Unix socket, which is not known."""
+
+
+def endpoint_for_clients(url: str) -> str:
+    """Return the URL of a listener as an example for clients: SERVER stands for its name if that is not known."""
+    return EXAMPLE_ENDPOINT if url.startswith("unix:") else _ALL_ADDRESSES.sub("://SERVER", url)
+
+
 class Listener:
     """Accepts connections on one endpoint.
 
