@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from urllib.parse import urlencode
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped]
@@ -16,11 +19,12 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from tests.support.blocking_client import post_batch
 from tests.support.browser import create_link
-from tests.support.client import batch
+from tests.support.client import App, batch
 from tests.support.command import InProcessCommand
 from tests.support.database import Database, DatabaseServer
 from tests.support.events import make_event
 from tests.support.process import Twistd
+from tests.support.quarantined import put
 from tests.support.sample_statistics import aggregate, install_named, store_recent
 from tkserver.web.dashboard.views import PAGES
 
@@ -40,14 +44,64 @@ PATHS = [
 ]
 
 
+EMPTY_PATHS = [f"/dashboard/apps/empty/{name}" for name in ("overview", "data", "live")]
+
+HOSTILE = [
+    "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}</td></table>",
+    "\u202egnp.exe\u2066\u200f\u0627\u0644\u0639\u0631\u0628\u064a\u0629",
+    "x" * 255,
+    "\U0001f469\u200d\U0001f469\u200d\U0001f467\U0001f3f3\ufe0f\u200d\U0001f308" * 20,
+    "\u0001\u001b[31m\u007f\u0085\u2028\r\n\t",
+    "Z\u0351\u036b\u0343\u036a\u0302" * 30,
+]
+"""Markup, marks that change the direction of text, long text, emoji, control characters, and combining characters."""
+
+MAKE_HOSTILE = """
+UPDATE events SET
+    service_name = t, service_version = left(t, 100), service_language = left(t, 50),
+    service_language_version = left(t, 50), session_id = t, os = left(t, 50), os_version = left(t, 100),
+    arch = left(t, 50), shell = left(t, 50), sdk_version = left(t, 50), event_category = left(t, 50),
+    event_type = CASE WHEN e.id %% 2 = 0 THEN left(t, 100) ELSE 'command' END,
+    event_data = jsonb_build_object(
+        'command', t, 'feature', t, 'exit_code', 1, 'success', false, 'error_type', t, 'flags', ARRAY['-' || t, t],
+        'duration_ms', 7, t, t
+    )
+FROM (SELECT id, texts[id %% cardinality(texts) + 1] AS t FROM events, (SELECT %s::text[] AS texts) AS given) AS e
+WHERE events.id = e.id AND app_id = %s
+"""
+
+
+def install_hostile(database: Database) -> App:
+    """Create an application with hostile values in all fields."""
+    hostile = install_named(database, (HOSTILE[1][:5] + HOSTILE[0] + HOSTILE[3])[:100], HOSTILE[0][:60] + HOSTILE[1])
+    store_recent(database, hostile, range(1000, 1200))
+    database.query(MAKE_HOSTILE, HOSTILE, hostile.app_id)
+    for text in HOSTILE:
+        event = {**make_event(), "event": {"type": text, "data": {}}}
+        put(database, hostile, json.dumps(event), message=f"{text}: missing", sdk=(text[:100], text[:100]), user=text)
+    return hostile
+
+
 @pytest.fixture(scope="module")
-def server(database_server: DatabaseServer, scratch: Path) -> Iterator[tuple[Database, Twistd]]:
-    """A server with an application that has statistics, and with one without events."""
+def hostile_paths() -> list[str]:
+    """The pages of the application with hostile values. The fixture :func:`server` fills it."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def server(
+    database_server: DatabaseServer, scratch: Path, hostile_paths: list[str]
+) -> Iterator[tuple[Database, Twistd]]:
+    """A server with an application that has statistics, one without events, and one with hostile values."""
     directory = Path(mkdtemp(dir=scratch))
     directory.chmod(0o755)
     with database_server.migrated() as database:
         store_recent(database, install_named(database, "my-cli"), range(1, 400))
         install_named(database, "empty")
+        url = f"/dashboard/apps/{install_hostile(database).app_id}"
+        filters = [urlencode({"name": text, "version": text[:100]}) for text in HOSTILE]
+        hostile_paths += [f"{url}/{name}" for name in PAGES if name != "command"]
+        hostile_paths += [f"{url}/command?{query}" for query in filters] + [f"{url}/overview?{filters[0]}"]
         aggregate(database)
         with Twistd(directory, {"TK__DATABASE__URL": database.dsn, "TK__ADMIN__PORT": "0"}) as twistd:
             twistd.wait_until_ready()
@@ -75,6 +129,7 @@ class Visit:
         self.origin = origin
         self.complaints: list[str] = []
         page.on("console", lambda message: self.complaints.append(message.text))
+        page.on("dialog", lambda dialog: self.complaints.append(f"dialog: {dialog.message}"))
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("requestfailed", lambda request: self.complaints.append(f"failed: {request.url}"))
         page.on("request", lambda request: self._check(request.url))
@@ -112,11 +167,31 @@ def test_pages(chromium: Browser, server: tuple[Database, Twistd], scheme: Any, 
     """No page scrolls sideways, complains, loads anything from elsewhere, or has a barrier that axe finds."""
     axe = Axe()
     with visit(chromium, server, width, color_scheme=scheme) as opened:
-        for path in PATHS:
-            opened.open(path)
-            assert opened.page.evaluate("document.documentElement.scrollWidth") <= width, path
-            found = axe.run(opened.page)
-            assert found.violations_count == 0, f"{path}: {found.generate_report()}"
+        for path in [*PATHS, *EMPTY_PATHS]:
+            check(opened, axe, path, width)
+
+
+def check(opened: Visit, axe: Axe, path: str, width: int) -> None:
+    """Open a page. It must not scroll sideways, and axe must find no barrier."""
+    opened.open(path)
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= width, path
+    found = axe.run(opened.page)
+    assert found.violations_count == 0, f"{path}: {found.generate_report()}"
+
+
+@pytest.mark.parametrize("width", [1200, 320])
+def test_hostile_values(
+    chromium: Browser, server: tuple[Database, Twistd], hostile_paths: list[str], width: int
+) -> None:
+    """Whatever clients send, pages remain accessible, and show it as text without characters that disturb others."""
+    axe = Axe()
+    with visit(chromium, server, width, color_scheme="light") as opened:
+        for path in ["/dashboard/", *hostile_paths]:
+            check(opened, axe, path, width)
+            assert opened.page.locator("img, main script:not([src])").count() == 0, path
+            text = opened.page.inner_text("body")
+            assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028]", text), path
+            assert "{{7*7}}" in text or path.partition("?")[2], path
 
 
 def test_without_javascript(chromium: Browser, server: tuple[Database, Twistd]) -> None:
@@ -180,6 +255,19 @@ def test_keyboard(chromium: Browser, server: tuple[Database, Twistd]) -> None:
             box = page.evaluate("(() => { const b = document.activeElement.getBoundingClientRect();"
                                 " return [b.width, b.height]; })()")  # fmt: skip
             assert min(box) > 0
+
+
+def test_sample_event(chromium: Browser, server: tuple[Database, Twistd]) -> None:
+    """The button of an application without events sends one, without JavaScript, and shows that it has arrived."""
+    database, _ = server
+    install_named(database, "new-cli")
+    with visit(chromium, server, java_script_enabled=False) as opened:
+        opened.open("/dashboard/apps/new-cli/overview")
+        opened.page.click("main button")
+        opened.page.wait_for_url("**/live?sample=*")
+        assert (
+            opened.page.locator("main [role=status] >> nth=0").inner_text().startswith("The sample event has arrived")
+        )
 
 
 def test_live_events(chromium: Browser, server: tuple[Database, Twistd]) -> None:
