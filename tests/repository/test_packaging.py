@@ -65,6 +65,8 @@ COMMANDS = (
     "shares create my-tool --name Friends --page versions --url https://stats.example.org",
     "shares list",
     "shares revoke 1",
+    "serve --help",
+    "psql -c TABLE(orgs)",
     "apps list --json",
     "quarantine list",
     "quarantine show my-tool",

@@ -19,8 +19,10 @@ _MODULES = {
     "migrate": "maintenance",
     "orgs": "orgs",
     "prune": "prune",
+    "psql": "psql",
     "quarantine": "quarantine",
     "send": "send",
+    "serve": "serve",
     "shares": "shares",
     "stats": "stats",
     "tail": "tail",
@@ -53,4 +55,12 @@ class _Commands(CommandGroup):
 )
 @click.version_option(__version__, prog_name="tkserver")
 def main() -> None:
-    """Manage a tkserver: its applications, their tokens and their events."""
+    """Manage a tkserver: its applications, their tokens and their events.
+
+    \b
+    First steps:
+      tkserver serve              starts the server
+      tkserver apps create NAME   creates an application, and prints its credentials
+      tkserver send --app NAME    sends a sample event
+      tkserver dashboard          opens the dashboard
+    """

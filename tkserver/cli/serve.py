@@ -1,0 +1,20 @@
+"""``tkserver serve``: the server in the foreground."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS]...")
+def serve(options: tuple[str, ...]) -> None:
+    """Start the server in the foreground: the same as twistd -n tkserver.
+
+    OPTIONS are those of that command; "twistd tkserver --help" describes them.
+    """
+    from twisted.scripts.twistd import run  # it needs 0.2 s, which other commands can do without
+
+    sys.argv = ["twistd", "-n", "tkserver", *options]
+    run()  # type: ignore[no-untyped-call]
