@@ -103,16 +103,19 @@ async def test_home_shows_the_status(database: Database, browser: Browser, app: 
     put(database, app, "{}", days=8)
     tokyo = last.astimezone(timezone(timedelta(hours=9)))
     cells = cells_of(await html_of(browser, "/dashboard/"), "my-cli")
-    assert cells[-3:] == [f"{tokyo:%Y-%m-%d %H:%M}", "812 of 1,000 81.2 %", "3"]
+    assert cells[0] == "my-cli quota 81.2 %"
+    assert cells[-3:] == [f"{tokyo:%Y-%m-%d %H:%M}", "812 of 1,000", "3"]
 
 
 @pytest_twisted.ensureDeferred
 async def test_home_shows_that_a_quota_is_exhausted(database: Database, browser: Browser, app: App) -> None:
     """An exhausted quota is named so. The counter of another month does not count."""
     set_quota(database, app, 10, 10)
-    assert cells_of(await html_of(browser, "/dashboard/"), "my-cli")[-2] == "10 of 10 exhausted"
+    cells = cells_of(await html_of(browser, "/dashboard/"), "my-cli")
+    assert (cells[0], cells[-2]) == ("my-cli quota exhausted", "10 of 10")
     database.query("UPDATE apps SET quota_month = quota_month - interval '1 month'")
-    assert cells_of(await html_of(browser, "/dashboard/"), "my-cli")[-2] == "0 of 10"
+    cells = cells_of(await html_of(browser, "/dashboard/"), "my-cli")
+    assert (cells[0], cells[-2]) == ("my-cli", "0 of 10")
 
 
 @pytest_twisted.ensureDeferred
