@@ -66,7 +66,7 @@ COMMANDS = (
     "shares list",
     "shares revoke 1",
     "serve --help",
-    "psql -c TABLE(orgs)",
+    "psql -c TABLE/**/orgs",
     "apps list --json",
     "quarantine list",
     "quarantine show my-tool",

@@ -8,13 +8,13 @@ import click
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[OPTIONS]...")
-def serve(options: tuple[str, ...]) -> None:
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def serve(arguments: tuple[str, ...]) -> None:
     """Start the server in the foreground: the same as twistd -n tkserver.
 
-    OPTIONS are those of that command; "twistd tkserver --help" describes them.
+    ARGUMENTS are the options of that command; "twistd tkserver --help" describes them.
     """
     from twisted.scripts.twistd import run  # it needs 0.2 s, which other commands can do without
 
-    sys.argv = ["twistd", "-n", "tkserver", *options]
+    sys.argv = ["twistd", "-n", "tkserver", *arguments]
     run()  # type: ignore[no-untyped-call]
