@@ -35,9 +35,15 @@ APP_URL = "/dashboard/apps/my-cli"
 ALL_PAGES = ["command?name=build" if name == "command" else name for name in PAGES]
 
 
+@pytest.fixture
+def app(database: Database) -> App:
+    """An application without events."""
+    return install_named(database, "my-cli")
+
+
 @pytest_twisted.async_yield_fixture
-async def server(database: Database) -> AsyncIterator[Supervisor]:
-    """A server of :func:`database`."""
+async def server(database: Database, app: App) -> AsyncIterator[Supervisor]:
+    """A server of :func:`database`, in which the application exists before it starts."""
     async with running_server(database) as running:
         yield running
 
@@ -46,12 +52,6 @@ async def server(database: Database) -> AsyncIterator[Supervisor]:
 async def browser(database: Database, server: Supervisor) -> AsyncIterator[Browser]:
     """A browser that is signed in, and may share."""
     yield await signed_in(database, server.admin_port)
-
-
-@pytest.fixture
-def app(database: Database) -> App:
-    """An application without events."""
-    return install_named(database, "my-cli")
 
 
 async def press(browser: Browser, app: str = "my-cli") -> str:

@@ -26,17 +26,17 @@ from tkserver.web.dashboard.status import MAX_LATEST, MAX_REASONS, AppStatus, ev
 NOW = datetime(2026, 3, 31, 23, tzinfo=timezone.utc)
 
 
-@pytest_twisted.async_yield_fixture
-async def browser(database: Database) -> AsyncIterator[Browser]:
-    """A browser that is signed in, and a server of :func:`database`."""
-    async with running_server(database) as server:
-        yield await signed_in(database, server.admin_port)
-
-
 @pytest.fixture
 def app(database: Database) -> App:
     """An application."""
     return install_named(database, "my-cli")
+
+
+@pytest_twisted.async_yield_fixture
+async def browser(database: Database, app: App) -> AsyncIterator[Browser]:
+    """A browser that is signed in, and a server of :func:`database`."""
+    async with running_server(database) as server:
+        yield await signed_in(database, server.admin_port)
 
 
 def set_quota(database: Database, app: App, quota: int, used: int) -> None:
@@ -183,15 +183,16 @@ async def test_long_quarantine_on_the_data_page(database: Database, browser: Bro
 
 
 @pytest_twisted.ensureDeferred
-async def test_commands_on_pages_can_be_pasted(database: Database, browser: Browser) -> None:
+async def test_commands_on_pages_can_be_pasted(database: Database) -> None:
     """A name is quoted for a shell; one that cannot be typed is replaced by the id."""
-    install_named(database, "it's $HOME")
-    page = await html_of(browser, "/dashboard/apps/it's%20$HOME/data")
-    assert """set-quota 'it'"'"'s $HOME' EVENTS""" in text_of(page)
+    words = {install_named(database, "it's $HOME").app_id: """'it'"'"'s $HOME'"""}
     for name in ("--none", "a\u202eb", "a" * 99 + "\n"):
-        hostile = install_named(database, name)
-        page = await html_of(browser, f"/dashboard/apps/{hostile.app_id}/data")
-        assert f"set-quota {hostile.app_id} EVENTS" in text_of(page)
+        app_id = install_named(database, name).app_id
+        words[app_id] = app_id
+    async with running_server(database) as server:
+        browser = await signed_in(database, server.admin_port)
+        for app_id, word in words.items():
+            assert f"set-quota {word} EVENTS" in text_of(await html_of(browser, f"/dashboard/apps/{app_id}/data"))
 
 
 def test_status_reads_few_rows(database: Database, app: App) -> None:
