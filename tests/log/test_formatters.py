@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, cast
 
 import psycopg2.errors
@@ -57,13 +58,21 @@ def test_text() -> None:
     line = formatters.format_text(
         LogRecord.from_event(event(format="one\ntwo", request_id="r", other=1), "info")
     ).decode()
-    assert line.endswith(" [tkserver.part#info] one\n\ttwo request_id=r")
+    assert re.fullmatch(r"\S+T\S+ info  one\n\ttwo request_id=r \[part\]", line)
+
+
+def test_colours() -> None:
+    """On a terminal, the level of a warning has a colour. Without the colours, the line is that of a file."""
+    record = LogRecord.from_event(event(format="one"), "warn")
+    line = formatters.format_coloured_text(record).decode()
+    assert "\x1b[33mwarn \x1b[0m one" in line
+    assert re.sub(r"\x1b\[[\d;]*m", "", line) == formatters.format_text(record).decode()
 
 
 def test_text_of_legacy_event() -> None:
-    """The text line of an event from Twisted's legacy interface contains its level, too."""
+    """The text line of an event from Twisted's legacy interface contains its level and its system."""
     line = formatters.format_text(LogRecord.from_event(event(log_system="http"), "critical")).decode()
-    assert line.endswith(" [http#critical] a text")
+    assert line.endswith(" critical a text [http]")
 
 
 @given(

@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.logger import FilteringLogObserver, LogEvent, LogLevel
 
 from tests.support.logs import Lines, observing
-from tkserver.log.twistd import MinimumLevel, NoReconnections
+from tkserver.log.twistd import MinimumLevel, NoFrameworkMessages, NoReconnections, shows_colours
 
 
 class Events(Lines):
@@ -48,6 +48,39 @@ def passes(predicate: Any, event: LogEvent) -> bool:
 def test_minimum_level(event: LogEvent, passed: bool) -> None:
     """Less severe events are not written; events without a level count as info, and errors without one as critical."""
     assert passes(MinimumLevel("warn"), event) is passed
+
+
+@pytest.mark.parametrize(
+    ("event", "passed"),
+    [
+        ({"log_namespace": "twisted.internet.base", "log_level": LogLevel.info}, False),
+        ({"log_namespace": "twisted.internet.base", "log_level": LogLevel.warn}, True),
+        ({"log_namespace": "log_legacy", "log_level": LogLevel.info}, False),
+        ({"log_namespace": "log_legacy", "log_level": LogLevel.info, "warning": "w", "category": "c"}, True),
+        ({"log_namespace": "log_legacy", "isError": 1}, True),
+        ({"log_namespace": "tkserver.server", "log_level": LogLevel.info}, True),
+        ({"log_namespace": "stdout", "log_level": LogLevel.info}, True),
+    ],
+)
+def test_messages_of_the_framework(event: LogEvent, passed: bool) -> None:
+    """Messages of Twisted are not written, except warnings and errors."""
+    assert passes(NoFrameworkMessages(), event) is passed
+
+
+@pytest.mark.parametrize(
+    ("environment", "is_terminal", "expected"),
+    [
+        ({"TERM": "xterm"}, True, True),
+        ({"TERM": "dumb"}, True, False),
+        ({"TERM": "xterm", "NO_COLOR": "1"}, True, False),
+        ({}, False, False),
+        ({"FORCE_COLOR": "1"}, False, True),
+        ({"FORCE_COLOR": "1", "NO_COLOR": "1"}, True, False),
+    ],
+)
+def test_colours(environment: dict[str, str], is_terminal: bool, expected: bool) -> None:
+    """Colours appear on terminals only, unless a variable says otherwise."""
+    assert shows_colours(environment, is_terminal=is_terminal) is expected
 
 
 def test_reconnections_are_not_written() -> None:

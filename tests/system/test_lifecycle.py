@@ -125,7 +125,7 @@ class TestEmbedded:
                 server.wait_until_ready()
                 assert post_batch(server.url, DEMO, batch([make_event()])) == status
                 assert ("to send a first event" in server.log) is (status == 200)
-                assert server.log.count("create an application with: tkserver apps create NAME") == (status == 401)
+                assert server.log.count("create one with: tkserver apps create NAME") == (status == 401)
                 assert server.stop() == 0
 
     def test_revoked_demo_application(self, directory: Path, data_dir: Path) -> None:
@@ -152,7 +152,7 @@ class TestEmbedded:
     def test_no_demo_application(self, directory: Path, data_dir: Path, settings: dict[str, str]) -> None:
         """There is no demo application if strangers may reach the server through a proxy or another address."""
         with Twistd(directory, {"TK__DATABASE__DATA_DIR": str(data_dir), **settings}) as server:
-            server.wait_for_line("create an application with: tkserver apps create NAME")
+            server.wait_for_line("create one with: tkserver apps create NAME")
             assert Database(EmbeddedPostgres(data_dir).dsn).value("SELECT count(*) FROM api_tokens") == 0
             assert server.stop() == 0
         assert "to send a first event" not in server.log
@@ -223,15 +223,20 @@ class TestConfiguredDatabase:
 
     def test_no_demo_application(self, directory: Path, database_server: DatabaseServer) -> None:
         """An empty database gets the schema, but not the demo credential, which is public."""
-        with (
-            database_server.empty() as database,
-            Twistd(directory, {"TK__DATABASE__URL": database.dsn}) as server,
-        ):
-            server.wait_until_ready()
-            assert database.value("SELECT count(*) FROM api_tokens") == 0
-            assert post_batch(server.url, DEMO, batch([make_event()])) == 401
+        with database_server.empty() as database:
+            settings = {"TK__DATABASE__URL": database.dsn}
+            with Twistd(directory, settings) as server:
+                server.wait_until_ready()
+                assert database.value("SELECT count(*) FROM api_tokens") == 0
+                assert post_batch(server.url, DEMO, batch([make_event()])) == 401
+                assert server.stop() == 0
             assert "first event" not in server.log
-            assert server.stop() == 0
+            assert "create one with: tkserver apps create NAME" in server.log
+            App().install(database)
+            with Twistd(directory, settings) as server:
+                server.wait_until_ready()
+                assert server.stop() == 0
+            assert "create one with" not in server.log
 
     def test_concurrent_starts(self, directory: Path, database_server: DatabaseServer) -> None:
         """Several servers that start at the same time with an empty database all become ready."""

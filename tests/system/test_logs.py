@@ -83,8 +83,8 @@ def test_text_format(directory: Path, database: Database) -> None:
         assert http.post(server.url + app.path, data=body, headers=headers, timeout=20).status_code == 200
         assert server.stop() == 0
     assert re.search(
-        r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} \[tkserver\.access#info\] POST /v1/ingest/\{org_id\}/\{app_id\} 200"
-        rf" \d+\.\dms received=1 accepted=1 org_id={app.org_id} app_id={app.app_id} request_id=mine$",
+        r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} info  POST /v1/ingest/\{org_id\}/\{app_id\} 200"
+        rf" \d+\.\dms received=1 accepted=1 org_id={app.org_id} app_id={app.app_id} request_id=mine \[access\]$",
         server.log,
         re.MULTILINE,
     )

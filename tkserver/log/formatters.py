@@ -14,7 +14,7 @@ from twisted.logger import LogEvent, formatEvent
 from twisted.python.failure import Failure
 from twisted.python.log import textFromEventDict
 
-from tkserver.log import LEVELS, access
+from tkserver.log import access
 from tkserver.log.access import RequestRecord
 from tkserver.log.tracebacks import format_failure, redacted, type_name
 
@@ -30,7 +30,13 @@ _NOT_FIELDS = frozenset(
     )
 )
 
-_ACCESS_SYSTEMS = {level: f"{access.NAMESPACE}#{level}" for level in LEVELS}
+_PACKAGE = "tkserver."
+
+_ACCESS_SYSTEM = access.NAMESPACE.removeprefix(_PACKAGE)
+
+_DIM, _NORMAL = "\x1b[2m", "\x1b[0m"
+_COLOURS = {"warn": "\x1b[33m", "error": "\x1b[31m", "critical": "\x1b[1;31m"}
+"""Sequences that select the colour of a level on terminals (ECMA-48, "select graphic rendition")."""
 
 _JSON_TYPES = frozenset((str, int, float, bool, UUID))
 """Types of values that JSON lines contain unchanged. All others are converted to text, so that the object is flat."""
@@ -49,7 +55,7 @@ class LogRecord(Struct, gc=False):
     :ivar event: the name of the event, for programs.
     :ivar message: text for people; may contain line breaks.
     :ivar logger: a dotted name.
-    :ivar system: the logger and the level, as shown in brackets in text lines.
+    :ivar system: a short name of the logger, as shown in brackets in text lines.
     :ivar fields: other values of the event; only for events of this server.
     :ivar failure: the error, if the event reports one.
     """
@@ -73,7 +79,7 @@ class LogRecord(Struct, gc=False):
             event.get("event") or _default_name(event, logger, failure),
             _message(event, logger, failure),
             logger,
-            f"{event.get('log_system') or logger}#{level}",
+            event.get("log_system") or logger.removeprefix(_PACKAGE),
             _fields(event, logger),
             failure,
         )
@@ -81,8 +87,7 @@ class LogRecord(Struct, gc=False):
     @classmethod
     def from_request(cls, record: RequestRecord, level: str) -> LogRecord:
         ended = record.began + record.seconds
-        system = _ACCESS_SYSTEMS[level]
-        return cls(ended, level, access.EVENT, str(record), access.NAMESPACE, system, record.fields())
+        return cls(ended, level, access.EVENT, str(record), access.NAMESPACE, _ACCESS_SYSTEM, record.fields())
 
 
 Formatter = Callable[[LogRecord], bytes]
@@ -90,13 +95,24 @@ Formatter = Callable[[LogRecord], bytes]
 
 
 def format_text(record: LogRecord) -> bytes:
-    """Format a record in the format of ``twistd``: local time, logger, message. Further lines begin with a tab."""
-    return f"{_local_time(int(record.time))} {_text(record)}".encode("utf-8", "backslashreplace")
+    """Format a record for people: local time, level, message, ids, logger. Further lines begin with a tab."""
+    return _encoded(f"{_local_time(int(record.time))} {record.level:5} {_text(record)}")
 
 
 def format_text_without_time(record: LogRecord) -> bytes:
     """Format a record for syslog, which adds the time itself."""
-    return _text(record).encode("utf-8", "backslashreplace")
+    return _encoded(f"{record.level} {_text(record)}")
+
+
+def format_coloured_text(record: LogRecord) -> bytes:
+    """Format a record for a terminal, as :func:`format_text` does, with the most important parts highlighted."""
+    colour = _COLOURS.get(record.level, "")
+    level = f"{colour}{record.level:5}{_NORMAL}" if colour else f"{record.level:5}"
+    return _encoded(f"{_DIM}{_local_time(int(record.time))}{_NORMAL} {level} {_text(record, _DIM, _NORMAL)}")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
 
 
 def format_json(record: LogRecord) -> bytes:
@@ -140,17 +156,17 @@ def is_announcement(event: LogEvent) -> bool:
     )
 
 
-def _text(record: LogRecord) -> str:
+def _text(record: LogRecord, before_details: str = "", after_details: str = "") -> str:
     fields = record.fields
     ids = "".join([f" {name}={fields[name]}" for name in _IDS if name in fields])
-    text = f"[{record.system}] {record.message}{ids}"
+    text = f"{record.message}{before_details}{ids} [{record.system}]{after_details}"
     if record.failure is not None:
         text = f"{text}\n{format_failure(record.failure)}"
     return text.replace("\n", "\n\t") if "\n" in text else text
 
 
 def _fields(event: LogEvent, logger: str) -> Mapping[str, Any]:
-    if not logger.startswith("tkserver."):  # events of other programs may contain anything
+    if not logger.startswith(_PACKAGE):  # events of other programs may contain anything
         return {"request_id": event["request_id"]} if event.get("request_id") is not None else {}
     return {
         key: value if type(value) in _JSON_TYPES else str(redacted(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -17,7 +18,14 @@ from zope.interface import implementer
 
 from tkserver.log import severity
 from tkserver.log.access import AccessLog
-from tkserver.log.formatters import Formatter, format_json, format_text, format_text_without_time, level_of
+from tkserver.log.formatters import (
+    Formatter,
+    format_coloured_text,
+    format_json,
+    format_text,
+    format_text_without_time,
+    level_of,
+)
 from tkserver.log.observer import FileSink, LineObserver, Sink, StreamSink, SyslogSink, log_uncaught_exceptions
 
 DEFAULT_FILE = "twistd.log"
@@ -80,7 +88,10 @@ class Logged(MultiService):
         log_uncaught_exceptions()
         observer = LineObserver(_formatter(self._log_format, sink), sink, self._reactor)
         self._access_log.write_to(observer.write_request)
-        return FilteringLogObserver(observer, [MinimumLevel(self._level), NoReconnections()])
+        predicates: list[Any] = [MinimumLevel(self._level), NoReconnections()]
+        if self._log_format == "text" and self._level != "debug":
+            predicates.append(NoFrameworkMessages())
+        return FilteringLogObserver(observer, predicates)
 
 
 @implementer(ILogFilterPredicate)
@@ -106,6 +117,20 @@ class NoReconnections:
 
     def __call__(self, event: LogEvent) -> Any:
         return PredicateResult.no if isinstance(event.get("log_source"), ClientService) else PredicateResult.maybe
+
+
+@implementer(ILogFilterPredicate)
+class NoFrameworkMessages:
+    """Rejects messages of Twisted that are no warnings, such as those about the reactor and about ports.
+
+    Our modules log what people need to know about them.
+    """
+
+    def __call__(self, event: LogEvent) -> Any:
+        namespace = str(event.get("log_namespace"))
+        is_framework = namespace.startswith("twisted.") or (namespace == "log_legacy" and "warning" not in event)
+        is_unimportant = severity(level_of(event)) < severity("warn")
+        return PredicateResult.no if is_framework and is_unimportant else PredicateResult.maybe
 
 
 def log_and_pid_file(twistd: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
@@ -134,4 +159,14 @@ def open_sink(twistd: Mapping[str, Any]) -> Sink:
 def _formatter(log_format: str, sink: Sink) -> Formatter:
     if log_format == "json":
         return format_json
-    return format_text_without_time if isinstance(sink, SyslogSink) else format_text
+    if isinstance(sink, SyslogSink):
+        return format_text_without_time
+    is_terminal = isinstance(sink, StreamSink) and shows_colours(os.environ, is_terminal=sys.stdout.isatty())
+    return format_coloured_text if is_terminal else format_text
+
+
+def shows_colours(environment: Mapping[str, str], *, is_terminal: bool) -> bool:
+    """True if standard output shows colours. ``NO_COLOR`` and ``FORCE_COLOR`` decide, otherwise the kind of output."""
+    if environment.get("NO_COLOR"):
+        return False
+    return bool(environment.get("FORCE_COLOR")) or (is_terminal and environment.get("TERM") != "dumb")

@@ -29,6 +29,7 @@ from tkserver.server.wiring import create_admin, create_aggregation, create_work
 from tkserver.server.worker import stop_all
 from tkserver.storage import migrations
 from tkserver.storage.blocking import BlockingConnections
+from tkserver.storage.credentials import has_credentials
 from tkserver.storage.embedded import demo
 from tkserver.storage.embedded.exceptions import EmbeddedError
 from tkserver.storage.errors import StorageError
@@ -190,14 +191,18 @@ class Supervisor(Service):
         await self._when_available(migrations.migrate)
         if self._embedded is not None:
             await self._prepare_demo()
+        if not await self._when_available(has_credentials):
+            _log.info(
+                "no application can send events yet: create one with: tkserver apps create NAME",
+                event="no_application",
+            )
 
     async def _prepare_demo(self) -> None:
         """Create the demo application, or suspend it if strangers may reach the server: its credentials are public."""
         if not self.worker.is_loopback or self._settings.server.trusted_proxies:
             await self._when_available(demo.suspend)
             _log.info(
-                "no demo application, because other machines may reach this server; create an application with:"
-                " tkserver apps create NAME",
+                "no demo application, because other machines may reach this server",
                 event="demo_suspended",
             )
         else:

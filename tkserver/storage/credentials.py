@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from tkserver.storage.blocking import BlockingConnections, value
 from tkserver.storage.pool import Pool
 from tkserver.wire.ids import PathId
 
@@ -51,6 +53,15 @@ LEFT JOIN orgs AS o ON o.org_id = t.org_id
 WHERE t.is_active AND (t.expires_at IS NULL OR t.expires_at > now())
 """
 _BY_TOKEN = f"{_SELECT} AND t.token = %s"
+
+
+def has_credentials(dsn: str, connections: BlockingConnections) -> bool:
+    """Return whether there is an active token. Blocks.
+
+    :raise StorageError: if the database is not available.
+    """
+    with closing(connections.connect(dsn)) as connection:
+        return bool(value(connection, "SELECT EXISTS (SELECT FROM api_tokens WHERE is_active)"))
 
 
 def _by_app(org: str, app: str) -> str:

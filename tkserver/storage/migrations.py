@@ -116,9 +116,16 @@ def _apply(dsn: str, known: Any, connections: BlockingConnections) -> None:
     with Backend(dsn, _TABLE) as backend:
         backend.init_database()
         backend.break_lock()  # its owner is dead, because this process holds the advisory lock
-        for migration in backend.to_apply(known):
+        missing = backend.to_apply(known)
+        is_new = len(missing) == len(known)
+        for migration in missing:
             backend.apply_one(migration)
-            _log.info("applied migration {migration}", migration=migration.id, event="migrated")
+            if is_new:
+                _log.debug("applied migration {migration}", migration=migration.id, event="migrated")
+            else:
+                _log.info("applied migration {migration}", migration=migration.id, event="migrated")
+        if is_new:
+            _log.info("created the tables", event="created")
 
 
 class _Backend(PostgresqlBackend):  # type: ignore[misc]
