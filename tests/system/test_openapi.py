@@ -25,6 +25,8 @@ from tests.support.source import ROOT
 from tests.support.waiting import wait_for
 from tkserver.storage.embedded import demo
 from tkserver.web.dashboard.access import Forbidden, InvalidLink, SignInRequired
+from tkserver.web.dashboard.samples import SampleRefused
+from tkserver.web.dashboard.shares import InvalidShareLink
 from tkserver.wire.api_errors import ApiError, InvalidParameter, MisdirectedRequest
 from tkserver.wire.signature import sign, signed_message
 
@@ -104,7 +106,9 @@ def test_document_is_valid() -> None:
 def test_error_codes() -> None:
     """The document contains exactly the error codes of the public port, each with its status."""
     documented = {(status, code) for *_, status, response in responses() for code in codes_in(response.get("content"))}
-    on_admin_port_only = {InvalidParameter, MisdirectedRequest, SignInRequired, InvalidLink, Forbidden}
+    on_admin_port_only = {
+        *(InvalidParameter, MisdirectedRequest, SignInRequired, InvalidLink, InvalidShareLink, Forbidden, SampleRefused)
+    }
     assert documented == {(error.status, error.code) for error in {*error_classes()} - on_admin_port_only}
 
 

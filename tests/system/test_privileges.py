@@ -120,7 +120,7 @@ def test_user_that_cannot_be_used(directory: Path, database: Database, user: str
     assert server.wait() == 1
     lines = [line for line in server.log.splitlines() if "cannot give up root privileges" in line]
     assert len(lines) == 1
-    assert lines[0].endswith(f"(TK__SERVER__USER): {reason}")
+    assert lines[0].endswith(f"(TK__SERVER__USER): {reason} [tap]")
     assert "listens on" not in server.log
     assert "Traceback" not in server.log
 
