@@ -229,7 +229,7 @@ class SyslogSink:
     }
 
     def __init__(self, prefix: str, send: Callable[[int, str], None] = syslog.syslog) -> None:
-        syslog.openlog(prefix, 0, syslog.LOG_USER)
+        syslog.openlog(prefix, syslog.LOG_NDELAY, syslog.LOG_USER)  # connects before root privileges are given up
         self._send = send
 
     def write(self, lines: Sequence[Line]) -> None:
