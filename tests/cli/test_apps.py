@@ -203,3 +203,38 @@ def test_delete_asks_for_confirmation(database: Database, directory: Path) -> No
     code, _, shown = run_on_terminal(command, "apps", "delete", "mine", typed="yes")
     assert (code, "2000/2000" in shown) == (0, True)
     assert database.value("SELECT count(*) FROM events") == 0
+
+
+def test_staging(tkserver: InProcessCommand, database: Database, directory: Path) -> None:
+    """A staging application is marked, has a quota, and is promoted after a confirmation."""
+    created = tkserver("apps", "create", "trial", "--staging", "--json")
+    assert created.json["staging"] is True
+    assert tkserver("apps", "create", "real", "--json").json["staging"] is False
+    assert [app["staging"] for app in tkserver("apps", "list", "--json").json] == [False, True]
+    assert re.search(r"(?m)^staging +yes$", tkserver("apps", "show", "trial").out)
+    assert tkserver("apps", "show", "trial", "--json").json["monthly_quota"] == 1000
+    assert "trial (staging)" in tkserver("stats", "trial").errors
+    store(database, created.app, 1234)
+    assert "--yes" in tkserver("apps", "promote", "trial", code=2).errors
+    command = Command({"TK__DATABASE__URL": database.dsn}, directory)
+    code, _, shown = run_on_terminal(command, "apps", "promote", "trial", typed="no")
+    assert "Delete the 1,234 events of trial (staging)? [y/N]" in shown
+    assert code == 1
+    assert tkserver("apps", "show", "trial", "--json").json["staging"] is True
+    assert tkserver("apps", "promote", "trial", "--yes", "--json").json["deleted_from_events"] == 1234
+    promoted = tkserver("apps", "show", "trial", "--json").json
+    assert (promoted["staging"], promoted["monthly_quota"], promoted["retention_days"]) == (False, None, None)
+    (token,) = tkserver("tokens", "list", "trial", "--json").json
+    assert token["token"] == created.json["token"]
+    assert "real is not a staging application" in tkserver("apps", "promote", "real", "--yes", code=1).errors
+
+
+def test_staging_quota_and_promotion_on_a_server(tkserver: InProcessCommand, twistd: Twistd) -> None:
+    """A running server applies the quota of a new staging application, and lifts it when it is promoted."""
+    app = tkserver("apps", "create", "trial", "--staging", "--json").app
+    thousand = batch([make_event() for _ in range(1000)])
+    assert post_batch(twistd.url, app, thousand) == 200
+    assert post_batch(twistd.url, app, batch([make_event()])) == 429
+    assert tkserver("apps", "promote", "trial", "--yes", "--json").json["deleted_from_events"] == 1000
+    assert post_batch(twistd.url, app, thousand) == 200
+    assert post_batch(twistd.url, app, batch([make_event()])) == 200

@@ -332,6 +332,8 @@ VARIANTS = {
 def test_examples_print_the_documented_json_keys(installation: Installation, database: Database) -> None:
     """Each example runs, in the order of the page, and prints the documented keys with ``--json``."""
     installation.command("apps", "create", "old-cli", code=0)
+    for name in ("trial", "another-trial"):
+        installation.command("apps", "create", name, "--staging", code=0)
     for name, section in sections().items():
         if name == "tkserver quarantine list":
             record = installation.command("apps", "show", "my-tool", "--json", code=0).json
@@ -343,6 +345,7 @@ def test_examples_print_the_documented_json_keys(installation: Installation, dat
             keys = set(re.findall(r"`(\w+)`", section.split("JSON keys: ")[1].split(".\n")[0]))
             example = example.replace("apps create my-cli", "apps create another")
             example = example.replace("apps delete old-cli", "apps delete another")
+            example = example.replace("apps promote trial", "apps promote another-trial")
             assert printed_keys(installation, example) == keys, name
             if name in VARIANTS:
                 option, removed, added = VARIANTS[name]

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from datetime import datetime, timezone
 from uuid import UUID
 
 import click
 
-from tkserver.cli.output import Record, json_option, print_line, print_record, print_records, printable, progress_bar
+from tkserver.cli.confirmation import confirm
+from tkserver.cli.output import Record, json_option, print_line, print_record, print_records, progress_bar
 from tkserver.cli.parameters import NAME, PUBLIC_SLUG, SLUG
 from tkserver.config import load
 from tkserver.operations import publishing, quota, retention, statistics
 from tkserver.operations.app_deletion import count_events, delete_app
 from tkserver.operations.apps import create_app, find_app, list_apps, rename_app, set_app_slug
 from tkserver.operations.database import open_database
-from tkserver.operations.models import TIERS, App, Token
+from tkserver.operations.models import STAGING_DAYS, STAGING_QUOTA, TIERS, App, Token
+from tkserver.operations.staging import check_staging, promote
 from tkserver.storage.blocking import Connection
 
 
@@ -33,16 +34,22 @@ def apps() -> None:
 @click.option(
     "--tier", type=click.Choice(TIERS), default="free", show_default=True, help="Selects the rate limit of the token."
 )
+@click.option(
+    "--staging", is_flag=True, help=f"For tests: {STAGING_QUOTA} events a month, {STAGING_DAYS} days, until promoted."
+)
 @json_option
-def create(name: str, slug: str | None, org: str | None, app_id: UUID | None, tier: str, as_json: bool) -> None:
+def create(
+    name: str, slug: str | None, org: str | None, app_id: UUID | None, tier: str, staging: bool, as_json: bool
+) -> None:
     """Create an application and its first token.
 
     Prints the settings for an SDK, including the secret. To print the secret again: tokens list --show-secret.
     """
     with open_database(load({})) as connection:
-        token = create_app(connection, name, slug=slug, org=org, app_id=app_id, tier=tier)
+        token = create_app(connection, name, slug=slug, org=org, app_id=app_id, tier=tier, staging=staging)
         created = find_app(connection, f"{token.org_id}/{token.app_id}")
-    record = {"name": created.name, "slug": created.slug, "org": created.org, **credentials(token)}
+    names = {"name": created.name, "slug": created.slug, "org": created.org, "staging": created.staging}
+    record = {**names, **credentials(token)}
     print_record(record, as_json=as_json)
     if not as_json:
         click.echo(f"\nFor an SDK:\n\n{_sdk_settings(token)}")
@@ -183,6 +190,26 @@ def unpublish(app: str) -> None:
     print_line(f"/public/{slug} does not exist anymore")
 
 
+@apps.command("promote")
+@click.argument("app")
+@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@json_option
+def promote_(app: str, yes: bool, as_json: bool) -> None:
+    """Make a staging application an ordinary one.
+
+    APP is its name or id. Its events and its statistics are deleted, and its limits are lifted. Its ids and tokens stay
+    the same, so that programs need not be changed. This cannot be undone.
+    """
+    with open_database(load({})) as connection:
+        found = find_app(connection, app)
+        check_staging(found)
+        confirm(lambda: f"Delete the {count_events(connection, found):,} events of {found.title}?", yes=yes)
+        with progress_bar("deleting", lambda: count_events(connection, found)) as advance:
+            deleted = promote(connection, found, time.monotonic, time.sleep, advance)
+    ids = {"name": found.name, "org_id": found.org_id, "app_id": found.app_id}
+    print_record({**ids, "deleted_from_events": deleted}, as_json=as_json)
+
+
 @apps.command()
 @click.argument("app")
 @click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
@@ -195,8 +222,7 @@ def delete(app: str, yes: bool, as_json: bool) -> None:
     """
     with open_database(load({})) as connection:
         found = find_app(connection, app)
-        if not yes:
-            _confirm(connection, found)
+        confirm(lambda: _deletion_of(connection, found), yes=yes)
         with progress_bar("deleting", lambda: count_events(connection, found)) as advance:
             deleted = delete_app(connection, found, time.monotonic, time.sleep, advance)
     ids = {"name": found.name, "org_id": found.org_id, "app_id": found.app_id}
@@ -204,12 +230,8 @@ def delete(app: str, yes: bool, as_json: bool) -> None:
     print_record({**ids, **({"deleted": deleted} if as_json else as_lines)}, as_json=as_json)
 
 
-def _confirm(connection: Connection, app: App) -> None:
-    """Ask whether an application may be deleted. End the command if not."""
-    if not sys.stdin.isatty():
-        raise click.UsageError("there is no terminal to ask for confirmation: specify --yes")
-    question = f"Delete {app.label}, its tokens and its {count_events(connection, app):,} events?"
-    click.confirm(printable(question), abort=True, err=True)
+def _deletion_of(connection: Connection, app: App) -> str:
+    return f"Delete {app.title}, its tokens and its {count_events(connection, app):,} events?"
 
 
 def credentials(token: Token) -> Record:
@@ -234,6 +256,7 @@ def _record(app: App) -> Record:
         "name": app.name,
         "slug": app.slug,
         "org": app.org,
+        "staging": app.staging,
         "org_id": app.org_id,
         "app_id": app.app_id,
         "active_tokens": app.active_tokens,

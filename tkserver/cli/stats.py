@@ -53,6 +53,8 @@ def stats(app: str, panel: str | None, as_json: bool, from_: str | None, **optio
             applicable = {key: text for key, text in parameters.items() if panel or is_applicable(name, key)}
             return statistics.read_panel(connection, found, name, applicable, datetime.now(timezone.utc))
 
+        if found.staging and not as_json:
+            print_line(f"{found.title}: these events are for tests.", error=True)
         if as_json:
             print_json(read(panel or "overview"))
         elif panel is None:

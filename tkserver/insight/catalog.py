@@ -30,6 +30,7 @@ MAX_NAMES = 201
 
 _APPS = """
 SELECT app_id, org_id, n.name, n.slug, o.name AS org, o.slug AS org_slug,
+       coalesce(n.staging, false) AS staging,
        coalesce(i.timezone, n.timezone, 'UTC') AS timezone, i.frozen_before::text AS frozen_before,
        (extract(epoch FROM i.changed_at) * 1000000)::bigint AS changed_at
 FROM (apps AS n FULL JOIN (SELECT DISTINCT app_id, org_id FROM api_tokens) AS t USING (app_id, org_id))
@@ -59,6 +60,7 @@ class AppState(Struct, frozen=True):
 
     :ivar name: ``None`` if it has only tokens.
     :ivar org: the name of its organization, if that has one.
+    :ivar staging: true if its events are only for tests.
     :ivar timezone: divides time into days.
     :ivar frozen_before: the first day that is not frozen, as PostgreSQL writes it.
     :ivar changed_at: when the aggregates were last changed, in microseconds; ``None`` if there are none.
@@ -73,6 +75,7 @@ class AppState(Struct, frozen=True):
     timezone: str
     frozen_before: str | None
     changed_at: int | None
+    staging: bool = False
 
     @property
     def label(self) -> str:

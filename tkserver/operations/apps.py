@@ -6,7 +6,7 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from tkserver.operations.exceptions import NameTaken, UnknownObject, UnnamedApplication
-from tkserver.operations.models import App, Token, parse_uuid
+from tkserver.operations.models import STAGING_DAYS, STAGING_QUOTA, App, Token, parse_uuid
 from tkserver.operations.names import check_name, check_slug, default_slug
 from tkserver.operations.orgs import find_or_create_org
 from tkserver.operations.tokens import create_token
@@ -34,7 +34,8 @@ WITH token_usage AS (
     FROM api_tokens GROUP BY app_id, org_id
 )
 SELECT a.name, a.slug, o.name, org_id::text, app_id::text, a.created_at, a.monthly_quota, a.retention_days,
-       coalesce(u.active_tokens, 0), u.last_used_at, a.quota_month, a.quota_used, now()
+       coalesce(u.active_tokens, 0), u.last_used_at, a.quota_month, a.quota_used, now(),
+       coalesce(a.staging, false)
 FROM (apps AS a FULL JOIN token_usage AS u USING (app_id, org_id)) LEFT JOIN orgs AS o USING (org_id)
 """
 
@@ -46,6 +47,7 @@ _HAS_NAME = """
 """
 
 _INSERT = "INSERT INTO apps (org_id, app_id, name, slug) VALUES (%s, %s, %s, %s)"
+_LIMIT = "UPDATE apps SET staging = true, monthly_quota = %s, retention_days = %s WHERE app_id = %s AND org_id = %s"
 _RENAME = f"{_INSERT} ON CONFLICT (app_id, org_id) DO UPDATE SET name = excluded.name"
 
 
@@ -92,6 +94,7 @@ def create_app(
     org: str | None = None,
     app_id: UUID | None = None,
     tier: str = "free",
+    staging: bool = False,
 ) -> Token:
     """Create an application, or give a name to one that has only tokens, and create a token for it.
 
@@ -99,6 +102,7 @@ def create_app(
     :param org: id, name or slug of an organization, which is created if it does not exist; by default, a new random id.
     :param app_id: of an existing application; by default, a new random id.
     :param tier: of the token; one of :data:`~tkserver.operations.models.TIERS`.
+    :param staging: its events are only for tests, and limited, until it is promoted.
     :return: the new token, which contains the ids.
     :raise InvalidArgument: if a name or the slug is not valid.
     :raise NameTaken: if the application already has a name, or another one of the organization has this name or slug;
@@ -119,6 +123,8 @@ def create_app(
                 f"the name or slug {slug or name!r} or the application {app_id} exists already: choose another one,"
                 " or create a token for the existing application with tkserver tokens create"
             ) from None
+        if staging:
+            rows(connection, _LIMIT, STAGING_QUOTA, STAGING_DAYS, str(app_id), str(org_id))
         return create_token(connection, org_id, app_id, tier)
 
 
@@ -200,7 +206,10 @@ def _app(row: tuple[Any, ...]) -> App:
         month,
         used,
         now,
+        staging,
     ) = row
     allowance = None if quota is None else Allowance.read(quota, month, used, now)
     ids = UUID(org_id), UUID(app_id)
-    return App(name, slug, org, *ids, created_at, quota, retention_days, active_tokens, last_used_at, allowance)
+    return App(
+        name, slug, org, *ids, created_at, quota, retention_days, active_tokens, last_used_at, allowance, staging
+    )

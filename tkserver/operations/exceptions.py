@@ -29,3 +29,7 @@ class UnnamedOrganization(OperationError):
 
 class MissingPackage(OperationError):
     """The operation needs an optional package that is not installed."""
+
+
+class NotStaging(OperationError):
+    """Only a staging application can be promoted."""

@@ -12,6 +12,13 @@ TIERS = ("free", "pro", "business", "enterprise")
 """The tiers of tokens. The tier of a token selects its rate limit."""
 
 
+STAGING_QUOTA = 1000
+"""Events that a new staging application can store in a month."""
+
+STAGING_DAYS = 30
+"""Days for which its events are stored."""
+
+
 @dataclass(frozen=True)
 class App:
     """An application.
@@ -23,6 +30,7 @@ class App:
     :ivar retention_days: ``None`` if the setting of the servers applies.
     :ivar active_tokens: the number of its active tokens.
     :ivar last_used_at: when one of its tokens was last used, to the minute.
+    :ivar staging: true if its events are only for tests.
     :ivar allowance: how much of its quota is used this month; ``None`` if it has no quota.
     """
 
@@ -37,6 +45,7 @@ class App:
     active_tokens: int
     last_used_at: datetime | None
     allowance: Allowance | None
+    staging: bool
 
     @property
     def label(self) -> str:
@@ -44,6 +53,11 @@ class App:
         if self.name is None:
             return str(self.app_id)
         return self.name if self.org is None else f"{self.org}/{self.name}"
+
+    @property
+    def title(self) -> str:
+        """The label, marked if the application is for tests. For people only."""
+        return f"{self.label} (staging)" if self.staging else self.label
 
     @property
     def key(self) -> tuple[str, str]:

@@ -101,4 +101,5 @@ def _description(app: AppState) -> dict[str, Any]:
         "app_id": app.app_id,
         "org_id": app.org_id,
         "timezone": app.timezone,
+        "staging": app.staging,
     }

@@ -214,3 +214,23 @@ def test_status_reads_few_rows(database: Database, app: App) -> None:
 
 def _nodes(plan: dict) -> list[dict]:  # type: ignore[type-arg]
     return [plan, *(node for child in plan.get("Plans", ()) for node in _nodes(child))]
+
+
+@pytest_twisted.ensureDeferred
+async def test_staging_is_marked(database: Database, app: App) -> None:
+    """The first page and all pages of a staging application mark it."""
+    database.query("UPDATE apps SET staging = true")
+    install_named(database, "real")
+    async with running_server(database) as server:
+        browser = await signed_in(database, server.admin_port)
+        home = await html_of(browser, "/dashboard/")
+        assert cells_of(home, "my-cli")[0] == "my-cli staging"
+        assert cells_of(home, "real")[0] == "real"
+        for page in ("overview", "data", "live"):
+            text = text_of(await html_of(browser, f"/dashboard/apps/my-cli/{page}"))
+            assert "my-cli (staging)" in text
+            assert "Applications / my-cli staging" in text
+            assert "staging" not in await html_of(browser, f"/dashboard/apps/real/{page}")
+        assert "tkserver apps promote my-cli" in await html_of(browser, "/dashboard/apps/my-cli/data")
+        apps = (await browser.get("/api/v1/apps")).json["apps"]
+        assert [one["staging"] for one in apps] == [True, False]
