@@ -18,7 +18,7 @@ from tkserver.operations.apps import create_app, find_app, list_apps, rename_app
 from tkserver.operations.database import open_database
 from tkserver.operations.models import STAGING_DAYS, STAGING_QUOTA, TIERS, App, Token
 from tkserver.operations.staging import check_staging, promote
-from tkserver.storage.blocking import Connection
+from tkserver.storage.blocking import Connection, transaction
 
 
 @click.group()
@@ -45,14 +45,13 @@ def create(
 
     Prints the settings for an SDK, including the secret. To print the secret again: tokens list --show-secret.
     """
-    with open_database(load({})) as connection:
+    with open_database(load({})) as connection, transaction(connection):  # nothing is created if it cannot be printed
         token = create_app(connection, name, slug=slug, org=org, app_id=app_id, tier=tier, staging=staging)
         created = find_app(connection, f"{token.org_id}/{token.app_id}")
-    names = {"name": created.name, "slug": created.slug, "org": created.org, "staging": created.staging}
-    record = {**names, **credentials(token)}
-    print_record(record, as_json=as_json)
-    if not as_json:
-        click.echo(f"\nFor an SDK:\n\n{_sdk_settings(token)}")
+        names = {"name": created.name, "slug": created.slug, "org": created.org, "staging": created.staging}
+        print_record({**names, **credentials(token)}, as_json=as_json)
+        if not as_json:
+            click.echo(f"\nFor an SDK:\n\n{_sdk_settings(token)}")
 
 
 @apps.command("list")

@@ -18,6 +18,6 @@ def confirm(question: Callable[[], str], *, yes: bool) -> None:
     """
     if yes:
         return
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask for confirmation: specify --yes")
     click.confirm(printable(question()), abort=True, err=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Any
 
 import click
 
 from tkserver import __version__
 from tkserver.cli.exit_codes import CommandGroup
+from tkserver.cli.standard_streams import usable_streams
 
 _MODULES = {
     "apps": "apps",
@@ -33,6 +35,10 @@ _MODULES = {
 
 class _Commands(CommandGroup):
     """All commands. Their modules are imported only when they are needed: some need half a second."""
+
+    def main(self, *args: Any, **extra: Any) -> Any:
+        with usable_streams():
+            return super().main(*args, **extra)
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(_MODULES)

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date, datetime
+from datetime import date, datetime, timezone
 from typing import Any, BinaryIO, TypeVar
 from uuid import UUID
 
@@ -125,8 +125,24 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, datetime):
-        return value.astimezone().isoformat(" ", "seconds")
+        return _local_time(value)
     return f"{value:,}" if isinstance(value, int) else printable(str(value))
+
+
+def _local_time(time: datetime) -> str:
+    if time in _INFINITY:
+        return _INFINITY[time]
+    try:
+        return time.astimezone().isoformat(" ", "seconds")
+    except OverflowError:  # it is within a day of the limits of Python
+        return time.isoformat(" ", "seconds")
+
+
+_INFINITY = {
+    datetime.max.replace(tzinfo=timezone.utc): "infinity",
+    datetime.min.replace(tzinfo=timezone.utc): "-infinity",
+}
+"""What stands for infinity in the database, and for times that Python cannot represent."""
 
 
 def print_json(value: object) -> None:

@@ -14,6 +14,7 @@ from tkserver.operations.apps import find_app
 from tkserver.operations.dashboard import dashboard_url
 from tkserver.operations.database import open_database
 from tkserver.operations.shares import create_share, list_shares, revoke_share
+from tkserver.storage.blocking import transaction
 from tkserver.storage.share_links import DEFAULT_LIFETIME, MAX_ID, SHAREABLE
 
 PAGES = SHAREABLE[:-1]
@@ -53,13 +54,13 @@ def create(
     """
     settings = load({})
     base_url = url or dashboard_url(settings)
-    with open_database(settings) as connection:
+    with open_database(settings) as connection, transaction(connection):  # nothing is created if it cannot be printed
         found = find_app(connection, app)
         path, expires_at = create_share(connection, found, name, pages, int(days), expires)
-    if as_json:
-        print_json({"url": base_url + path, "name": name, "app": found.label, "expires_at": expires_at})
-    else:
-        print_line(base_url + path)
+        if as_json:
+            print_json({"url": base_url + path, "name": name, "app": found.label, "expires_at": expires_at})
+        else:
+            print_line(base_url + path)
 
 
 @shares.command("list")

@@ -21,6 +21,7 @@ from tkserver.operations.read_tokens import (
     revoke_read_token,
 )
 from tkserver.operations.tokens import create_token, find_token, list_tokens, revoke_token, rotate_tokens
+from tkserver.storage.blocking import transaction
 
 
 @click.group()
@@ -44,14 +45,14 @@ def create(app: str | None, tier: str, read: bool, all_apps: bool, as_json: bool
     With --read, the token is shown only now: the database contains only its hash.
     """
     _check_scope(app, read=read, all_apps=all_apps)
-    with open_database(load({})) as connection:
+    with open_database(load({})) as connection, transaction(connection):  # nothing is created if it cannot be printed
         found = None if app is None else find_app(connection, app)
         if read:
             record = _read_credentials(*create_read_token(connection, found))
         else:
             assert found is not None  # see _check_scope
             record = credentials(create_token(connection, found.org_id, found.app_id, tier))
-    print_record(record, as_json=as_json)
+        print_record(record, as_json=as_json)
 
 
 def _check_scope(app: str | None, *, read: bool, all_apps: bool) -> None:
@@ -98,14 +99,14 @@ def rotate(app: str, overlap: timedelta, as_json: bool) -> None:
 
     APP is the name or id of the application. The new token has the tier of the newest active token.
     """
-    with open_database(load({})) as connection:
+    with open_database(load({})) as connection, transaction(connection):  # nothing changes if it cannot be printed
         rotation = rotate_tokens(connection, find_app(connection, app), overlap)
-    print_record(credentials(rotation.token), as_json=as_json)
-    if not as_json:
-        click.echo(
-            f"\nOlder tokens that remain active for at most {overlap}: {rotation.expiring}."
-            " To revoke one now: tkserver tokens revoke TOKEN"
-        )
+        print_record(credentials(rotation.token), as_json=as_json)
+        if not as_json:
+            click.echo(
+                f"\nOlder tokens that remain active for at most {overlap}: {rotation.expiring}."
+                " To revoke one now: tkserver tokens revoke TOKEN"
+            )
 
 
 @tokens.command()

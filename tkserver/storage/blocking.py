@@ -13,6 +13,7 @@ import struct
 import threading
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from typing import Any, BinaryIO, TypeVar
 
 import psycopg2
@@ -36,6 +37,19 @@ DEFAULTS: dict[str, object] = {
 
 _CONNECT_TIMEOUT = 5
 """Seconds for one attempt to connect to one host, unless the DSN sets them."""
+
+
+def _time(text: Any, cursor: Any) -> datetime | None:
+    """Return a ``timestamptz``; the first or the last possible time for one that Python cannot represent."""
+    try:
+        time: datetime | None = psycopg2.extensions.PYDATETIMETZ(text, cursor)
+    except (ValueError, OverflowError):
+        limit = datetime.min if text is not None and text.endswith(" BC") else datetime.max
+        return limit.replace(tzinfo=timezone.utc)
+    return time
+
+
+_TIMESTAMPTZ = psycopg2.extensions.new_type((1184,), "TIMESTAMPTZ", _time)
 
 
 @contextmanager
@@ -146,7 +160,14 @@ def chunks(
 
 @contextmanager
 def transaction(connection: Connection) -> Iterator[None]:
-    """Execute the statements of a ``with`` block in one transaction, on a connection in autocommit mode."""
+    """Execute the statements of a ``with`` block in one transaction, on a connection in autocommit mode.
+
+    Within another such block, they are a part of its transaction.
+    """
+    if not connection.autocommit:
+        with translated():
+            yield
+        return
     connection.autocommit = False
     try:
         with translated(), connection:
@@ -213,6 +234,7 @@ class BlockingConnections:
             parameters = {"connect_timeout": _CONNECT_TIMEOUT, **DEFAULTS, **psycopg2.extensions.parse_dsn(dsn)}
             connection: Connection = psycopg2.connect(**parameters)
             connection.autocommit = True
+            psycopg2.extensions.register_type(_TIMESTAMPTZ, connection)
         with self._lock:
             self._open = [*(other for other in self._open if not other.closed), connection]
         self._check()  # stop() may have been called before the connection was in the list
