@@ -218,7 +218,7 @@ def test_staging(tkserver: InProcessCommand, database: Database, directory: Path
     assert "--yes" in tkserver("apps", "promote", "trial", code=2).errors
     command = Command({"TK__DATABASE__URL": database.dsn}, directory)
     code, _, shown = run_on_terminal(command, "apps", "promote", "trial", typed="no")
-    assert "Delete the 1,234 events of trial (staging)? [y/N]" in shown
+    assert "Delete 1,234 events of trial (staging)? [y/N]" in shown
     assert code == 1
     assert tkserver("apps", "show", "trial", "--json").json["staging"] is True
     assert tkserver("apps", "promote", "trial", "--yes", "--json").json["deleted_from_events"] == 1234

@@ -40,7 +40,7 @@ def test_rotation_reports_older_tokens(tkserver: InProcessCommand) -> None:
     """For people, a rotation prints how many older tokens remain active and how to revoke them."""
     tkserver("apps", "create", "a")
     output = tkserver("tokens", "rotate", "a", "--overlap", "30m").out
-    assert "Older tokens that remain active for at most 0:30:00: 1. " in output
+    assert "Active for at most 30 minutes: 1 older token. " in output
     assert "tkserver tokens revoke TOKEN" in output
 
 

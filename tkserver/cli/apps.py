@@ -9,7 +9,7 @@ from uuid import UUID
 import click
 
 from tkserver.cli.confirmation import confirm
-from tkserver.cli.output import Record, json_option, print_line, print_record, print_records, progress_bar
+from tkserver.cli.output import Record, counted, json_option, print_line, print_record, print_records, progress_bar
 from tkserver.cli.parameters import NAME, PUBLIC_SLUG, SLUG
 from tkserver.config import load
 from tkserver.operations import publishing, quota, retention, statistics
@@ -121,7 +121,7 @@ def set_quota(app: str, events: int | None, unlimited: bool) -> None:
         raise click.UsageError("specify either a number of events or --none")
     with open_database(load({})) as connection:
         quota.set_quota(connection, find_app(connection, app), events, time.sleep)
-    print_line(f"{app} may store {'any number of' if events is None else f'{events:,}'} events a month")
+    print_line(f"{app} may store {'any number of events' if events is None else counted(events, 'event')} a month")
 
 
 @apps.command("set-retention")
@@ -139,7 +139,7 @@ def set_retention(app: str, days: int | None, default: bool) -> None:
     with open_database(load({})) as connection:
         found = find_app(connection, app)
         retention.set_retention(connection, found, days)
-    period = "as long as TK__RETENTION__DAYS says" if days is None else f"for {days} days"
+    period = "as long as TK__RETENTION__DAYS says" if days is None else f"for {counted(days, 'day')}"
     print_line(f"events of {found.name} are stored {period}")
 
 
@@ -202,7 +202,7 @@ def promote_(app: str, yes: bool, as_json: bool) -> None:
     with open_database(load({})) as connection:
         found = find_app(connection, app)
         check_staging(found)
-        confirm(lambda: f"Delete the {count_events(connection, found):,} events of {found.title}?", yes=yes)
+        confirm(lambda: f"Delete {counted(count_events(connection, found), 'event')} of {found.title}?", yes=yes)
         with progress_bar("deleting", lambda: count_events(connection, found)) as advance:
             deleted = promote(connection, found, time.monotonic, time.sleep, advance)
     ids = {"name": found.name, "org_id": found.org_id, "app_id": found.app_id}
@@ -230,7 +230,7 @@ def delete(app: str, yes: bool, as_json: bool) -> None:
 
 
 def _deletion_of(connection: Connection, app: App) -> str:
-    return f"Delete {app.title}, its tokens and its {count_events(connection, app):,} events?"
+    return f"Delete {app.title}, its tokens and its {counted(count_events(connection, app), 'event')}?"
 
 
 def credentials(token: Token) -> Record:

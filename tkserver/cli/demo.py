@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from tkserver.cli.exit_codes import Failed
-from tkserver.cli.output import Record, json_option, print_line, print_record, progress_bar
+from tkserver.cli.output import Record, counted, json_option, print_line, print_record, progress_bar
 from tkserver.cli.parameters import HttpUrl, Timestamp
 from tkserver.cli.reactor import run
 from tkserver.cli.send import command_error, endpoint_of
@@ -86,7 +86,7 @@ def _send(population: Population, endpoint: str | None, now: datetime, advance: 
         raise command_error(error, url) from None
     if result.rejected:
         first = result.errors[0]
-        raise Failed(f"the server rejected {result.rejected:,} events: {first.code}: {first.message}")
+        raise Failed(f"the server rejected {counted(result.rejected, 'event')}: {first.code}: {first.message}")
     return _counts(url, result)
 
 

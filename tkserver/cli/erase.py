@@ -36,8 +36,15 @@ def erase(user_id: str, app: str | None, undo: bool, as_json: bool) -> None:
         "user_hash": receipt.user_hash.hex(),
         "application": "all" if receipt.app is None else receipt.app.label,
         "done_at": receipt.done_at,
-        "deleted_from_erasures" if undo else "deleted_from_events": receipt.deleted,
+        _deleted(undo=undo, as_json=as_json): receipt.deleted,
     }
     if not undo:
         record["deleted_from_quarantine"] = receipt.deleted_from_quarantine
     print_record(record, as_json=as_json)
+
+
+def _deleted(*, undo: bool, as_json: bool) -> str:
+    """Return what the number in a receipt is called."""
+    if not undo:
+        return "deleted_from_events"
+    return "deleted_from_erasures" if as_json else "undone_erasures"

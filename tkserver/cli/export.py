@@ -10,7 +10,7 @@ import click
 
 from tkserver.cli.atomic_file import open_atomically
 from tkserver.cli.exit_codes import Failed
-from tkserver.cli.output import TerminalWriter, print_line, progress_bar
+from tkserver.cli.output import TerminalWriter, counted, print_line, progress_bar
 from tkserver.cli.parameters import Timestamp
 from tkserver.config import load
 from tkserver.operations.apps import find_app
@@ -54,11 +54,11 @@ def export(
     with open_database(load({})) as connection:
         selection = Selection(None if app is None else find_app(connection, app), user, since, until)
         count, unreadable = _export(connection, selection, format_name, output, raw=raw, force=force)
-    click.echo(f"{count:,} events", err=True)
+    click.echo(counted(count, "event"), err=True)
     for event in unreadable:
         print_line(f"not exported: event {event.event_id} of application {event.app_id}: {event.problem}", error=True)
     if unreadable:
-        raise Failed(f"{len(unreadable):,} events cannot be exported")
+        raise Failed(f"{counted(len(unreadable), 'event')} cannot be exported")
 
 
 def _export(

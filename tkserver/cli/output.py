@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 from typing import Any, BinaryIO, TypeVar
 from uuid import UUID
 
@@ -75,6 +75,21 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028
 def printable(text: str) -> str:
     """Replace characters that must not reach a terminal by escapes such as ``\\u001b``; keep tabs and line breaks."""
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def counted(number: int, singular: str, plural: str | None = None) -> str:
+    """Return a number with a noun, such as ``1 event`` or ``1,234 events``."""
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
+
+
+_UNITS = ((86_400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
+
+
+def duration(time: timedelta) -> str:
+    """Return a duration in its largest unit of which it is a multiple, such as ``7 days`` or ``90 minutes``."""
+    seconds = int(time.total_seconds())
+    size, unit = next((size, unit) for size, unit in _UNITS if not seconds % size and (seconds or size == 1))
+    return counted(seconds // size, unit)
 
 
 class TerminalWriter(io.RawIOBase):

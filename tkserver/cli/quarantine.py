@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tkserver.cli.output import Record, json_option, print_line, print_record, print_records
+from tkserver.cli.output import Record, counted, json_option, print_line, print_record, print_records
 from tkserver.config import load
 from tkserver.operations import quarantine as operations
 from tkserver.operations.apps import find_app
@@ -145,7 +145,7 @@ def _advice(reasons: Sequence[Reason]) -> list[str]:
     lines = [f"\n{reason.message}\n  {text}" for text, reason in by_advice.items()]
     dropped = {reason.app: reason.dropped for reason in reasons if reason.dropped}
     return lines + [
-        f"\n{number:,} older events of {app} were deleted, because its quarantine is full."
+        f"\nDeleted because the quarantine of {app} is full: {counted(number, 'older event')}."
         for app, number in dropped.items()
     ]
 

@@ -10,7 +10,7 @@ import click
 
 from tkserver import __version__
 from tkserver.cli.exit_codes import DatabaseUnavailable, Failed
-from tkserver.cli.output import json_option, print_record
+from tkserver.cli.output import counted, json_option, print_record
 from tkserver.cli.parameters import HttpUrl
 from tkserver.cli.reactor import run
 from tkserver.client import Client, Event, EventBuilder, NotNow, Result, SendError, service
@@ -75,7 +75,7 @@ def endpoint_of(settings: Settings) -> str:
 
 def command_error(error: SendError, url: str) -> click.ClickException:
     """Return the error that a command reports, which says how many events were accepted before."""
-    before = f" ({error.so_far.accepted} events were accepted before)" if error.so_far.events else ""
+    before = f" (accepted before: {counted(error.so_far.accepted, 'event')})" if error.so_far.events else ""
     if error.code == "storage_unavailable":
         return DatabaseUnavailable(f"{url}: {error}{before}")
     if isinstance(error, NotNow) and error.status is None:

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 import click
 from rich.console import Console
 
-from tkserver.cli.output import json_option, print_json, print_line, progress_bar
+from tkserver.cli.output import counted, json_option, print_json, print_line, progress_bar
 from tkserver.cli.stats_text import print_panel, print_summary
 from tkserver.config import load
 from tkserver.operations import statistics
@@ -47,7 +47,9 @@ def stats(app: str, panel: str | None, as_json: bool, from_: str | None, **optio
         with progress_bar("aggregating", lambda: statistics.lag(connection)) as advance:
             is_current = statistics.refresh(connection, time.sleep, advance)
         if not is_current and (missing := statistics.lag(connection)):
-            print_line(f"Another process is aggregating: about {missing:,} events are not included yet.", error=True)
+            print_line(
+                f"Another process is aggregating. Not included yet: about {counted(missing, 'event')}.", error=True
+            )
 
         def read(name: str) -> Json:
             applicable = {key: text for key, text in parameters.items() if panel or is_applicable(name, key)}

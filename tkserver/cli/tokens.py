@@ -7,7 +7,7 @@ from datetime import timedelta
 import click
 
 from tkserver.cli.apps import credentials
-from tkserver.cli.output import Record, json_option, print_record, print_records
+from tkserver.cli.output import Record, counted, duration, json_option, print_record, print_records
 from tkserver.cli.parameters import Duration
 from tkserver.config import load
 from tkserver.operations.apps import find_app
@@ -103,10 +103,17 @@ def rotate(app: str, overlap: timedelta, as_json: bool) -> None:
         rotation = rotate_tokens(connection, find_app(connection, app), overlap)
         print_record(credentials(rotation.token), as_json=as_json)
         if not as_json:
-            click.echo(
-                f"\nOlder tokens that remain active for at most {overlap}: {rotation.expiring}."
-                " To revoke one now: tkserver tokens revoke TOKEN"
-            )
+            click.echo(f"\n{_overlap(rotation.expiring, overlap)}")
+
+
+def _overlap(expiring: int, overlap: timedelta) -> str:
+    """Return what happens to older tokens."""
+    if not expiring:
+        return "There were no other active tokens."
+    older = counted(expiring, "older token")
+    if not overlap:
+        return f"No longer active: {older}."
+    return f"Active for at most {duration(overlap)}: {older}. To revoke one now: tkserver tokens revoke TOKEN"
 
 
 @tokens.command()

@@ -203,9 +203,11 @@ def _result(batch: Batch, rows: dict[int, Row], outcome: Outcome) -> IngestResul
 
 
 def _quota_exceeded(allowance: Allowance) -> QuotaExceeded:
+    quota = f"{allowance.quota} {'event' if allowance.quota == 1 else 'events'}"
+    left = f"{allowance.left} {'is' if allowance.left == 1 else 'are'} left"
     return QuotaExceeded(
-        f"the monthly quota of this application is {allowance.quota} events, of which {allowance.left} are left, and"
-        f" this batch has more new events; the next month begins at {allowance.resets_at:%Y-%m-%dT%H:%M:%SZ}",
+        f"the monthly quota of this application is {quota}, of which {left}, and this batch has more new events; the"
+        f" next month begins at {allowance.resets_at:%Y-%m-%dT%H:%M:%SZ}",
         retry_after=allowance.retry_after,
     )
 

@@ -111,6 +111,7 @@ def create_app(
     check_name(name)
     if slug is not None:
         check_slug(slug)
+    existing = "" if app_id is None else f" or the application {app_id}"
     app_id = app_id or uuid4()
     with transaction(connection):
         if org is None:
@@ -120,8 +121,8 @@ def create_app(
             rows(connection, _INSERT, str(org_id), str(app_id), name, slug or default_slug(name))
         except DuplicateKey:
             raise NameTaken(
-                f"the name or slug {slug or name!r} or the application {app_id} exists already: choose another one,"
-                " or create a token for the existing application with tkserver tokens create"
+                f"the name or slug {slug or name!r}{existing} exists already: choose another one, or create a token for"
+                " the existing application with tkserver tokens create"
             ) from None
         if staging:
             rows(connection, _LIMIT, STAGING_QUOTA, STAGING_DAYS, str(app_id), str(org_id))

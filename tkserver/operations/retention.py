@@ -45,7 +45,8 @@ class RetentionLimit:
 _LIMITS = f"""
 WITH {APPS_WITH_EVENTS}, retention AS (
     SELECT a.name, org_id, app_id, least(coalesce(a.retention_days, %s), {MAX_DAYS}) AS days
-    FROM app_with_events LEFT JOIN apps AS a USING (app_id, org_id)
+    FROM app_with_events FULL JOIN apps AS a USING (app_id, org_id)
+        FULL JOIN (SELECT DISTINCT app_id, org_id FROM api_tokens) AS t USING (app_id, org_id)
     WHERE coalesce(a.retention_days, %s) IS NOT NULL
 )
 SELECT name, org_id::text, app_id::text, days, now() - make_interval(days => days)
@@ -78,7 +79,7 @@ def set_retention(connection: Connection, app: App, days: int | None) -> None:
 
 
 def preview(connection: Connection, default_days: int | None) -> dict[RetentionLimit, int]:
-    """Return the number of events that :func:`prune` would delete, for each application that has a limit and events.
+    """Return the number of events that :func:`prune` would delete, for each application that has a limit.
 
     :param default_days: the limit of applications without one of their own; ``None`` if they store events forever.
     """
@@ -98,7 +99,7 @@ def prune(
 
     :param default_days: see :func:`preview`.
     :param progress: called after each transaction with the number of events that it deleted.
-    :return: the number of deleted events, for each application that has a limit and events.
+    :return: the number of deleted events, for each application that has a limit.
     """
     limits = _limits(connection, default_days)
     if limits:

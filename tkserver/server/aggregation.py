@@ -158,13 +158,15 @@ class Aggregation:
 def _log_news(message: messages.Message) -> None:
     if isinstance(message, messages.Progress) and message.remaining:
         _log.info(
-            "aggregated {done} events, about {remaining} remain",
+            "events aggregated: {done}; about {remaining} remain",
             done=message.done,
             remaining=message.remaining,
             event="aggregation_progress",
         )
     elif isinstance(message, messages.Progress):
-        _log.info("aggregated {done} events, none remain", done=message.done, remaining=0, event="aggregation_progress")
+        _log.info(
+            "events aggregated: {done}; none remain", done=message.done, remaining=0, event="aggregation_progress"
+        )
     elif isinstance(message, messages.Rebuilding):
         _log.info(
             "the definitions of statistics have changed: everything is computed again", event="aggregation_rebuild"

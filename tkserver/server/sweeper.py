@@ -97,7 +97,7 @@ class Sweeper:
         else:
             if deleted or quarantined:
                 _log.info(
-                    "deleted {events} old events, and {quarantined} from the quarantine",
+                    "old events deleted: {events}, and from the quarantine: {quarantined}",
                     events=deleted,
                     quarantined=quarantined,
                     event="retention",

@@ -327,7 +327,7 @@ def _check_size(size: int, declared: str | None) -> None:
     if size > MAX_EVENTS:
         raise BatchTooLarge(f"the batch has more than {MAX_EVENTS} events: send several batches")
     if declared is not None and declared.strip() != str(size):
-        raise BatchSizeMismatch(f"X-Batch-Size is {declared[:20]}, but the batch has {size} events")
+        raise BatchSizeMismatch(f"X-Batch-Size is {declared[:20]}, but the batch has {size} event{'s' * (size != 1)}")
 
 
 def _split(body: bytes) -> Steps[tuple[Texts, Texts | None]]:

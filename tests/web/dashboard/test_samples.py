@@ -196,7 +196,7 @@ async def test_quota_holds(database: Database, browser: Browser, app: App) -> No
     assert database.value("SELECT quota_used FROM apps") == 1
     reply = await browser.post(f"{APP_URL}/sample", {"csrf": await browser.csrf_token()})
     assert reply.status == 409
-    assert "The monthly quota of this application is 1 events" in text_of(reply.body.decode())
+    assert "The monthly quota of this application is 1 event, of which 0 are left" in text_of(reply.body.decode())
     assert len(stored_ids(database, app)) == 1
 
 

@@ -142,7 +142,7 @@ async def test_quota_on_the_data_page(database: Database, browser: Browser, app:
     assert "To set one: tkserver apps set-quota my-cli EVENTS" in text_of(await html_of(browser, url))
     set_quota(database, app, 1000, 100)
     text = text_of(await html_of(browser, url))
-    assert re.search(r"100 of 1,000 events of this month \(UTC\) are used\. 900 are left until \d{4}-\d\d-01", text)
+    assert re.search(r"this month \(UTC\): 100 of 1,000 used, 900 left\. The next month begins at \d{4}-\d\d-01", text)
     assert "of the quota are used." not in text
     set_quota(database, app, 1000, 800)
     assert "80.0 % of the quota are used." in text_of(await html_of(browser, url))
@@ -179,7 +179,7 @@ async def test_long_quarantine_on_the_data_page(database: Database, browser: Bro
     assert page.count("Correct field") == MAX_REASONS
     assert page.count(": missing") == MAX_REASONS + MAX_LATEST
     assert "There are more reasons: tkserver quarantine list my-cli" in text_of(page)
-    assert "1,234 older events were deleted" in text_of(page)
+    assert "because the quarantine was full: 1,234." in text_of(page)
 
 
 @pytest_twisted.ensureDeferred
