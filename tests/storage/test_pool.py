@@ -15,8 +15,15 @@ from tests.support.database import Database
 from tests.support.waiting import until
 from tkserver.storage import errors
 from tkserver.storage import pool as pool_module
-from tkserver.storage.connection import _connection_parameters
-from tkserver.storage.errors import Collision, ConnectionLost, DataRefused, DuplicateKey, StorageError, Unavailable
+from tkserver.storage.errors import (
+    Collision,
+    ConnectionLost,
+    DataRefused,
+    DuplicateKey,
+    ReadOnly,
+    StorageError,
+    Unavailable,
+)
 from tkserver.storage.pool import Execute, Pool
 
 SIZE = 3
@@ -147,7 +154,7 @@ class DriverError(psycopg2.OperationalError):
         (None, ConnectionLost),
         (errorcodes.LOCK_NOT_AVAILABLE, Unavailable),
         (errorcodes.DISK_FULL, Unavailable),
-        (errorcodes.READ_ONLY_SQL_TRANSACTION, Unavailable),
+        (errorcodes.READ_ONLY_SQL_TRANSACTION, ReadOnly),
         (errorcodes.UNDEFINED_TABLE, Unavailable),
         ("XX999", Unavailable),
     ],
@@ -161,27 +168,3 @@ def test_other_exceptions_are_not_translated() -> None:
     """An exception that the database did not cause is not translated."""
     assert errors.translate(ValueError()) is None
     assert errors.translate(psycopg2.ProgrammingError("can't adapt type")) is None
-
-
-@pytest.mark.parametrize(
-    ("dsn", "host", "address", "port"),
-    [
-        ("postgresql://localhost:1/x", "localhost", {"127.0.0.1", "::1"}, "1"),
-        ("postgresql://127.0.0.1/x", "127.0.0.1", {"127.0.0.1"}, ""),
-        ("postgresql:///x?host=/tmp", "/tmp", {""}, ""),
-        ("postgresql://127.0.0.1:1,127.0.0.2:2/x", "127.0.0.1,127.0.0.2", {"127.0.0.1", "127.0.0.2"}, "1,2"),
-    ],
-)
-def test_host_names_are_resolved(dsn: str, host: str, address: set[str], port: str) -> None:
-    """libpq gets addresses, so that it does not block to resolve names; it also gets the names, for certificates."""
-    parameters = {name: str(value) for name, value in _connection_parameters(dsn).items()}
-    addresses = parameters["hostaddr"].split(",")
-    assert set(addresses) <= address
-    assert set(parameters["host"].split(",")) == set(host.split(","))
-    assert set(parameters["port"].split(",")) == set(port.split(","))
-
-
-def test_unresolvable_host_name_is_unavailable() -> None:
-    """If a host name cannot be resolved, a later attempt may succeed."""
-    with pytest.raises(Unavailable, match="cannot be resolved"):
-        _connection_parameters("postgresql://no-such-host.invalid/x")

@@ -86,6 +86,22 @@ class Cluster:
         password_file.unlink()
         return self
 
+    def create_standby(self, primary: Cluster) -> Cluster:
+        """Create the data directory of a standby server as a copy of a running server."""
+        self._user.allow_traversal(self._data)
+        self._user.create_private_directory(self._data)
+        self._run("pg_basebackup", "-d", primary.dsn(), "-R", "-X", "stream", "-c", "fast")
+        return self
+
+    def promote(self) -> None:
+        """Let a standby server become the primary server."""
+        self._run("pg_ctl", "promote", "-w")
+
+    def set(self, name: str, value: str) -> None:
+        """Change a setting of the running server, for new and existing sessions."""
+        self.database.query(f"ALTER SYSTEM SET {name} = {value}")
+        self.database.query("SELECT pg_reload_conf()")
+
     def create_private_file(self, name: str, content: str) -> Path:
         """Create a file next to the data directory that only the server can read."""
         path = self._data.with_name(name)

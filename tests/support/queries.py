@@ -8,7 +8,8 @@ from tests.support.waiting import until
 
 _LISTENERS = """
 FROM pg_stat_activity
-WHERE datname = current_database() AND pid <> pg_backend_pid() AND query IN ('LISTEN tkserver_credentials', 'SELECT 1')
+WHERE datname = current_database() AND pid <> pg_backend_pid()
+    AND query IN ('LISTEN tkserver_credentials', 'SHOW transaction_read_only')
 """
 
 _BLOCKED = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' ORDER BY 1"

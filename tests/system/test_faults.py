@@ -182,17 +182,11 @@ def test_table_is_locked(directory: Path, cluster: Cluster) -> None:
 def test_database_is_read_only(directory: Path, cluster: Cluster) -> None:
     """The server is not ready while the database accepts no writes, and continues afterwards."""
     with under_load(directory, cluster) as (server, load):
-        set_read_only(cluster, "on")
+        cluster.set("default_transaction_read_only", "on")
         wait_for(lambda: not is_ready(server.url))
         wait_for(lambda: load.statuses.get(503))
-        set_read_only(cluster, "off")
+        cluster.set("default_transaction_read_only", "off")
         wait_for(lambda: is_ready(server.url))
-
-
-def set_read_only(cluster: Cluster, value: str) -> None:
-    """Set whether new transactions are read-only."""
-    cluster.database.query(f"ALTER SYSTEM SET default_transaction_read_only = {value}")
-    cluster.database.query("SELECT pg_reload_conf()")
 
 
 def test_no_database_connection_left(directory: Path) -> None:

@@ -111,6 +111,7 @@ class CatalogWatch:
             self._connection = PersistentConnection(
                 self._reactor,
                 self._dsn,
+                writes=False,
                 session=("SET application_name = 'tkserver catalog'", f"LISTEN {CHANNEL}"),
                 on_connected=self._on_connected,
                 on_disconnected=self._on_disconnected,
@@ -144,6 +145,16 @@ class CatalogWatch:
             await self._close()
         else:
             await self._read()
+            await self._check_server()
+
+    async def _check_server(self) -> None:
+        """Look for another server if this one has become read-only: it is no longer the primary server."""
+
+        async def check() -> None:
+            if self._connection is not None:
+                await self._connection.check(timeout=TIMEOUT)
+
+        await self._turns.run(lambda: ensureDeferred(check()))
 
     async def _read(self) -> None:
         """Read the catalog; again, if something changes meanwhile."""

@@ -20,23 +20,12 @@ import psycopg2
 import psycopg2.extensions
 from psycopg2.extras import execute_values
 
+from tkserver.storage.addresses import SELECT_STATE, Address, Search, State, resolve
 from tkserver.storage.errors import StorageError, Unavailable, translate
 
 Connection = psycopg2.extensions.connection
 
 T = TypeVar("T")
-
-DEFAULTS: dict[str, object] = {
-    "fallback_application_name": "tkserver",
-    # Seconds. A silent peer is detected within about 11.
-    "keepalives_idle": 5,
-    "keepalives_interval": 2,
-    "keepalives_count": 3,
-}
-"""libpq parameters for every connection, unless the DSN sets them."""
-
-_CONNECT_TIMEOUT = 5
-"""Seconds for one attempt to connect to one host, unless the DSN sets them."""
 
 
 def _time(text: Any, cursor: Any) -> datetime | None:
@@ -225,14 +214,26 @@ class BlockingConnections:
         return self._stopped.is_set()
 
     def connect(self, dsn: str) -> Connection:
-        """Return a connection in autocommit mode.
+        """Return a connection in autocommit mode, to a server that accepts writes if there is one.
 
         :raise Unavailable: after :meth:`stop`.
         """
+        search = Search(addresses := resolve(dsn), writes=False)
+        for address in addresses.addresses:
+            try:
+                connection = self._open_connection(address)
+                if not search.needs_state or search.accepts(address, State(*rows(connection, SELECT_STATE)[0])):
+                    return connection
+                connection.close()
+            except StorageError as error:
+                self._check()
+                search.note_failure(address, error)
+        return self._open_connection(search.fallback())
+
+    def _open_connection(self, address: Address) -> Connection:
         self._check()
         with translated():
-            parameters = {"connect_timeout": _CONNECT_TIMEOUT, **DEFAULTS, **psycopg2.extensions.parse_dsn(dsn)}
-            connection: Connection = psycopg2.connect(**parameters)
+            connection: Connection = psycopg2.connect(**address.parameters)
             connection.autocommit = True
             psycopg2.extensions.register_type(_TIMESTAMPTZ, connection)
         with self._lock:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 from twisted.internet.defer import ensureDeferred
@@ -77,7 +76,7 @@ class ChangeListener:
             self._heartbeat.stop()
 
     async def _check(self) -> None:
-        """Detect a connection that is open but dead, on which no notification would arrive: the query closes it."""
+        """Detect a connection on which no notification would arrive: one that is open but dead, or to a server that is
+        no longer the primary server."""
         assert self._connection is not None
-        with suppress(StorageError):
-            await self._connection.query("SELECT 1", timeout=HEARTBEAT)
+        await self._connection.check(timeout=HEARTBEAT)

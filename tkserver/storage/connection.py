@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
 import psycopg2
-from psycopg2.extensions import Notify, parse_dsn
+from psycopg2.extensions import Notify
 from twisted.application.internet import backoffPolicy
 from twisted.internet.defer import CancelledError, Deferred, ensureDeferred
 from twisted.internet.task import deferLater
@@ -19,28 +17,24 @@ from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
 from tkserver import log
-from tkserver.storage.blocking import DEFAULTS
+from tkserver.storage.addresses import SELECT_STATE, Address, Search, State, resolve
 from tkserver.storage.errors import ConnectionLost, StorageError, Unavailable, translate
 
 _log = log.logger(__name__)
 
 Rows = list[tuple[Any, ...]]
 
-CONNECT_TIMEOUT = 5.0
-"""Seconds for one attempt to connect."""
-
-_DEFAULTS = {
-    **DEFAULTS,
-    "client_encoding": "UTF8",
-    # Milliseconds. Keepalives do not detect a dead peer while sent data is not acknowledged; this does.
-    "tcp_user_timeout": 10_000,
-}
+STABLE = 5.0
+"""Seconds after which a lost connection is opened again immediately. Otherwise there is a pause, as after a failure."""
 
 
 class PersistentConnection:
     """A connection that is opened again whenever it is lost.
 
+    Of several servers, it uses one that accepts writes.
+
     :param dsn: a libpq URL or connection string.
+    :param writes: whether the connection is of no use unless its session can write.
     :param session: statements that are executed on each new connection before it is used.
     :param on_connected: called each time that the connection is ready for use.
     :param on_disconnected: called with the error each time that the connection is lost or an attempt to connect fails.
@@ -52,18 +46,21 @@ class PersistentConnection:
         reactor: Any,
         dsn: str,
         *,
+        writes: bool = True,
         session: Sequence[str] = (),
         on_connected: Callable[[], None],
         on_disconnected: Callable[[StorageError], None],
     ) -> None:
         self._reactor = reactor
         self._dsn = dsn
+        self._writes = writes
         self._session = "; ".join(session)
         self._on_connected = on_connected
         self._on_disconnected = on_disconnected
         self._observers: list[Callable[[Notify], None]] = []
         self._backoff = backoffPolicy(initialDelay=0.1, maxDelay=1.5, factor=1.5)
         self._connection: _Connection | None = None
+        self._read_only = False
         self._stopping = False
         self._retry_delay: Deferred[None] | None = None
         self._ended: Deferred[None] | None = None
@@ -96,6 +93,21 @@ class PersistentConnection:
         :raise StorageError: if the statement failed.
         """
         return ensureDeferred(self._query(sql, parameters, timeout))
+
+    async def check(self, *, timeout: float) -> None:
+        """Check the connection, and close it if it does not respond or if its server has become read-only.
+
+        :param timeout: in seconds.
+        """
+        with suppress(StorageError):
+            ((read_only,),) = await self.query("SHOW transaction_read_only", timeout=timeout)
+            if (read_only == "on") != self._read_only:
+                self.drop()
+
+    def drop(self) -> None:
+        """Close the connection, and open another one: there may be a better server now."""
+        if self._connection is not None:
+            self._connection.close()
 
     async def _query(self, sql: str, parameters: Sequence[object], timeout: float) -> Rows:
         connection = self._connection
@@ -130,24 +142,49 @@ class PersistentConnection:
                 await self._sleep(self._backoff(failures))
                 failures += 1
                 continue
-            failures = 0
+            began = self._reactor.seconds()
             self.connected = True
             self._on_connected()
             await connection.ended
             connection.close()
             self.connected = False
             self._on_disconnected(ConnectionLost("the connection was lost"))
+            if self._reactor.seconds() - began >= STABLE:
+                failures = 0
+            else:
+                await self._sleep(self._backoff(failures))
+                failures += 1
 
     async def _connect(self) -> _Connection:
+        """Connect to the first address whose session is suitable."""
         threads = self._reactor.getThreadPool()
-        parameters = await deferToThreadPool(self._reactor, threads, _connection_parameters, self._dsn)
+        addresses = await deferToThreadPool(self._reactor, threads, resolve, self._dsn)
+        search = Search(addresses, writes=self._writes)
+        for address in addresses.addresses:
+            try:
+                connection, state = await self._open(address)
+            except StorageError as error:
+                search.note_failure(address, error)
+                continue
+            if search.accepts(address, state):
+                break
+            connection.close()
+        else:
+            connection, state = await self._open(search.fallback())
+        self._read_only = state.read_only
+        for observer in self._observers:
+            connection.addNotifyObserver(observer)
+        return connection
+
+    async def _open(self, address: Address) -> tuple[_Connection, State]:
         if self._stopping:
             raise Unavailable("stopping")
         connection = self._connection = _Connection(self._reactor)
-        timer = self._reactor.callLater(CONNECT_TIMEOUT, connection.close)
+        timer = self._reactor.callLater(address.timeout, connection.close)
         try:
-            await connection.connect(**parameters)
-            if self._session:
+            await connection.connect(**address.parameters)
+            ((read_only, standby),) = await connection.runQuery(SELECT_STATE)
+            if self._session and not (self._writes and read_only):
                 await connection.runOperation(self._session)
         except Exception as error:
             connection.close()
@@ -155,9 +192,7 @@ class PersistentConnection:
         finally:
             if timer.active():
                 timer.cancel()
-        for observer in self._observers:
-            connection.addNotifyObserver(observer)
-        return connection
+        return connection, State(read_only, standby)
 
     async def _sleep(self, seconds: float) -> None:
         self._retry_delay = deferLater(self._reactor, seconds)
@@ -241,7 +276,7 @@ class _Connection(_PollMixin, txpostgres.Connection):  # type: ignore[misc]
         return self
 
     def _follow_socket(self) -> None:
-        """Duplicate the socket of libpq again if it is another one: libpq tries several hosts and addresses."""
+        """Duplicate the socket of libpq again if it is another one: libpq may try again without encryption."""
         try:
             descriptor = self.pollable().fileno()
             status = os.fstat(descriptor)
@@ -256,41 +291,3 @@ class _Connection(_PollMixin, txpostgres.Connection):  # type: ignore[misc]
         if self._duplicate != -1:
             os.close(self._duplicate)
             self._duplicate = -1
-
-
-def _connection_parameters(dsn: str) -> dict[str, object]:
-    """Return the libpq parameters of a DSN, with all host names resolved. Blocks.
-
-    libpq would resolve them itself, and block the reactor. Host names stay among the parameters for certificates.
-    """
-    parameters = parse_dsn(dsn)
-    if parameters.get("host") and "hostaddr" not in parameters:
-        parameters.update(_resolve(parameters["host"].split(","), parameters.get("port", "").split(",")))
-    return {**_DEFAULTS, **parameters}
-
-
-def _resolve(hosts: list[str], ports: list[str]) -> dict[str, str]:
-    """Return the parameters of hosts; a host with several addresses is repeated for each of them."""
-    if len(ports) == 1:
-        ports *= len(hosts)
-    resolved: list[tuple[str, str, str]] = []
-    for host, port in zip(hosts, ports, strict=True):
-        resolved += [(host, address, port) for address in _addresses(host)]
-    names, addresses, all_ports = zip(*resolved, strict=True)
-    return {"host": ",".join(names), "hostaddr": ",".join(addresses), "port": ",".join(all_ports)}
-
-
-def _addresses(host: str) -> list[str]:
-    """Return the addresses of a host for ``hostaddr``; a single empty string for the directory of a Unix socket.
-
-    :raise Unavailable: if the name cannot be resolved now.
-    """
-    if not host or host.startswith(("/", "@")):
-        return [""]
-    with suppress(ValueError):
-        return [str(ipaddress.ip_address(host))]
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
-        raise Unavailable("the host name of the database cannot be resolved") from None
-    return list(dict.fromkeys(str(address[4][0]) for address in found))

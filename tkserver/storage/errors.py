@@ -23,6 +23,10 @@ class ConnectionLost(Unavailable):
     """The connection is unusable. A statement that was in progress may have been committed."""
 
 
+class ReadOnly(Unavailable):
+    """The session cannot write: the server has become a standby, or an operator has made it read-only."""
+
+
 class Collision(Unavailable):
     """Another transaction interfered (serialization failure or deadlock). An immediate retry may succeed."""
 
@@ -39,7 +43,12 @@ class Inseparable(StorageError):
     """The operation cannot be done for several submissions at once."""
 
 
-_COLLISIONS = {errorcodes.SERIALIZATION_FAILURE, errorcodes.DEADLOCK_DETECTED}
+_KINDS: dict[str, type[StorageError]] = {
+    errorcodes.READ_ONLY_SQL_TRANSACTION: ReadOnly,
+    errorcodes.SERIALIZATION_FAILURE: Collision,
+    errorcodes.DEADLOCK_DETECTED: Collision,
+    errorcodes.UNIQUE_VIOLATION: DuplicateKey,
+}
 _CONNECTION_CLASSES = {"08", "57P"}  # connection exception; operator intervention that ends the session
 _DATA_CLASSES = {"22", "23", "54"}  # data exception; integrity constraint violation; program limit exceeded
 
@@ -58,15 +67,15 @@ def translate(error: BaseException) -> StorageError | None:
         # The driver itself raised it because of wrong use, or a lost connection. The latter text contains no values.
         return None if isinstance(error, psycopg2.ProgrammingError) else ConnectionLost(_first_line(error))
     condition = f"{_name(state)} ({state})"
-    if state in _COLLISIONS:
-        return Collision(condition)
-    if state == errorcodes.UNIQUE_VIOLATION:
-        return DuplicateKey(condition)
+    return _kind(state)(condition)
+
+
+def _kind(state: str) -> type[StorageError]:
     if state[:2] in _DATA_CLASSES:
-        return DataRefused(condition)
+        return _KINDS.get(state, DataRefused)
     if state[:2] in _CONNECTION_CLASSES or state[:3] in _CONNECTION_CLASSES:
-        return ConnectionLost(condition)
-    return Unavailable(condition)
+        return ConnectionLost
+    return _KINDS.get(state, Unavailable)
 
 
 def _name(state: str) -> str:

@@ -15,7 +15,7 @@ from twisted.internet.task import deferLater
 
 from tkserver import log
 from tkserver.storage.connection import PersistentConnection, Rows
-from tkserver.storage.errors import Collision, StorageError, Unavailable
+from tkserver.storage.errors import Collision, ReadOnly, StorageError, Unavailable
 
 _log = log.logger(__name__)
 
@@ -186,6 +186,9 @@ class Pool:
             except Collision:
                 if not attempts_left:
                     raise
+            except ReadOnly:
+                self._look_for_primary(connection)
+                raise
             finally:
                 self._release(connection)
             await deferLater(self._reactor, self._random_fraction() * MAX_RETRY_DELAY)
@@ -211,6 +214,11 @@ class Pool:
             self._waiting.popleft().callback(connection)
         else:
             self._idle.append(connection)
+
+    def _look_for_primary(self, connection: PersistentConnection) -> None:
+        """Open all connections again, because the server accepts no writes anymore, and another one may."""
+        for other in (connection, *self._idle):
+            other.drop()
 
     def _on_connected(self, index: int) -> None:
         if not self._available:
