@@ -8,14 +8,14 @@ from uuid import UUID
 
 import click
 
-from tkserver.cli.confirmation import confirm
+from tkserver.cli.confirmation import confirm, dry_run_option, yes_option
+from tkserver.cli.database import open_database, sleep
 from tkserver.cli.output import Record, counted, json_option, print_line, print_record, print_records, progress_bar
 from tkserver.cli.parameters import NAME, PUBLIC_SLUG, SLUG
 from tkserver.config import load
 from tkserver.operations import publishing, quota, retention, statistics
 from tkserver.operations.app_deletion import count_events, delete_app
 from tkserver.operations.apps import create_app, find_app, list_apps, rename_app, set_app_slug
-from tkserver.operations.database import open_database
 from tkserver.operations.models import STAGING_DAYS, STAGING_QUOTA, TIERS, App, Token
 from tkserver.operations.staging import check_staging, promote
 from tkserver.storage.blocking import Connection, transaction
@@ -120,7 +120,7 @@ def set_quota(app: str, events: int | None, unlimited: bool) -> None:
     if (events is None) != unlimited:
         raise click.UsageError("specify either a number of events or --none")
     with open_database(load({})) as connection:
-        quota.set_quota(connection, find_app(connection, app), events, time.sleep)
+        quota.set_quota(connection, find_app(connection, app), events, sleep)
     print_line(f"{app} may store {'any number of events' if events is None else counted(events, 'event')} a month")
 
 
@@ -191,9 +191,10 @@ def unpublish(app: str) -> None:
 
 @apps.command("promote")
 @click.argument("app")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@yes_option
+@dry_run_option
 @json_option
-def promote_(app: str, yes: bool, as_json: bool) -> None:
+def promote_(app: str, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Make a staging application an ordinary one.
 
     APP is its name or id. Its events and its statistics are deleted, and its limits are lifted. Its ids and tokens stay
@@ -202,18 +203,22 @@ def promote_(app: str, yes: bool, as_json: bool) -> None:
     with open_database(load({})) as connection:
         found = find_app(connection, app)
         check_staging(found)
+        if dry_run:
+            print_record(_to_delete(connection, found), as_json=as_json)
+            return
         confirm(lambda: f"Delete {counted(count_events(connection, found), 'event')} of {found.title}?", yes=yes)
         with progress_bar("deleting", lambda: count_events(connection, found)) as advance:
-            deleted = promote(connection, found, time.monotonic, time.sleep, advance)
+            deleted = promote(connection, found, time.monotonic, sleep, advance)
     ids = {"name": found.name, "org_id": found.org_id, "app_id": found.app_id}
     print_record({**ids, "deleted_from_events": deleted}, as_json=as_json)
 
 
 @apps.command()
 @click.argument("app")
-@click.option("--yes", is_flag=True, help="Do not ask for confirmation.")
+@yes_option
+@dry_run_option
 @json_option
-def delete(app: str, yes: bool, as_json: bool) -> None:
+def delete(app: str, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Delete an application with its tokens, its events, and all other data about it.
 
     APP is its name or id. This cannot be undone. Every server stops accepting events of the application before its
@@ -221,12 +226,20 @@ def delete(app: str, yes: bool, as_json: bool) -> None:
     """
     with open_database(load({})) as connection:
         found = find_app(connection, app)
+        if dry_run:
+            print_record(_to_delete(connection, found), as_json=as_json)
+            return
         confirm(lambda: _deletion_of(connection, found), yes=yes)
         with progress_bar("deleting", lambda: count_events(connection, found)) as advance:
-            deleted = delete_app(connection, found, time.monotonic, time.sleep, advance)
+            deleted = delete_app(connection, found, time.monotonic, sleep, advance)
     ids = {"name": found.name, "org_id": found.org_id, "app_id": found.app_id}
     as_lines = {f"deleted_from_{table}": number for table, number in deleted.items()}
     print_record({**ids, **({"deleted": deleted} if as_json else as_lines)}, as_json=as_json)
+
+
+def _to_delete(connection: Connection, app: App) -> Record:
+    ids = {"name": app.name, "org_id": app.org_id, "app_id": app.app_id}
+    return {**ids, "events_to_delete": count_events(connection, app)}
 
 
 def _deletion_of(connection: Connection, app: App) -> str:

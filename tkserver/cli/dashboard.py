@@ -11,12 +11,12 @@ from urllib.parse import urlsplit
 
 import click
 
+from tkserver.cli.database import open_database
 from tkserver.cli.output import json_option, print_json, print_line
 from tkserver.cli.parameters import Origin
 from tkserver.config import Settings, load
 from tkserver.operations.apps import find_app
 from tkserver.operations.dashboard import SignInLink, create_link, dashboard_url, sign_out_everywhere
-from tkserver.operations.database import open_database
 
 SIGN_OUT = "sign-out"
 """Stands in the place of an application."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from tkserver.cli.database import open_database
 from tkserver.cli.exit_codes import Failed
 from tkserver.cli.output import Record, counted, json_option, print_line, print_record, progress_bar
 from tkserver.cli.parameters import HttpUrl, Timestamp
@@ -18,7 +19,6 @@ from tkserver.client import Client, Result, SendError
 from tkserver.config import load
 from tkserver.demo import Parameters, Population, SampleEvent, seeded
 from tkserver.operations import demo as operations
-from tkserver.operations.database import open_database
 from tkserver.operations.models import Token
 from tkserver.operations.tokens import newest_active_token
 

@@ -6,20 +6,25 @@ import time
 
 import click
 
-from tkserver.cli.output import json_option, print_record
+from tkserver.cli.confirmation import confirm, dry_run_option, yes_option
+from tkserver.cli.database import open_database, sleep
+from tkserver.cli.output import Record, counted, json_option, print_record
 from tkserver.cli.parameters import USER_ID
 from tkserver.config import load
 from tkserver.operations import erasure
 from tkserver.operations.apps import find_app
-from tkserver.operations.database import open_database
+from tkserver.operations.models import App
+from tkserver.storage.blocking import Connection
 
 
 @click.command()
 @click.option("--user", "user_id", type=USER_ID, required=True, help="Id of the user: client_... or anon_...")
 @click.option("--app", help="Name or id of the only application to erase the user from; by default, all applications.")
 @click.option("--undo", is_flag=True, help="Store new events of the user again. Deleted events are not restored.")
+@yes_option
+@dry_run_option
 @json_option
-def erase(user_id: str, app: str | None, undo: bool, as_json: bool) -> None:
+def erase(user_id: str, app: str | None, undo: bool, yes: bool, dry_run: bool, as_json: bool) -> None:
     """Delete all events of a user, and store no new ones.
 
     The server accepts later events of the user, so that SDKs delete them, but does not store them. To recognize the
@@ -28,10 +33,16 @@ def erase(user_id: str, app: str | None, undo: bool, as_json: bool) -> None:
     """
     with open_database(load({})) as connection:
         found = None if app is None else find_app(connection, app)
+        if dry_run and not undo:
+            print_record(_preview(connection, user_id, found), as_json=as_json)
+            return
+        if dry_run:
+            raise click.UsageError("--undo deletes nothing, and has no --dry-run")
         if undo:
             receipt = erasure.undo(connection, user_id, found)
         else:
-            receipt = erasure.erase(connection, user_id, found, time.monotonic, time.sleep)
+            confirm(lambda: _question(connection, user_id, found), yes=yes, without_terminal=True)
+            receipt = erasure.erase(connection, user_id, found, time.monotonic, sleep)
     record = {
         "user_hash": receipt.user_hash.hex(),
         "application": "all" if receipt.app is None else receipt.app.label,
@@ -41,6 +52,19 @@ def erase(user_id: str, app: str | None, undo: bool, as_json: bool) -> None:
     if not undo:
         record["deleted_from_quarantine"] = receipt.deleted_from_quarantine
     print_record(record, as_json=as_json)
+
+
+def _question(connection: Connection, user_id: str, app: App | None) -> str:
+    stored, quarantined = erasure.preview(connection, user_id, app)
+    place = "all applications" if app is None else app.title
+    events = f"{counted(stored, 'event')}, and {quarantined:,} in quarantine,"
+    return f"Delete {events} of {user_id} in {place}, and store no new ones?"
+
+
+def _preview(connection: Connection, user_id: str, app: App | None) -> Record:
+    stored, quarantined = erasure.preview(connection, user_id, app)
+    place = "all" if app is None else app.label
+    return {"application": place, "to_delete_from_events": stored, "to_delete_from_quarantine": quarantined}
 
 
 def _deleted(*, undo: bool, as_json: bool) -> str:

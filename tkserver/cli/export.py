@@ -9,12 +9,12 @@ from typing import BinaryIO, cast
 import click
 
 from tkserver.cli.atomic_file import open_atomically
+from tkserver.cli.database import open_database
 from tkserver.cli.exit_codes import Failed
 from tkserver.cli.output import TerminalWriter, counted, print_line, progress_bar
 from tkserver.cli.parameters import Timestamp
 from tkserver.config import load
 from tkserver.operations.apps import find_app
-from tkserver.operations.database import open_database
 from tkserver.operations.export import Selection, UnreadableEvent, open_export
 from tkserver.operations.export_formats import WRITERS, write_events
 from tkserver.storage.blocking import Connection

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
+from tkserver.cli.database import open_database
 from tkserver.cli.output import json_option, print_line, print_records
 from tkserver.cli.parameters import NAME, SLUG
 from tkserver.config import load
-from tkserver.operations.database import open_database
 from tkserver.operations.orgs import find_org, list_orgs, rename_org, set_org_slug
 
 

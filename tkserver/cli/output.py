@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from tkserver.cli.waiting import not_waiting
+
 Record = Mapping[str, Any]
 """Values by the names of their columns."""
 
@@ -43,7 +45,7 @@ def print_records(records: Sequence[Record], *, as_json: bool, empty: str) -> No
         for name in records[0]:
             table.add_column(_heading(name), no_wrap=True)
         for record in records:
-            table.add_row(*map(_text, record.values()))
+            table.add_row(*map(text_of, record.values()))
         # A terminal that is too narrow wraps the lines. A table that fits would truncate ids, which must be copied.
         console = Console(width=_UNLIMITED_WIDTH, markup=False, emoji=False, highlight=False)
         console.width = console.measure(table).maximum
@@ -57,7 +59,7 @@ def print_record(record: Record, *, as_json: bool) -> None:
     else:
         width = max(map(len, record))
         for name, value in record.items():
-            print_line(f"{_heading(name):{width}}  {_text(value)}")
+            print_line(f"{_heading(name):{width}}  {text_of(value)}")
 
 
 def print_line(text: str, *, error: bool = False) -> None:
@@ -125,8 +127,9 @@ def progress_bar(label: str, total: Callable[[], int], *, visible: bool = True) 
         yield lambda _: None
         return
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=total())
+    amount = total()
+    with not_waiting(), Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=amount)
         yield lambda amount: bar.advance(task, amount)
 
 
@@ -134,7 +137,8 @@ def _heading(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """Return a value as people read it."""
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -6,10 +6,10 @@ import time
 
 import click
 
+from tkserver.cli.database import open_database, sleep
 from tkserver.cli.output import Record, json_option, print_records, progress_bar
 from tkserver.config import load
 from tkserver.operations import quarantine, retention
-from tkserver.operations.database import open_database
 from tkserver.operations.retention import RetentionLimit
 
 
@@ -30,8 +30,8 @@ def prune(dry_run: bool, as_json: bool) -> None:
             numbers = retention.preview(connection, default_days)
         else:
             with progress_bar("deleting", lambda: sum(retention.preview(connection, default_days).values())) as advance:
-                numbers = retention.prune(connection, default_days, time.monotonic, time.sleep, advance)
-            quarantine.prune(connection, settings.quarantine.days, default_days, time.monotonic, time.sleep)
+                numbers = retention.prune(connection, default_days, time.monotonic, sleep, advance)
+            quarantine.prune(connection, settings.quarantine.days, default_days, time.monotonic, sleep)
     column = "to_delete" if dry_run else "deleted"
     records = [_record(limit, column, number) for limit, number in numbers.items()]
     empty = "All events are stored forever. To change this: tkserver apps set-retention APP DAYS"

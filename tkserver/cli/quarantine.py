@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 import click
 
+from tkserver.cli.database import open_database, sleep
 from tkserver.cli.output import Record, counted, json_option, print_line, print_record, print_records
 from tkserver.config import load
 from tkserver.operations import quarantine as operations
 from tkserver.operations.apps import find_app
-from tkserver.operations.database import open_database
 from tkserver.operations.quarantine import QuarantinedEvent, Selection
 from tkserver.storage.blocking import Connection
 from tkserver.storage.quarantine_reasons import Reason, advice
@@ -98,7 +98,7 @@ def replay(app_or_id: tuple[str, ...], as_json: bool, **filters: Any) -> None:
     result = operations.Replay()
     with open_database(load({})) as connection:
         for selection in _selections(connection, app_or_id, filters):
-            result += operations.replay(connection, selection, time.monotonic, time.sleep)
+            result += operations.replay(connection, selection, time.monotonic, sleep)
     print_record({"stored": result.stored, "duplicates": result.duplicates, "left": result.left}, as_json=as_json)
 
 
@@ -117,7 +117,7 @@ def delete(app_or_id: tuple[str, ...], everything: bool, as_json: bool, **filter
     deleted = 0
     with open_database(load({})) as connection:
         for selection in _selections(connection, app_or_id, filters):
-            deleted += operations.delete(connection, selection, time.monotonic, time.sleep)
+            deleted += operations.delete(connection, selection, time.monotonic, sleep)
     print_record({"deleted": deleted}, as_json=as_json)
 
 

@@ -9,14 +9,15 @@ from typing import Any
 import click
 
 from tkserver import __version__
+from tkserver.cli.database import open_database
 from tkserver.cli.exit_codes import DatabaseUnavailable, Failed
 from tkserver.cli.output import counted, json_option, print_record
 from tkserver.cli.parameters import HttpUrl
 from tkserver.cli.reactor import run
+from tkserver.cli.waiting import waiting_for
 from tkserver.client import Client, Event, EventBuilder, NotNow, Result, SendError, service
 from tkserver.config import Settings, load
 from tkserver.operations.apps import default_app, find_app
-from tkserver.operations.database import open_database
 from tkserver.operations.models import Token
 from tkserver.operations.tokens import newest_active_token
 
@@ -41,7 +42,8 @@ def send(events: int, app: str | None, endpoint: str | None, as_json: bool) -> N
         found = default_app(connection) if app is None else find_app(connection, app)
         token = newest_active_token(connection, found)
     try:
-        result = run(partial(_send, url, token, events))
+        with waiting_for(f"the server at {url}"):
+            result = run(partial(_send, url, token, events))
     except SendError as error:
         raise command_error(error, url) from None
     counts = {"accepted": result.accepted, "rejected": result.rejected, "duplicates": result.duplicates}

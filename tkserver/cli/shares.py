@@ -7,12 +7,12 @@ from datetime import timedelta
 
 import click
 
+from tkserver.cli.database import open_database
 from tkserver.cli.output import json_option, print_json, print_line, print_records
 from tkserver.cli.parameters import NAME, Duration, Origin
 from tkserver.config import load
 from tkserver.operations.apps import find_app
 from tkserver.operations.dashboard import dashboard_url
-from tkserver.operations.database import open_database
 from tkserver.operations.shares import create_share, list_shares, revoke_share
 from tkserver.storage.blocking import transaction
 from tkserver.storage.share_links import DEFAULT_LIFETIME, MAX_ID, SHAREABLE

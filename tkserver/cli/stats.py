@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from datetime import datetime, timezone
 
 import click
 from rich.console import Console
 
+from tkserver.cli.database import open_database, sleep
 from tkserver.cli.output import counted, json_option, print_json, print_line, progress_bar
 from tkserver.cli.stats_text import print_panel, print_summary
 from tkserver.config import load
 from tkserver.operations import statistics
 from tkserver.operations.apps import find_app
-from tkserver.operations.database import open_database
 from tkserver.operations.statistics import PANEL_NAMES, Json, is_applicable
 from tkserver.storage.blocking import Connection
 
@@ -45,7 +44,7 @@ def stats(app: str, panel: str | None, as_json: bool, from_: str | None, **optio
             return
         found = find_app(connection, app)
         with progress_bar("aggregating", lambda: statistics.lag(connection)) as advance:
-            is_current = statistics.refresh(connection, time.sleep, advance)
+            is_current = statistics.refresh(connection, sleep, advance)
         if not is_current and (missing := statistics.lag(connection)):
             print_line(
                 f"Another process is aggregating. Not included yet: about {counted(missing, 'event')}.", error=True
@@ -69,5 +68,5 @@ def _rebuild(connection: Connection, name: str) -> None:
     app = find_app(connection, name)
     statistics.start_rebuild(connection, app)
     with progress_bar("aggregating", lambda: statistics.lag(connection)) as advance:
-        statistics.finish_rebuild(connection, app, time.sleep, advance)
+        statistics.finish_rebuild(connection, app, sleep, advance)
     print_line(f"The statistics of {app.label} have been computed again.")

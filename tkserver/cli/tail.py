@@ -8,10 +8,11 @@ from contextlib import suppress
 
 import click
 
+from tkserver.cli.database import open_database
 from tkserver.cli.output import print_line
+from tkserver.cli.waiting import not_waiting
 from tkserver.config import load
 from tkserver.operations.apps import find_app
-from tkserver.operations.database import open_database
 from tkserver.operations.tail import Tail
 from tkserver.storage.arrivals import QUARANTINED, Arrival
 
@@ -41,9 +42,10 @@ def tail(app: str, last: int, user: str | None, event_type: str | None, no_follo
             return
         if not found and not as_json:
             print_line("Waiting for events. To send one: tkserver send --help", error=True)
-        while True:
-            time.sleep(POLL_INTERVAL)
-            _print(arrivals.read(), as_json=as_json)
+        with not_waiting():
+            while True:
+                time.sleep(POLL_INTERVAL)
+                _print(arrivals.read(), as_json=as_json)
 
 
 def _print(arrivals: list[Arrival], *, as_json: bool) -> None:

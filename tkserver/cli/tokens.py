@@ -7,11 +7,21 @@ from datetime import timedelta
 import click
 
 from tkserver.cli.apps import credentials
-from tkserver.cli.output import Record, counted, duration, json_option, print_record, print_records
+from tkserver.cli.confirmation import confirm, dry_run_option, yes_option
+from tkserver.cli.database import open_database
+from tkserver.cli.output import (
+    Record,
+    counted,
+    duration,
+    json_option,
+    print_line,
+    print_record,
+    print_records,
+    text_of,
+)
 from tkserver.cli.parameters import Duration
 from tkserver.config import load
 from tkserver.operations.apps import find_app
-from tkserver.operations.database import open_database
 from tkserver.operations.models import TIERS, Token
 from tkserver.operations.read_tokens import (
     ReadToken,
@@ -21,7 +31,7 @@ from tkserver.operations.read_tokens import (
     revoke_read_token,
 )
 from tkserver.operations.tokens import create_token, find_token, list_tokens, revoke_token, rotate_tokens
-from tkserver.storage.blocking import transaction
+from tkserver.storage.blocking import Connection, transaction
 
 
 @click.group()
@@ -118,18 +128,39 @@ def _overlap(expiring: int, overlap: timedelta) -> str:
 
 @tokens.command()
 @click.argument("token")
-def revoke(token: str) -> None:
+@yes_option
+@dry_run_option
+def revoke(token: str, yes: bool, dry_run: bool) -> None:
     """Revoke a token.
 
-    TOKEN is the token or its id. Every server rejects it within two seconds.
+    TOKEN is the token or its id. Every server rejects it within two seconds. Stored events stay.
     """
     with open_database(load({})) as connection:
         found = find_read_token(connection, token) or find_token(connection, token)
+        if dry_run:
+            print_line(_effect(connection, found))
+            return
+        confirm(lambda: f"{_effect(connection, found)} Revoke it?", yes=yes, without_terminal=True)
         if isinstance(found, ReadToken):
             revoke_read_token(connection, found)
         else:
             revoke_token(connection, found)
     click.echo(f"revoked: {found.id}")
+
+
+def _effect(connection: Connection, token: Token | ReadToken) -> str:
+    """Return what happens if a token is revoked."""
+    if isinstance(token, ReadToken):
+        return f"Programs can no longer read statistics with the token {token.id}."
+    if not token.is_active:
+        return f"The token {token.id} is not active already."
+    app = find_app(connection, f"{token.org_id}/{token.app_id}")
+    used = text_of(token.last_used_at) if token.last_used_at else "never"
+    others = counted(app.active_tokens - 1, "other active token")
+    return (
+        f"Programs can no longer send events of {app.title} with the token {token.id} (last used: {used}). Stored"
+        f" events are not affected. The application has {others}."
+    )
 
 
 def _record(token: Token, *, show_secret: bool) -> Record:

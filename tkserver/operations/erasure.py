@@ -29,6 +29,9 @@ _UNDO_ALL = "DELETE FROM erasures WHERE user_hash = %s RETURNING true"
 
 _APPS_WITH_EVENTS = f"WITH {APPS_WITH_EVENTS} SELECT app_id::text, org_id::text FROM app_with_events"
 
+_COUNT = "SELECT count(*) FROM events WHERE app_id = %s AND org_id = %s AND user_id = %s"
+_COUNT_QUARANTINED = "SELECT count(*) FROM quarantine AS q WHERE q.user_id = %s"
+
 _DELETE = """
 DELETE FROM events WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM events WHERE app_id = %s AND org_id = %s AND user_id = %s LIMIT %s
@@ -68,6 +71,19 @@ def erase(connection: Connection, user_id: str, app: App | None, clock: Clock, s
     quarantined = quarantine.delete_events_of_user(connection, user_id, app, clock, sleep)
     deleted = delete_events(connection, user_id, app, clock, sleep)
     return replace(_receipt(connection, user_id, app, deleted), deleted_from_quarantine=quarantined)
+
+
+def preview(connection: Connection, user_id: str, app: App | None) -> tuple[int, int]:
+    """Return how many stored and how many quarantined events :func:`erase` would delete.
+
+    :raise InvalidArgument: if no user can have this id.
+    """
+    check_user_id(user_id)
+    keys = rows(connection, _APPS_WITH_EVENTS) if app is None else [app.key]
+    stored = sum(value(connection, _COUNT, *key, user_id) for key in keys)
+    condition, parameters = quarantine.Selection(app).condition()
+    quarantined = value(connection, f"{_COUNT_QUARANTINED} AND {condition}", user_id, *parameters)
+    return stored, quarantined
 
 
 def undo(connection: Connection, user_id: str, app: App | None) -> Receipt:

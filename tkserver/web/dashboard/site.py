@@ -46,6 +46,7 @@ TITLES = {
     403: "Not allowed",
     404: "Page not found",
     405: "This method is not allowed",
+    409: "This is not possible now",
     421: "Unknown host name",
     429: "Too many failed attempts",
     500: "The server failed",
