@@ -15,7 +15,13 @@ import psycopg2
 from dotenv import dotenv_values
 from psycopg2.extensions import parse_dsn
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
 
 PREFIX = "TK__"
 ENV_FILE = ".env"
@@ -29,9 +35,16 @@ class _Group(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+NONE = "none"
+"""The value of a setting that has a default, and shall have no value."""
+
+
 def _split_list(value: object) -> object:
     """Return the parts of a text that are separated by commas."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    parts = tuple(part.strip() for part in value.split(",") if part.strip())
+    return () if tuple(map(str.lower, parts)) == (NONE,) else parts
 
 
 OTHER_FILES = 256
@@ -129,11 +142,6 @@ class Server(_Group):
     def _split(cls, value: object) -> object:
         return _split_list(value)
 
-    @field_validator("endpoint", mode="before")
-    @classmethod
-    def _empty_is_none(cls, value: object) -> object:
-        return None if value == "" else value
-
     @field_validator("trusted_proxies")
     @classmethod
     def _are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -164,8 +172,8 @@ class Admin(_Group):
         Field(
             ge=0,
             le=65535,
-            description="The admin port, for metrics and statistics. 0 selects a free port. An empty value disables"
-            " it.",
+            description="The admin port, for metrics and statistics. 0 selects a free port. The value none"
+            " disables it.",
         ),
     ] = 3001
     allowed_hosts: Annotated[
@@ -185,10 +193,10 @@ class Admin(_Group):
         ),
     ] = None
 
-    @field_validator("port", "metrics_token", mode="before")
+    @field_validator("port", mode="before")
     @classmethod
-    def _empty_is_none(cls, value: object) -> object:
-        return None if value == "" else value
+    def _is_disabled(cls, value: object) -> object:
+        return None if isinstance(value, str) and value.lower() == NONE else value
 
     @field_validator("metrics_token")
     @classmethod
@@ -401,11 +409,6 @@ class Dashboard(_Group):
         bool, Field(description="Whether the users of the proxy may share numbers with others, or only see them.")
     ] = False
 
-    @field_validator("enabled", "url", "user_header", mode="before")
-    @classmethod
-    def _empty_is_none(cls, value: object) -> object:
-        return None if value == "" else value
-
     @field_validator("url")
     @classmethod
     def _is_url(cls, value: str | None) -> str | None:
@@ -548,6 +551,18 @@ def _is_redis_url(text: str) -> bool:
     )
 
 
+def _without_empty(values: dict[str, Any]) -> dict[str, Any]:
+    """Return settings without white space around them, and without those that are empty: these have their defaults."""
+    result: dict[str, Any] = {}
+    for name, value in values.items():
+        cleaned = value.strip() if isinstance(value, str) else value
+        if isinstance(cleaned, dict):
+            cleaned = _without_empty(cleaned)
+        if cleaned not in ("", {}):
+            result[name] = cleaned
+    return result
+
+
 class Settings(BaseSettings):
     """All settings. Overrides have precedence over the environment, and the environment over the ``.env`` file."""
 
@@ -564,6 +579,19 @@ class Settings(BaseSettings):
     quarantine: Quarantine = Quarantine()
     rate_limit: RateLimit = RateLimit()
     redis: Redis = Redis()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 -- the signature of the base class
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[Any, ...]:
+        """Let an empty value mean the same as none, whatever its source."""
+        sources = (init_settings, env_settings, dotenv_settings)
+        return tuple(lambda source=source: _without_empty(source()) for source in sources)
 
     @property
     def dashboard_enabled(self) -> bool:

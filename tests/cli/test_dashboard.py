@@ -133,7 +133,7 @@ def test_address(tkserver: InProcessCommand, settings: dict[str, str], base: str
 @pytest.mark.parametrize(
     ("settings", "advice"),
     [
-        ({"TK__ADMIN__PORT": ""}, "set TK__ADMIN__PORT"),
+        ({"TK__ADMIN__PORT": "none"}, "set TK__ADMIN__PORT"),
         ({"TK__ADMIN__PORT": "0"}, "--url"),
         ({"TK__ADMIN__HOST": "0.0.0.0"}, "TK__DASHBOARD__ENABLED=true"),
         ({"TK__DASHBOARD__ENABLED": "false"}, "TK__DASHBOARD__ENABLED=true"),

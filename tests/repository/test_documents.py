@@ -178,7 +178,7 @@ def test_blocks_run(name: str, installation: Installation) -> None:
 @pytest.mark.parametrize("block", [block for _, block in blocks_of(text_of("deployment.md"), "sh")])
 def test_deployment_blocks_run(block: str, directory: Path, database: Database) -> None:
     """Each block of the deployment guide works, on a free port."""
-    settings = {"TK__DATABASE__URL": database.dsn, "TK__ADMIN__PORT": ""}
+    settings = {"TK__DATABASE__URL": database.dsn, "TK__ADMIN__PORT": "none"}
     with reserved_port() as port:
         block = re.sub(r"\b(8443|8080)\b", str(port), block)
         output = run("sh", f"trap 'kill $(jobs -p) 2> /dev/null || true; wait' EXIT\n{block}", directory, settings)

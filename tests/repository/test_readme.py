@@ -116,7 +116,7 @@ def test_production(directory: Path, database: Database) -> None:
     script = block_with("sh", "export TK__DATABASE__URL")
     script, replaced = re.subn(r"(?m)^export .*$", f"export TK__DATABASE__URL='{database.dsn}'", script)
     assert replaced == 1
-    settings = {"TK__SERVER__PORT": "0", "TK__ADMIN__PORT": "", "PATH": f"{PROGRAM.parent}:/usr/bin:/bin"}
+    settings = {"TK__SERVER__PORT": "0", "TK__ADMIN__PORT": "none", "PATH": f"{PROGRAM.parent}:/usr/bin:/bin"}
     done = subprocess.run(
         ["bash", "-euc", f"{script}\nkill $(cat twistd.pid)"],
         cwd=directory,

@@ -40,7 +40,7 @@ class Twistd:
         open_files: tuple[int, int] | None = None,
     ) -> None:
         self.directory = directory
-        defaults = {"TK__SERVER__PORT": "0", "TK__ADMIN__PORT": "", "TK__INSIGHT__ENABLED": "false"}
+        defaults = {"TK__SERVER__PORT": "0", "TK__ADMIN__PORT": "none", "TK__INSIGHT__ENABLED": "false"}
         self._settings = {**defaults, **settings}
         self._command = [str(programs / "twistd"), *arguments]
         self._output = directory / "output.log"

@@ -77,9 +77,7 @@ def test_environment_of_libpq_applies_to_all_connections(
     services = directory / "services.conf"
     services.write_text(f"[events]\nhost=127.0.0.1\nport={cluster.port}\n")
     values = {name: value.format(port=cluster.port) for name, value in variables.items()}
-    check_server_and_command(
-        directory, cluster, TK__DATABASE__URL=dsn, PGSERVICEFILE=str(services), **values
-    )
+    check_server_and_command(directory, cluster, TK__DATABASE__URL=dsn, PGSERVICEFILE=str(services), **values)
 
 
 def test_first_host_is_closed(directory: Path, cluster: Cluster) -> None:

@@ -220,7 +220,7 @@ def listens(port: int) -> bool:
 
 def test_empty_port_disables_it(directory: Path) -> None:
     """There is no admin port if its setting is empty."""
-    with Twistd(directory, {"TK__DATABASE__URL": UNREACHABLE, "TK__ADMIN__PORT": ""}) as server:
+    with Twistd(directory, {"TK__DATABASE__URL": UNREACHABLE, "TK__ADMIN__PORT": "none"}) as server:
         server.wait_for_line("the database is not available")
         assert "metrics on" not in server.log
         assert server.stop() == 0

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.aggregation import ENABLED, wait_until_aggregated
 from tests.support.blocking_client import get_json, is_ready, post_batch
 from tests.support.client import App, batch
+from tests.support.command import Command
 from tests.support.database import Database, DatabaseServer
 from tests.support.events import make_event
 from tests.support.process import Twistd, environment
@@ -196,6 +198,34 @@ class TestEmbedded:
         assert server.wait() == 0
         assert "stopped" in server.log
         assert "Traceback" not in server.log
+
+    def test_variables_of_postgresql_are_ignored(self, directory: Path, data_dir: Path) -> None:
+        """Variables that are meant for another database do not keep the embedded one from starting."""
+        variables = {
+            "PGPORT": "1",
+            "PGSERVICE": "none",
+            "PGHOST": "192.0.2.1",
+            "PGHOSTADDR": "192.0.2.1",
+            "PGGSSENCMODE": "require",
+            "PGSSLMODE": "require",
+            "PGREQUIREAUTH": "scram-sha-256",
+            "PGCHANNELBINDING": "require",
+            "PGTARGETSESSIONATTRS": "standby",
+            "PGOPTIONS": "-c statement_timeout=1",
+            "PGUSER": "nobody",
+            "PGDATABASE": "nothing",
+            "PGCLIENTENCODING": "LATIN1",
+            "PGDATA": "/nowhere",
+        }
+        settings = {"TK__DATABASE__DATA_DIR": str(data_dir), **ENABLED}
+        with Twistd(directory, {**settings, **variables}) as server:
+            server.wait_until_ready()
+            assert post_batch(server.url, DEMO, batch([make_event()])) == 200
+            wait_until_aggregated(Database(EmbeddedPostgres(data_dir).dsn), server)
+            command = Command({**settings, **variables}, directory)
+            assert command("stats", DEMO.app_id, "--json", code=0).json["totals"]["events"] == 1
+            assert command("psql", "-At", "-c", "SELECT count(*) FROM events", code=0).out == "1\n"
+            assert server.stop() == 0
 
     def test_database_is_restarted(self, directory: Path, data_dir: Path) -> None:
         """The server starts the embedded database again if it has died, and becomes ready again."""

@@ -11,7 +11,6 @@ from tkserver.config import Settings
 from tkserver.operations import database
 from tkserver.storage.blocking import Connection
 
-
 LONG_PAUSE = 2.0
 """Seconds. Operations pause that long to let all servers notice a change, or because the database is busy."""
 

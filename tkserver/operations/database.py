@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from tkserver.config import Settings
 from tkserver.storage import migrations
 from tkserver.storage.blocking import BlockingConnections, Connection
-from tkserver.storage.embedded.postgres import EmbeddedPostgres, default_data_dir
+from tkserver.storage.embedded.postgres import EmbeddedPostgres, default_data_dir, ignore_client_variables
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,13 @@ class ConfiguredDatabase:
     def from_settings(cls, settings: Settings) -> ConfiguredDatabase:
         """Return the database, without starting or connecting to it.
 
+        If it is the embedded one, this process ignores the environment variables of PostgreSQL from now on.
+
         :raise EmbeddedError: if the embedded database is selected but not installed.
         """
         if settings.database.url is not None:
             return cls(settings.database.url.get_secret_value(), None)
+        ignore_client_variables(os.environ)
         embedded = EmbeddedPostgres(settings.database.data_dir or default_data_dir(), settings.server.user)
         return cls(embedded.dsn, embedded)
 

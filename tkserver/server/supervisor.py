@@ -115,7 +115,7 @@ class Supervisor(Service):
         except CannotListen as error:
             self._fail(
                 f"cannot listen on {error}: this is the admin port for /metrics, see {variable('admin', 'host')} and"
-                f" {variable('admin', 'port')}; an empty port disables it"
+                f" {variable('admin', 'port')}; the value none disables it"
             )
             return
         self._bound = True

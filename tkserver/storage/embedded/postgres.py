@@ -21,7 +21,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -52,6 +52,18 @@ _OPTIONS = {
 }
 
 _MIB = 1 << 20
+
+_CLIENT_VARIABLES = "PG"
+"""The prefix of the environment variables of PostgreSQL."""
+
+
+def ignore_client_variables(environment: MutableMapping[str, str]) -> None:
+    """Remove the variables of PostgreSQL, such as ``PGPORT``, from an environment. They are meant for other databases.
+
+    libpq has no other way to ignore them, and programs that this process starts inherit them.
+    """
+    for name in [name for name in environment if name.startswith(_CLIENT_VARIABLES)]:
+        del environment[name]
 
 
 def sizes_for(memory: int, free_disk: int) -> dict[str, str]:
