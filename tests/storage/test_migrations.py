@@ -150,3 +150,28 @@ def test_migration_can_be_stopped_while_database_does_not_respond() -> None:
         port = silent.getsockname()[1]
         with pytest.raises(StorageError):
             migrations.migrate(f"postgresql://nobody@127.0.0.1:{port}/none?connect_timeout=2", connections)
+
+
+@pytest.mark.parametrize("table", ["events", "apps", "nonces"])
+def test_tables_of_another_program(database_server: DatabaseServer, table: str) -> None:
+    """A table of another program is named before anything is changed, and a schema of its own solves the problem."""
+    with database_server.empty() as database:
+        database.query(f"CREATE TABLE {table} (id int, name text)")
+        with pytest.raises(migrations.IncompatibleDatabase, match=f"the names {table} in this database"):
+            migrations.migrate(database.dsn, BlockingConnections())
+        assert database.query("SELECT relname FROM pg_stat_user_tables") == [(table,)]
+        database.query("CREATE SCHEMA telemetry")
+        migrations.migrate(f"{database.dsn}&options=-csearch_path%3Dtelemetry", BlockingConnections())
+        assert database.query(f"SELECT * FROM public.{table}") == []
+
+
+def test_columns_of_created_tables(database: Database) -> None:
+    """The check knows all tables of the schema, and their columns except those that later migrations have added."""
+    known: dict[str, set[str]] = {}
+    for path in MIGRATIONS:
+        known |= dict(migrations._created_tables(path.read_text()))
+    columns = "SELECT array_agg(column_name::text) FROM information_schema.columns WHERE table_name = %s"
+    existing = {name for (name,) in database.query("SELECT relname FROM pg_stat_user_tables")}
+    assert {name for name in existing if "yoyo" not in name and not name.startswith("insight_")} <= set(known)
+    assert all(needed <= set(database.value(columns, name)) for name, needed in known.items() if name in existing)
+    assert {"event_id", "event_data", "received_at"} <= known["events"]

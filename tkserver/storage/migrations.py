@@ -5,8 +5,10 @@ All functions block, and are called in threads.
 
 from __future__ import annotations
 
+import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,6 +27,11 @@ OLDEST_POSTGRESQL = 14
 
 _TABLE = "_yoyo_migration"
 _TABLES = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema"
+_COLUMNS = """
+SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = current_schema
+"""
+_CREATED_TABLE = re.compile(r"^CREATE TABLE IF NOT EXISTS (\w+) \($(.*?)^\);", re.MULTILINE | re.DOTALL)
+_CREATED_COLUMN = re.compile(r"^    ([a-z]\w*) ", re.MULTILINE)
 _LOCK_KEY = 0x746B736572766572  # "tkserver" in ASCII
 _LOCK_TIMEOUT = 60.0
 _LOCK_POLL_INTERVAL = 0.2
@@ -41,7 +48,8 @@ def migrate(dsn: str, connections: BlockingConnections) -> None:
 
     :param dsn: a libpq URL or connection string.
     :param connections: opens the connections, and stops the migration when it is stopped.
-    :raise IncompatibleDatabase: if PostgreSQL is too old, the schema is too new, or the encoding is wrong.
+    :raise IncompatibleDatabase: if PostgreSQL is too old, the schema is too new, the encoding is wrong, or if there are
+        tables of another program with the same names.
     :raise StorageError: if the migration failed. A later attempt may succeed.
     """
     with closing(connections.connect(dsn)) as connection, _migration_lock(connection, connections.sleep):
@@ -49,7 +57,9 @@ def migrate(dsn: str, connections: BlockingConnections) -> None:
         known = read_migrations(str(directory()))
         applied = _applied(connection)
         _check_not_newer(applied, {migration.id for migration in known})
-        if any(migration.id not in applied for migration in known):
+        missing = [migration.id for migration in known if migration.id not in applied]
+        if missing:
+            _check_tables(connection, missing)
             with translated():
                 _apply(dsn, known, connections)
 
@@ -106,6 +116,39 @@ def _check_not_newer(applied: set[str], known: set[str]) -> None:
         raise IncompatibleDatabase(
             f"the database was migrated by a newer tkserver (it has {max(unknown)}): upgrade this server"
         )
+
+
+def _check_tables(connection: Connection, missing: Sequence[str]) -> None:
+    """Check that there are no tables of another program with the names of those that migrations will create.
+
+    A table that has all columns is ours, for example from a backup without the table of applied migrations.
+
+    :param missing: the names of the migrations that will be applied.
+    """
+    columns = defaultdict(set)
+    for table, column in rows(connection, _COLUMNS):
+        columns[table].add(column)
+    foreign = [
+        table
+        for migration in missing
+        for table, needed in _created_tables((directory() / f"{migration}.sql").read_text())
+        if table in columns and not needed <= columns[table]
+    ]
+    if foreign:
+        raise IncompatibleDatabase(
+            f"another program uses tables with the names {', '.join(foreign)} in this database: use another database,"
+            " or a schema of its own (add options=-csearch_path%3DNAME to TK__DATABASE__URL)"
+        )
+
+
+def _created_tables(sql: str) -> Iterator[tuple[str, set[str]]]:
+    """Yield the tables that a migration creates, with their columns.
+
+    Those of statistics are omitted: they have changed since, and no other program has tables with these names.
+    """
+    for table, body in _CREATED_TABLE.findall(sql):
+        if not table.startswith("insight_"):
+            yield table, set(_CREATED_COLUMN.findall(body))
 
 
 def _apply(dsn: str, known: Any, connections: BlockingConnections) -> None:
