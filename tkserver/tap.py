@@ -75,7 +75,7 @@ def makeService(options: Mapping[str, Any]) -> IService:  # noqa: N802 -- twistd
         supervisor = Supervisor(settings, reactor, _fail_with(reactor), privileges)
     except (InvalidSettings, EmbeddedError) as error:
         _exit(str(error))
-    _stop_on_sigterm(reactor)
+    _stop_on_signals(reactor)
     if twistd is None:
         return supervisor
     server, access_log = settings.server, supervisor.worker.components.access_log
@@ -135,20 +135,28 @@ def _exit_process(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _stop_on_sigterm(reactor: Any) -> None:
-    """Stop the reactor on SIGTERM. With twistd's own handler, the exit status would be the signal instead of 0.
+def _stop_on_signals(reactor: Any) -> None:
+    """Stop the reactor on SIGTERM, and on SIGHUP unless it is ignored, as with ``nohup``.
 
-    The reactor installs its own handler when it starts. A signal that arrives then waits for ours.
+    With twistd's own handler, the exit status would be the signal instead of 0. The reactor installs its own handler
+    when it starts. A signal that arrives then waits for ours.
     """
+    ignores_hangup = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    signals = {signal.SIGTERM} if ignores_hangup else {signal.SIGTERM, signal.SIGHUP}
 
     def stop(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is stopping already
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)  # it is stopping already
         reactor.callFromThread(reactor.stop)
 
-    def install_again() -> None:
-        signal.signal(signal.SIGTERM, stop)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    def install() -> None:
+        for number in signals:
+            signal.signal(number, stop)
 
-    signal.signal(signal.SIGTERM, stop)
-    reactor.addSystemEventTrigger("before", "startup", signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGTERM})
+    def install_again() -> None:
+        install()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+
+    install()
+    reactor.addSystemEventTrigger("before", "startup", signal.pthread_sigmask, signal.SIG_BLOCK, signals)
     reactor.callWhenRunning(install_again)

@@ -11,6 +11,7 @@ import sys
 from http.client import HTTPConnection
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.aggregation import ENABLED, wait_until_aggregated
@@ -199,6 +200,39 @@ class TestEmbedded:
         assert "stopped" in server.log
         assert "Traceback" not in server.log
 
+    def test_hangup(self, directory: Path, data_dir: Path) -> None:
+        """A server whose terminal is closed (SIGHUP) stops, together with the database; with nohup, it continues."""
+        settings = {"TK__DATABASE__DATA_DIR": str(data_dir)}
+        with Twistd(directory, settings) as server:
+            server.wait_until_ready()
+            assert server.stop(signal.SIGHUP) == 0
+        assert not (data_dir / "postmaster.pid").exists()
+        server = Twistd(directory, settings)
+        server._command = ["nohup", *server._command]
+        with server:
+            server.wait_until_ready()
+            os.kill(server.pid, signal.SIGHUP)
+            assert post_batch(server.url, DEMO, batch([make_event()])) == 200
+            assert server.stop() == 0
+
+    def test_socket_is_deleted(self, directory: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The socket of a data directory with a space does not depend on TMPDIR, and is created again if necessary."""
+        data = data_dir.with_name("data with spaces")
+        settings = {"TK__DATABASE__DATA_DIR": str(data)}
+        with Twistd(directory, settings) as server:
+            server.wait_until_ready()
+            command = Command({**settings, "TMPDIR": str(directory)}, directory)
+            assert command("psql", "-At", "-c", "SELECT 1", code=0).out == "1\n"
+            monkeypatch.setenv("TMPDIR", str(directory))
+            (Path(EmbeddedPostgres(data)._socket_dir) / ".s.PGSQL.5432").unlink()
+            database_pid = int((data / "postmaster.pid").read_text().split()[0])
+            for process in psutil.Process(database_pid).children():
+                if "[local]" in " ".join(process.cmdline()):  # a connection: the server must open it again
+                    process.terminate()
+            wait_for(lambda: not is_ready(server.url))
+            server.wait_until_ready()
+            assert server.stop() == 0
+
     def test_variables_of_postgresql_are_ignored(self, directory: Path, data_dir: Path) -> None:
         """Variables that are meant for another database do not keep the embedded one from starting."""
         variables = {
@@ -240,7 +274,7 @@ class TestEmbedded:
         """An unexpected failure of the start is logged, and the database is stopped."""
         postgres = EmbeddedPostgres(data_dir)
         postgres.start()
-        Database(postgres.dsn).query("CREATE TABLE api_tokens (unexpected int)")
+        Database(postgres.dsn).query("CREATE SEQUENCE api_tokens")
         postgres.stop()
         server = Twistd(directory, {"TK__DATABASE__DATA_DIR": str(data_dir)}).launch()
         server.wait_for_line("the database is not available|cannot start")

