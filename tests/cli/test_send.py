@@ -13,7 +13,6 @@ from tests.support.client import App
 from tests.support.command import Command, InProcessCommand
 from tests.support.database import Database, DatabaseServer
 from tests.support.process import Twistd
-from tkserver.storage.embedded.demo import APP_ID
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -47,7 +46,7 @@ def test_demo_application_is_the_default(directory: Path) -> None:
         command = Command({**settings, "TK__SERVER__PORT": str(server.port)}, directory)
         command("apps", "create", "another")
         sent = command("send", "--json")
-        assert (sent.code, sent.json["app"], sent.json["accepted"]) == (0, APP_ID, 1), sent.errors
+        assert (sent.code, sent.json["app"], sent.json["accepted"]) == (0, "demo", 1), sent.errors
         (example,) = re.findall(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
         pasted = example.replace("http://127.0.0.1:3000", server.url)
         shown = subprocess.run([sys.executable, "-c", pasted], capture_output=True, text=True, cwd=directory)

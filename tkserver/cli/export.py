@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from datetime import datetime
+from pathlib import Path
 from typing import BinaryIO, cast
 
 import click
@@ -19,6 +20,9 @@ from tkserver.operations.export import Selection, UnreadableEvent, open_export
 from tkserver.operations.export_formats import WRITERS, write_events
 from tkserver.storage.blocking import Connection
 
+_SUFFIXES = {".csv": "csv", ".parquet": "parquet"}
+"""Formats by the suffixes of files."""
+
 
 @click.command()
 @click.option("--app", help="Export only the events of this application (name or id).")
@@ -26,10 +30,15 @@ from tkserver.storage.blocking import Connection
 @click.option(
     "--since",
     type=Timestamp(),
-    help="Export only events that happened at this time or later: 2026-01-31 or 2026-01-31T12:00:00Z.",
+    help="Export only events that happened at this time or later: 7d (ago), 2026-01-31 or 2026-01-31T12:00:00Z.",
 )
 @click.option("--until", type=Timestamp(), help="Export only events that happened before this time.")
-@click.option("--format", "format_name", type=click.Choice(list(WRITERS)), default="ndjson", show_default=True)
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(list(WRITERS)),
+    help="By default, the suffix of the file says it, such as .csv or .parquet; otherwise, ndjson.",
+)
 @click.option("-o", "--output", type=click.Path(), default="-", help="File to write; by default, standard output (-).")
 @click.option("--raw", is_flag=True, help="Write CSV values that look like formulas unchanged, for programs.")
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
@@ -38,7 +47,7 @@ def export(
     user: str | None,
     since: datetime | None,
     until: datetime | None,
-    format_name: str,
+    format_name: str | None,
     output: str,
     raw: bool,
     force: bool,
@@ -49,6 +58,7 @@ def export(
     table. In CSV, values that a spreadsheet would take for formulas begin with an apostrophe. The file appears when it
     is complete; only its owner can read it.
     """
+    format_name = format_name or _SUFFIXES.get(Path(output).suffix.lower(), "ndjson")
     if output == "-" and format_name == "parquet" and sys.stdout.isatty():
         raise click.UsageError("Parquet cannot be printed to a terminal: specify a file with -o")
     with open_database(load({})) as connection:

@@ -16,6 +16,7 @@ from tkserver.operations.erasure import check_user_id
 from tkserver.operations.exceptions import InvalidArgument
 from tkserver.operations.names import check_name, check_public_slug, check_slug
 
+_DURATION = re.compile(r"(\d{1,6})([smhd])")
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
 
@@ -86,14 +87,14 @@ class Duration(click.ParamType[timedelta]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         if isinstance(value, timedelta):
             return value
-        match = re.fullmatch(r"(\d{1,6})([smhd])", value)
+        match = _DURATION.fullmatch(value)
         if match is None:
             self.fail(f"{value!r} is not a duration such as 30m, 24h or 7d", param, ctx)
         return timedelta(**{_UNITS[match[2]]: int(match[1])})
 
 
 class Timestamp(click.ParamType[datetime]):
-    """A time in the format of RFC 3339, or a date, which means midnight UTC."""
+    """A time in the format of RFC 3339, a date, which means midnight UTC, or how long ago it was, such as ``7d``."""
 
     name = "time"
 
@@ -101,9 +102,11 @@ class Timestamp(click.ParamType[datetime]):
         if isinstance(value, datetime):
             return value
         try:
+            if match := _DURATION.fullmatch(value):
+                return datetime.now(timezone.utc) - timedelta(**{_UNITS[match[2]]: int(match[1])})
             return _parse_time(value)
         except (ValueError, OverflowError):
-            self.fail(f"{value!r} is not a time such as 2026-01-31 or 2026-01-31T12:00:00Z", param, ctx)
+            self.fail(f"{value!r} is not a time such as 2026-01-31, 2026-01-31T12:00:00Z or 7d (ago)", param, ctx)
 
 
 def _parse_time(text: str) -> datetime:

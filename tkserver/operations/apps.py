@@ -6,7 +6,7 @@ from typing import Any, Literal
 from uuid import UUID, uuid4
 
 from tkserver.operations.exceptions import NameTaken, UnknownObject, UnnamedApplication
-from tkserver.operations.models import STAGING_DAYS, STAGING_QUOTA, App, Token, parse_uuid
+from tkserver.operations.models import STAGING_DAYS, STAGING_QUOTA, App, Token, id_pattern, parse_uuid
 from tkserver.operations.names import check_name, check_slug, default_slug
 from tkserver.operations.orgs import find_or_create_org
 from tkserver.operations.tokens import create_token
@@ -39,6 +39,11 @@ SELECT a.name, a.slug, o.name, org_id::text, app_id::text, a.created_at, a.month
 FROM (apps AS a FULL JOIN token_usage AS u USING (app_id, org_id)) LEFT JOIN orgs AS o USING (org_id)
 """
 
+# An application without a name and without tokens still has events, for example if its tokens were deleted by hand.
+_SELECT_ALL = _SELECT.replace("WITH ", f"WITH {APPS_WITH_EVENTS}, ", 1).replace(
+    "USING (app_id, org_id))", "USING (app_id, org_id) FULL JOIN app_with_events USING (app_id, org_id))"
+)
+
 _HAS_NAME = """
 %s IN (a.name, a.slug) OR %s IN (
     SELECT org || '/' || app FROM unnest(ARRAY[o.name, o.slug, org_id::text]) AS org,
@@ -59,6 +64,8 @@ def list_apps(connection: Connection) -> list[App]:
 def find_app(connection: Connection, name_or_id: str) -> App:
     """Return an application, selected by its id, name or slug, or by these after that of the organization and a slash.
 
+    Its id can be short if no other one begins with it. Applications that have only events are found by their ids.
+
     :raise UnknownObject: if there is none, or if there are several.
     """
     found: list[tuple[Any, ...]] = []
@@ -66,6 +73,8 @@ def find_app(connection: Connection, name_or_id: str) -> App:
         found = rows(connection, f"{_SELECT} WHERE app_id = %s", str(app_id))
     if not found:
         found = rows(connection, f"{_SELECT} WHERE {_HAS_NAME}", name_or_id, name_or_id)
+    if not found and (pattern := id_pattern(str(app_id or name_or_id))) is not None:
+        found = rows(connection, f"{_SELECT_ALL} WHERE app_id::text LIKE %s", pattern)
     if not found:
         raise UnknownObject(f"there is no application {name_or_id!r}; tkserver apps list shows all applications")
     if len(found) > 1:

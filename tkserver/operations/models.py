@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
@@ -82,6 +83,17 @@ class Token:
     created_at: datetime
     last_used_at: datetime | None
     expires_at: datetime | None
+
+
+SHORT_ID_LENGTH = 8
+"""Characters at the beginning of an id that commands print instead of it, and accept."""
+
+_SHORT_ID = re.compile(r"[0-9a-f]{8}[0-9a-f-]{0,28}")
+
+
+def id_pattern(text: str) -> str | None:
+    """Return the SQL pattern of the ids that begin with a short id; ``None`` if the text cannot be one."""
+    return f"{text.lower()}%" if _SHORT_ID.fullmatch(text.lower()) else None
 
 
 def parse_uuid(text: str) -> UUID | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from uuid import UUID, uuid4
 
 from tkserver.operations.exceptions import NameTaken, UnknownObject, UnnamedOrganization
-from tkserver.operations.models import parse_uuid
+from tkserver.operations.models import id_pattern, parse_uuid
 from tkserver.operations.names import check_name, check_slug, default_slug
 from tkserver.storage.blocking import Connection, rows, value
 from tkserver.storage.errors import DuplicateKey
@@ -50,7 +50,7 @@ def list_orgs(connection: Connection) -> list[Org]:
 
 
 def find_org(connection: Connection, name_or_id: str) -> Org:
-    """Return an organization, selected by its id, name or slug.
+    """Return an organization, selected by its id, name or slug. The id can be short.
 
     :raise UnknownObject: if there is none, or if it is the name of one organization and the slug of another.
     """
@@ -59,11 +59,13 @@ def find_org(connection: Connection, name_or_id: str) -> Org:
         found = _query(connection, f"{_SELECT} WHERE org_id = %s", str(org_id))
     if not found:
         found = _query(connection, f"{_SELECT} WHERE %s IN (o.name, o.slug)", name_or_id)
+    if not found and (pattern := id_pattern(name_or_id)) is not None:
+        found = _query(connection, f"{_SELECT} WHERE org_id::text LIKE %s", pattern)
     if not found:
         raise UnknownObject(f"there is no organization {name_or_id!r}; tkserver orgs list shows all organizations")
     if len(found) > 1:
         ids = ", ".join(str(org.org_id) for org in found)
-        raise UnknownObject(f"{name_or_id!r} is the name or the slug of several organizations; use an id: {ids}")
+        raise UnknownObject(f"{name_or_id!r} stands for several organizations; use an id: {ids}")
     return found[0]
 
 

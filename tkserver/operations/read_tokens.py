@@ -7,7 +7,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from tkserver.operations.models import App, parse_uuid
+from tkserver.operations.exceptions import UnknownObject
+from tkserver.operations.models import App, id_pattern, parse_uuid
 from tkserver.storage.blocking import Connection, rows
 from tkserver.storage.read_tokens import hash_read_token, new_read_token
 
@@ -52,13 +53,18 @@ def list_read_tokens(connection: Connection, app: App | None = None) -> list[Rea
 
 
 def find_read_token(connection: Connection, token_or_id: str) -> ReadToken | None:
-    """Return a token, selected by the token itself or by its id; ``None`` if there is none."""
+    """Return a token, selected by the token itself or by its id, which can be short; ``None`` if there is none.
+
+    :raise UnknownObject: if several ids begin so.
+    """
     found = rows(
         connection,
-        f"SELECT {_COLUMNS} FROM read_tokens WHERE token_hash = %s OR id = %s",
+        f"SELECT {_COLUMNS} FROM read_tokens WHERE token_hash = %s OR id::text LIKE %s",
         hash_read_token(token_or_id),
-        str(token_id) if (token_id := parse_uuid(token_or_id)) else None,
+        id_pattern(str(parse_uuid(token_or_id) or token_or_id)),
     )
+    if len(found) > 1:
+        raise UnknownObject(f"several tokens have an id that begins with {token_or_id}: use more of it")
     return _read_token(found[0]) if found else None
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from uuid import UUID
 
 from tkserver.operations.exceptions import UnknownObject
-from tkserver.operations.models import App, Token, parse_uuid
+from tkserver.operations.models import App, Token, id_pattern, parse_uuid
 from tkserver.storage.blocking import Connection, rows, transaction
 
 _ACTIVE = "is_active AND (expires_at IS NULL OR expires_at > now())"
@@ -49,15 +49,19 @@ def list_tokens(connection: Connection, app: App | None = None) -> list[Token]:
 
 
 def find_token(connection: Connection, token_or_id: str) -> Token:
-    """Return a token, selected by the token itself or by its id.
+    """Return a token, selected by the token itself or by its id, which can be short.
 
-    :raise UnknownObject: if there is none.
+    :raise UnknownObject: if there is none, or if several ids begin so.
     """
     found = _query(connection, f"SELECT {_COLUMNS} FROM api_tokens WHERE token = %s", token_or_id)
     if not found and (token_id := parse_uuid(token_or_id)) is not None:
         found = _query(connection, f"SELECT {_COLUMNS} FROM api_tokens WHERE id = %s", str(token_id))
+    if not found and (pattern := id_pattern(token_or_id)) is not None:
+        found = _query(connection, f"SELECT {_COLUMNS} FROM api_tokens WHERE id::text LIKE %s", pattern)
     if not found:
         raise UnknownObject("there is no such token; tkserver tokens list shows all tokens")
+    if len(found) > 1:
+        raise UnknownObject(f"several tokens have an id that begins with {token_or_id}: use more of it")
     return found[0]
 
 

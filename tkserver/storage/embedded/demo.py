@@ -22,6 +22,10 @@ _SUSPEND = "UPDATE api_tokens SET is_active = false, expires_at = 'epoch' WHERE 
 
 _IS_ACTIVE = "SELECT is_active AND (expires_at IS NULL OR expires_at > now()) FROM api_tokens WHERE token = %s"
 
+NAME = "demo"
+
+_NAME = "INSERT INTO apps (org_id, app_id, name) VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"
+
 _INSTALL = "INSERT INTO api_tokens (org_id, app_id, token, secret) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING"
 
 
@@ -34,6 +38,7 @@ def install(dsn: str, connections: BlockingConnections) -> bool:
     with closing(connections.connect(dsn)) as connection:
         rows(connection, _RESTORE, TOKEN)
         rows(connection, _INSTALL, ORG_ID, APP_ID, TOKEN, SECRET)
+        rows(connection, _NAME, ORG_ID, APP_ID, NAME)
         return bool(value(connection, _IS_ACTIVE, TOKEN))
 
 
