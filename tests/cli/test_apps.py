@@ -48,8 +48,8 @@ def test_list_show_and_rename(tkserver: InProcessCommand, database: Database) ->
     tkserver("apps", "rename", "b", "c")
     assert [app["name"] for app in tkserver("apps", "list", "--json").json] == ["a", "c"]
     table = tkserver("apps", "list").out
-    assert named["app_id"] in table
-    assert "active tokens" in table
+    assert re.search(rf"(?m)^c +{named['app_id'][:8]} ", table)
+    assert named["app_id"] not in table
 
 
 def test_list_shows_recent_activity(tkserver: InProcessCommand, database: Database) -> None:
@@ -67,8 +67,8 @@ def test_list_shows_recent_activity(tkserver: InProcessCommand, database: Databa
     assert first[2] > "2026"  # their clock was wrong, so the time of reception counts
     assert second == [0, 0, None]
     lines = tkserver("apps", "list").out.splitlines()
-    assert re.search("events 30d +users 30d +last event at", lines[0])
-    assert re.search(r"\b1,200 +1 +2\d{3}-", lines[1])
+    assert re.search("events 30d +users 30d +last event", lines[0])
+    assert re.search(r"\b1,200 +1 +\d+ s ago", lines[1])
     assert re.search(r"\b0 +0 +-", lines[2])
 
 

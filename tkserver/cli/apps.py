@@ -66,8 +66,10 @@ def list_(as_json: bool) -> None:
         found = list_apps(connection)
         activity = statistics.read_activity(connection, datetime.now(timezone.utc))
     empty = "No applications. Create one with: tkserver apps create NAME"
-    records = [{**_record(app), **_recent(activity.of(app.app_id, app.org_id))} for app in found]
-    print_records(records, as_json=as_json, empty=empty)
+    recent = [_recent(activity.of(app.app_id, app.org_id)) for app in found]
+    records = [{**_record(app), **numbers} for app, numbers in zip(found, recent, strict=True)]
+    table = [_row(app, numbers) for app, numbers in zip(found, recent, strict=True)]
+    print_records(records, as_json=as_json, empty=empty, table=table)
 
 
 @apps.command()
@@ -276,6 +278,18 @@ def _record(app: App) -> Record:
         "retention_days": app.retention_days,
         "last_used_at": app.last_used_at,
         "created_at": app.created_at,
+    }
+
+
+def _row(app: App, recent: Record) -> Record:
+    """Return a row of the table for people."""
+    return {
+        "name": None if app.name is None else app.title,
+        "id": app.app_id,
+        "events_30d": recent["events_30d"],
+        "users_30d": recent["users_30d"],
+        "last_event": recent["last_event_at"],
+        "quota": app.monthly_quota,
     }
 
 

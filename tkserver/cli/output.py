@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, timedelta, timezone
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 from uuid import UUID
 
 import click
@@ -21,6 +21,9 @@ from tkserver.cli.waiting import not_waiting
 Record = Mapping[str, Any]
 """Values by the names of their columns."""
 
+SHORT_ID_LENGTH = 8
+"""Characters of an id in a table. Commands accept them instead of the id."""
+
 _UNLIMITED_WIDTH = 10_000
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -31,25 +34,65 @@ def json_option(command: _Command) -> _Command:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
-def print_records(records: Sequence[Record], *, as_json: bool, empty: str) -> None:
+def print_records(
+    records: Sequence[Record], *, as_json: bool, empty: str, table: Sequence[Record] | None = None
+) -> None:
     """Print records of the same kind, as a table or a JSON array.
 
+    In a table, ids are short, and times are relative to now.
+
     :param empty: what to print instead of a table without rows.
+    :param table: the records as people read them, if they are others.
     """
     if as_json:
         print_json(records)
     elif not records:
         print_line(empty)
     else:
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for name in records[0]:
-            table.add_column(_heading(name), no_wrap=True)
-        for record in records:
-            table.add_row(*map(text_of, record.values()))
-        # A terminal that is too narrow wraps the lines. A table that fits would truncate ids, which must be copied.
-        console = Console(width=_UNLIMITED_WIDTH, markup=False, emoji=False, highlight=False)
+        _print_table(records if table is None else table)
+
+
+def _print_table(records: Sequence[Record]) -> None:
+    # A long text is continued in the next line of its cell on a terminal, and otherwise makes the table wide.
+    console = Console(markup=False, emoji=False, highlight=False)
+    on_terminal = console.is_terminal
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for name, value in records[0].items():
+        is_text = any(isinstance(record[name], str) for record in records)
+        numeric = isinstance(value, int) and not isinstance(value, bool)
+        justify: Literal["right", "left"] = "right" if numeric else "left"
+        table.add_column(_heading(name), no_wrap=not (is_text and on_terminal), overflow="fold", justify=justify)
+    now = datetime.now(timezone.utc)
+    for record in records:
+        table.add_row(*(_cell(value, now) for value in record.values()))
+    if not on_terminal:
+        console.width = _UNLIMITED_WIDTH
         console.width = console.measure(table).maximum
-        console.print(table)
+    console.print(table)
+
+
+def _cell(value: object, now: datetime) -> str:
+    if isinstance(value, UUID):
+        return str(value)[:SHORT_ID_LENGTH]
+    if isinstance(value, datetime) and value not in _INFINITY:
+        return relative(value, now)
+    return text_of(value)
+
+
+def relative(time: datetime, now: datetime) -> str:
+    """Return when a time is, such as ``5 min ago`` or ``in 23 h``; the date if it is far away."""
+    seconds = (now - time).total_seconds()
+    size, unit = next((pair for pair in _SHORT_UNITS if abs(seconds) >= pair[0]), (1, "s"))
+    number = int(abs(seconds) // size)
+    if unit == "d" and number > MAX_DAYS:
+        return time.date().isoformat()
+    return f"{number} {unit} ago" if seconds >= 0 else f"in {number} {unit}"
+
+
+_SHORT_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"))
+
+MAX_DAYS = 99
+"""Days up to which times are relative to now."""
 
 
 def print_record(record: Record, *, as_json: bool) -> None:

@@ -35,7 +35,8 @@ def prune(dry_run: bool, as_json: bool) -> None:
     column = "to_delete" if dry_run else "deleted"
     records = [_record(limit, column, number) for limit, number in numbers.items()]
     empty = "All events are stored forever. To change this: tkserver apps set-retention APP DAYS"
-    print_records(records, as_json=as_json, empty=empty)
+    table = [{name: value for name, value in record.items() if name != "org_id"} for record in records]
+    print_records(records, as_json=as_json, empty=empty, table=table)
 
 
 def _record(limit: RetentionLimit, column: str, number: int) -> Record:

@@ -133,16 +133,20 @@ def _reason(reason: Reason) -> Record:
 
 def _summary(reason: Reason) -> Record:
     """Return the columns of the table for people."""
-    record = reason._asdict()
-    for column in ("app_id", "org_id", "dropped"):
-        del record[column]
-    return record
+    sdk = " ".join(text for text in (reason.sdk, reason.sdk_version) if text)
+    return {
+        "app": reason.app,
+        "events": reason.events,
+        "last": reason.last_received_at,
+        "sdk": sdk or None,
+        "reason": reason.message,
+    }
 
 
 def _advice(reasons: Sequence[Reason]) -> list[str]:
     """Return what to do about each reason, and how many events were dropped."""
     by_advice = {advice(reason.code, reason.message): reason for reason in reasons}
-    lines = [f"\n{reason.message}\n  {text}" for text, reason in by_advice.items()]
+    lines = [f"\n{reason.code}: {reason.message}\n  {text}" for text, reason in by_advice.items()]
     dropped = {reason.app: reason.dropped for reason in reasons if reason.dropped}
     return lines + [
         f"\nDeleted because the quarantine of {app} is full: {counted(number, 'older event')}."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import timedelta
+from uuid import UUID
 
 import click
 
@@ -21,7 +23,7 @@ from tkserver.cli.output import (
 )
 from tkserver.cli.parameters import Duration
 from tkserver.config import load
-from tkserver.operations.apps import find_app
+from tkserver.operations.apps import find_app, list_apps
 from tkserver.operations.models import TIERS, Token
 from tkserver.operations.read_tokens import (
     ReadToken,
@@ -93,9 +95,12 @@ def list_(app: str | None, show_secret: bool, as_json: bool) -> None:
     with open_database(load({})) as connection:
         selected = None if app is None else find_app(connection, app)
         found, readers = list_tokens(connection, selected), list_read_tokens(connection, selected)
+        names = {app.app_id: app.title for app in list_apps(connection)}
     records = [_record(token, show_secret=show_secret) for token in found]
     records += [_read_record(token, show_secret=show_secret) for token in readers]
-    print_records(records, as_json=as_json, empty="No tokens. Create one with: tkserver tokens create APP")
+    empty = "No tokens. Create one with: tkserver tokens create APP"
+    table = [_row(record, names) for record in records]
+    print_records(records, as_json=as_json, empty=empty, table=table)
 
 
 @tokens.command()
@@ -161,6 +166,21 @@ def _effect(connection: Connection, token: Token | ReadToken) -> str:
         f"Programs can no longer send events of {app.title} with the token {token.id} (last used: {used}). Stored"
         f" events are not affected. The application has {others}."
     )
+
+
+def _row(record: Record, names: Mapping[UUID, str]) -> Record:
+    """Return a row of the table for people. It contains the token itself only together with the secret."""
+    app_id = record["app_id"]
+    credentials = {name: record[name] for name in ("token", "secret") if "secret" in record}
+    return {
+        "app": "all" if app_id is None else names.get(app_id, str(app_id)),
+        "id": record["id"],
+        "tier": record["tier"] or "read",
+        "active": record["active"],
+        "last_used": record["last_used_at"],
+        "expires": record["expires_at"],
+        **credentials,
+    }
 
 
 def _record(token: Token, *, show_secret: bool) -> Record:
