@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+import json
 import socket
 from pathlib import Path
 
 import psycopg2
 import pytest
 import pytest_twisted
-from twisted.internet.task import Clock
+from twisted.internet import reactor
+from twisted.internet.task import Clock, deferLater
 
 from tests.support.blocking_client import get_text
 from tests.support.client import App, Client, batch
@@ -18,8 +21,11 @@ from tests.support.peer import connect
 from tests.support.process import Twistd
 from tests.support.raw_requests import forged_head, signed_request
 from tests.support.scrape import Scrape, scrape
-from tests.support.server import running_server
+from tests.support.server import client_of, running_server
 from tests.support.waiting import until, wait_for
+from tkserver.ingest.readiness import LIFETIME
+from tkserver.log.formatters import format_json
+from tkserver.log.observer import LineObserver, StreamSink
 from tkserver.server.reactor_lag import ReactorLagMeter
 from tkserver.server.supervisor import Supervisor
 
@@ -37,7 +43,7 @@ async def test_index_lists_all_paths(admin: Client) -> None:
     """The index contains the version and the paths, and every path exists."""
     index = (await admin.request("GET", "/")).json
     assert index["version"]
-    assert index.keys() == {"version", "metrics", "apps", "dashboard"}
+    assert index.keys() == {"version", "metrics", "ready", "apps", "dashboard"}
     for name in index.keys() - {"version"}:
         assert (await admin.request("GET", index[name])).status == (401 if name == "dashboard" else 200)
 
@@ -248,3 +254,27 @@ def test_warning_if_exposed(directory: Path, host: str, exposed: bool) -> None:
         server.wait_for_line("the database is not available")
         assert ("other machines can reach" in server.log) is exposed
         assert server.stop() == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_cause_of_unavailability(database: Database) -> None:
+    """While the database refuses to store events, the log, a metric and the admin port say why, and clients do not."""
+    app = App().install(database)
+    async with running_server(database) as server:
+        log = io.BytesIO()
+        observer = LineObserver(format_json, StreamSink(log), reactor)
+        server.worker.components.access_log.write_to(observer.write_request)
+        admin, client = Client(f"http://127.0.0.1:{server.admin_port}"), client_of(server)
+        assert (await admin.request("GET", "/health/ready")).json == {"status": "ready"}
+        database.query("DROP TABLE readiness, events CASCADE")
+        refused = await client.send(app, [make_event()])
+        assert (refused.status, refused.code) == (503, "storage_unavailable")
+        assert b"42P01" not in refused.body
+        await until(lambda: b"42P01" in log.getvalue())
+        await deferLater(reactor, 2 * LIFETIME)
+        ready = await admin.request("GET", "/health/ready")
+        assert (ready.status, ready.json["cause"]) == (503, "42P01")
+        assert "undefined table" in ready.json["message"]
+        assert (await client.request("GET", "/health/ready")).json == {"status": "unavailable"}
+        assert (await scrape(server.admin_port)).sum("tkserver_storage_errors_total", cause="42P01") == 1
+    assert json.loads(log.getvalue().splitlines()[-1])["cause"] == "42P01"

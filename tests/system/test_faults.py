@@ -185,6 +185,7 @@ def test_database_is_read_only(directory: Path, cluster: Cluster) -> None:
         cluster.set("default_transaction_read_only", "on")
         wait_for(lambda: not is_ready(server.url))
         wait_for(lambda: load.statuses.get(503))
+        server.wait_for_line(r"503 [\d.]+ms storage_unavailable \((25006|read_only)\)")
         cluster.set("default_transaction_read_only", "off")
         wait_for(lambda: is_ready(server.url))
 

@@ -32,7 +32,7 @@ _METHODS = {name.encode(): name for name in ("GET", "HEAD", "POST", "PUT", "PATC
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,64}")
 
-_OPTIONAL = ("code", "received", "accepted", "duplicates", "rejected", "quarantined", "org_id", "app_id")
+_OPTIONAL = ("code", "cause", "received", "accepted", "duplicates", "rejected", "quarantined", "org_id", "app_id")
 
 _LEVELS = {level.name: level for level in LogLevel.iterconstants()}
 
@@ -51,6 +51,7 @@ class RequestRecord(Struct, eq=False, gc=False):
     :ivar org_id: the UUID in the path, or the one for which the slug in the path stands if the client is authenticated.
         The same applies to ``app_id``.
     :ivar code: of the error, if there is one.
+    :ivar cause: of an error of the database, see :attr:`tkserver.storage.errors.StorageError.cause`.
     :ivar received: the number of events, if known.
     :ivar accepted: the number of events that are stored now, including ``duplicates``.
     :ivar rejected: the number of invalid events.
@@ -70,6 +71,7 @@ class RequestRecord(Struct, eq=False, gc=False):
     quarantined: int | None = None
     status: int = 0
     code: str | None = None
+    cause: str | None = None
     seconds: float = 0.0
 
     def __str__(self) -> str:
@@ -77,6 +79,8 @@ class RequestRecord(Struct, eq=False, gc=False):
         text = f"{self.method} {self.route} {self.status} {self.seconds * 1000:.1f}ms"
         if self.code is not None:
             text = f"{text} {self.code}"
+        if self.cause is not None:
+            text = f"{text} ({self.cause})"
         if self.received:
             text = f"{text} received={self.received}"
         if self.accepted:

@@ -82,6 +82,12 @@ class Metrics:
             ("code",),
             registry=self._registry,
         )
+        self._storage_errors = Counter(
+            "tkserver_storage_errors",
+            "Requests that failed because of the database, by cause.",
+            ("cause",),
+            registry=self._registry,
+        )
         statuses = dict(_error_codes(ApiError))
         self._errors = {code: errors.labels(code) for code in statuses}
         self._auth_failures = {
@@ -142,6 +148,8 @@ class Metrics:
     def observe_request(self, record: RequestRecord) -> None:
         """Count a finished request."""
         self._requests.add(record)
+        if record.cause is not None:
+            self._storage_errors.labels(record.cause).inc()
         if record.code is not None:
             self._errors[record.code].inc()
             if record.code in self._auth_failures:

@@ -98,7 +98,8 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     ingestion = Ingestion(verifier, scheduler, committer, last_used, ledger, max_bytes, keeps_texts=keeps_texts)
     proxies = TrustedProxies.from_names(settings.server.trusted_proxies)
     admission = IngestAdmission(committer.check_load, _auth_failures(settings, clock), proxies, clock)
-    api = Api(ingestion, admission, Readiness(events.probe, reactor).check, clock, _closed_to_web_pages(settings))
+    readiness = Readiness(events.probe, reactor)
+    api = Api(ingestion, admission, readiness.check, clock, _closed_to_web_pages(settings))
     public = PublicSite(PublicPages(pool, changes, clock), settings.public.embed_origins, ErrorResponses(clock, HINT))
     site = ApiSite(
         ByPrefix(PREFIX, public.resource(), api.resource()),
@@ -116,7 +117,18 @@ def create_worker(settings: Settings, reactor: Any, dsn: str) -> Worker:
     metrics.watch_redis(redis)
     lag_meter = ReactorLagMeter(reactor, metrics.observe_lag)
     components = Components(
-        listener, site, ingestion, pool, changes, last_used, duplicates, redis, lag_meter, metrics, access_log
+        listener,
+        site,
+        ingestion,
+        readiness,
+        pool,
+        changes,
+        last_used,
+        duplicates,
+        redis,
+        lag_meter,
+        metrics,
+        access_log,
     )
     return Worker(components, settings.server.shutdown_timeout)
 
@@ -164,7 +176,8 @@ def create_admin(settings: Settings, reactor: Any, dsn: str, worker: Worker) -> 
         shares, shared = ShareLinks(sign_in, watch, renderer), SharedPages(watch, renderer, admission)
         dashboard = DashboardSite(sign_in, pages, shares, shared, hosts.check, clock).resource()
     check_metrics = _metrics_access(settings, admission, hosts).check if dashboard is not None else lambda _: None
-    api = AdminApi(metrics.exposition, clock, hosts, statistics, check_metrics, dashboard)
+    probe = worker.components.readiness.check
+    api = AdminApi(metrics.exposition, clock, hosts, statistics, check_metrics, dashboard, probe)
     return Admin(AdminListener(api, reactor, host, port), watch, queries)
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 from tkserver import log
 from tkserver.ingest.ingestion import Ingestion
+from tkserver.ingest.readiness import Readiness
 from tkserver.limits.redis import RedisTokenBuckets
 from tkserver.log.access import AccessLog
 from tkserver.server.metrics import Metrics
@@ -35,6 +36,7 @@ class Components:
     listener: Listener
     site: ApiSite
     ingestion: Ingestion
+    readiness: Readiness
     pool: Pool
     changes: ChangeListener
     last_used: LastUsedTimes

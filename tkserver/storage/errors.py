@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import psycopg2
 from psycopg2 import errorcodes
 
@@ -10,9 +12,17 @@ class StorageError(Exception):
     """An operation of the database failed.
 
     The text is written to the log. It names the condition, and never contains a value, a statement or a password.
+
+    :ivar sqlstate: the code of the condition in PostgreSQL; ``None`` if PostgreSQL did not report one.
     """
 
     holds_no_values = True
+    sqlstate: str | None = None
+
+    @property
+    def cause(self) -> str:
+        """A short name of the cause, of which there are few: the SQLSTATE, or the class as in ``connection_lost``."""
+        return self.sqlstate or re.sub("(?<!^)(?=[A-Z])", "_", type(self).__name__).lower()
 
 
 class Unavailable(StorageError):
@@ -66,8 +76,9 @@ def translate(error: BaseException) -> StorageError | None:
     if state is None:
         # The driver itself raised it because of wrong use, or a lost connection. The latter text contains no values.
         return None if isinstance(error, psycopg2.ProgrammingError) else ConnectionLost(_first_line(error))
-    condition = f"{_name(state)} ({state})"
-    return _kind(state)(condition)
+    translated = _kind(state)(f"{_name(state)} ({state})")
+    translated.sqlstate = state
+    return translated
 
 
 def _kind(state: str) -> type[StorageError]:

@@ -10,7 +10,9 @@ from klein import Klein
 from twisted.web.resource import IResource
 
 from tkserver import __version__
+from tkserver.storage.errors import StorageError
 from tkserver.web.allowed_hosts import AllowedHosts
+from tkserver.web.api import Probe
 from tkserver.web.error_responses import ErrorResponses
 from tkserver.web.http.connections import ApiSite, HttpLimits
 from tkserver.web.http.request import ApiRequest
@@ -19,6 +21,7 @@ from tkserver.web.http.routing import ByPrefix, Routes
 from tkserver.web.listen.listener import Listener, tcp_endpoint
 from tkserver.web.requested import ENCODED_SLASH
 from tkserver.web.statistics import StatisticsApi
+from tkserver.wire.api_errors import RETRY_AFTER
 
 _Handler = TypeVar("_Handler", bound=Callable[..., Any])
 
@@ -39,6 +42,7 @@ class AdminApi:
     :param statistics: handles requests for statistics.
     :param check_metrics: called with each request for metrics; raises an ``ApiError`` to reject it.
     :param dashboard: serves all paths below ``/dashboard``; ``None`` if there is no dashboard.
+    :param probe: checks whether the database accepts writes.
     """
 
     _router = Klein()
@@ -53,7 +57,9 @@ class AdminApi:
         statistics: StatisticsApi,
         check_metrics: Callable[[ApiRequest], None],
         dashboard: IResource | None,
+        probe: Probe,
     ) -> None:
+        self._probe = probe
         self._exposition = exposition
         self._check_metrics = check_metrics
         self._dashboard = dashboard
@@ -69,10 +75,20 @@ class AdminApi:
     @_route("/", methods=["GET"])
     def index(self, _: ApiRequest) -> Response:
         """List the paths."""
-        paths = {"metrics": "/metrics", "apps": "/api/v1/apps"}
+        paths = {"metrics": "/metrics", "ready": "/health/ready", "apps": "/api/v1/apps"}
         if self._dashboard is not None:
             paths["dashboard"] = "/dashboard/"
         return json_response(200, {"version": __version__, **paths})
+
+    @_route("/health/ready", methods=["GET"])
+    async def ready(self, _: ApiRequest) -> Response:
+        """Report whether the database accepts writes, and if not, why. The public port does not say why."""
+        try:
+            await self._probe()
+        except StorageError as error:
+            content = {"status": "unavailable", "cause": error.cause, "message": str(error)}
+            return json_response(503, content, {"Retry-After": str(RETRY_AFTER)})
+        return json_response(200, {"status": "ready"})
 
     @_route("/metrics", methods=["GET"])
     def metrics(self, request: ApiRequest) -> Response:

@@ -47,6 +47,7 @@ class ErrorResponses:
         if isinstance(error, ApiError):
             return error
         if isinstance(error, StorageError):
+            request.record.cause = error.cause
             self._log_storage_error(str(error), request_id)
             return StorageUnavailable("the database cannot store events at the moment: try again later")
         if isinstance(error, CancelledError):  # the client has disconnected, so nobody reads this
