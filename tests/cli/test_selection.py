@@ -118,3 +118,18 @@ def test_export_since(tkserver: InProcessCommand, database: Database) -> None:
     store(database, App().install(database), 1, happened="2026-01-01T12:00:00Z")
     assert tkserver("export", "--since", "7d").errors == "1 event\n"
     assert tkserver("export", "--since", "2026-01-01").errors == "2 events\n"
+
+
+def test_days_of_statistics(tkserver: InProcessCommand, database: Database) -> None:
+    """Days of statistics can be how long ago they were, in the time zone of the application."""
+    tkserver("apps", "create", "my-cli")
+    for zone in ("UTC", "Pacific/Kiritimati", "Pacific/Pago_Pago"):
+        tkserver("apps", "set-timezone", "my-cli", zone)
+        days = "SELECT ((now() - interval '%s days') AT TIME ZONE %s)::date::text"
+        before = [database.value(days, number, zone) for number in (7, 1)]
+        panel = tkserver("stats", "my-cli", "overview", "--from", "7d", "--to", "24h", "--json").json
+        after = [database.value(days, number, zone) for number in (7, 1)]
+        assert [panel["from"], panel["to"]] in (before, after)
+    assert "99999999d" in tkserver("stats", "my-cli", "--from", "99999999d", code=2).errors
+    tkserver("stats", "my-cli", "--from", "999999d", code=2)
+    tkserver("export", "--since", "999999d", code=2)

@@ -79,6 +79,12 @@ class Origin(click.ParamType[str]):
             self.fail(f"{value!r}: {error}", param, ctx)
 
 
+def duration_of(text: str) -> timedelta | None:
+    """Return the duration that a text such as ``7d`` represents; ``None`` if it represents none."""
+    match = _DURATION.fullmatch(text)
+    return None if match is None else timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
 class Duration(click.ParamType[timedelta]):
     """A duration such as ``90s``, ``30m``, ``24h`` or ``7d``."""
 
@@ -87,10 +93,10 @@ class Duration(click.ParamType[timedelta]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         if isinstance(value, timedelta):
             return value
-        match = _DURATION.fullmatch(value)
-        if match is None:
+        duration = duration_of(value)
+        if duration is None:
             self.fail(f"{value!r} is not a duration such as 30m, 24h or 7d", param, ctx)
-        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+        return duration
 
 
 class Timestamp(click.ParamType[datetime]):
@@ -102,9 +108,8 @@ class Timestamp(click.ParamType[datetime]):
         if isinstance(value, datetime):
             return value
         try:
-            if match := _DURATION.fullmatch(value):
-                return datetime.now(timezone.utc) - timedelta(**{_UNITS[match[2]]: int(match[1])})
-            return _parse_time(value)
+            ago = duration_of(value)
+            return _parse_time(value) if ago is None else datetime.now(timezone.utc) - ago
         except (ValueError, OverflowError):
             self.fail(f"{value!r} is not a time such as 2026-01-31, 2026-01-31T12:00:00Z or 7d (ago)", param, ctx)
 

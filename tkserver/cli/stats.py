@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 
 import click
@@ -9,10 +10,12 @@ from rich.console import Console
 
 from tkserver.cli.database import open_database, sleep
 from tkserver.cli.output import counted, json_option, print_json, print_line, progress_bar
+from tkserver.cli.parameters import duration_of
 from tkserver.cli.stats_text import print_panel, print_summary
 from tkserver.config import load
 from tkserver.operations import statistics
 from tkserver.operations.apps import find_app
+from tkserver.operations.models import App
 from tkserver.operations.statistics import PANEL_NAMES, Json, is_applicable
 from tkserver.storage.blocking import Connection
 
@@ -21,7 +24,7 @@ from tkserver.storage.blocking import Connection
 @click.argument("app")
 @click.argument("panel", required=False)
 @click.option("--days", help="The last days, including today.  [default: 30]")
-@click.option("--from", "from_", metavar="DAY", help="First day, such as 2026-01-31.")
+@click.option("--from", "from_", metavar="DAY", help="First day, such as 2026-01-31 or 7d (ago).")
 @click.option("--to", metavar="DAY", help="Last day; by default, today.")
 @click.option("--ci", help="exclude, include or only: events of CI.  [default: exclude]")
 @click.option("--version", help="Only events of this version.")
@@ -43,6 +46,7 @@ def stats(app: str, panel: str | None, as_json: bool, from_: str | None, **optio
             _rebuild(connection, panel)
             return
         found = find_app(connection, app)
+        parameters |= _days(connection, found, parameters)
         with progress_bar("aggregating", lambda: statistics.lag(connection)) as advance:
             is_current = statistics.refresh(connection, sleep, advance)
         if not is_current and (missing := statistics.lag(connection)):
@@ -62,6 +66,12 @@ def stats(app: str, panel: str | None, as_json: bool, from_: str | None, **optio
             print_summary(read, Console(highlight=False))
         else:
             print_panel(panel, read(panel), Console(highlight=False))
+
+
+def _days(connection: Connection, app: App, parameters: Mapping[str, str]) -> dict[str, str]:
+    """Return the parameters that say how long ago a day was, as days."""
+    agos = {name: duration_of(parameters[name]) for name in ("from", "to") if name in parameters}
+    return {name: statistics.day_before(connection, app, ago) for name, ago in agos.items() if ago is not None}
 
 
 def _rebuild(connection: Connection, name: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from tkserver.insight import aggregator
@@ -15,12 +15,13 @@ from tkserver.operations.apps import update_setting
 from tkserver.operations.exceptions import InvalidArgument
 from tkserver.operations.models import App
 from tkserver.operations.paced import Sleep
-from tkserver.storage.blocking import Connection
+from tkserver.storage.blocking import Connection, value
 
 __all__ = [
     "PANEL_NAMES",
     "Activity",
     "Json",
+    "day_before",
     "finish_rebuild",
     "is_applicable",
     "lag",
@@ -32,6 +33,14 @@ __all__ = [
 ]
 
 PANEL_NAMES = tuple(PANELS)
+
+MAX_AGO = timedelta(days=36_500)
+
+_DAY_BEFORE = """
+SELECT ((now() - %s) AT TIME ZONE coalesce(
+    (SELECT timezone FROM apps WHERE app_id = %s AND org_id = %s), 'UTC'
+))::date::text
+"""
 
 REBUILD_POLL_INTERVAL = 0.25
 """Seconds between two looks at the progress of another process."""
@@ -58,6 +67,16 @@ def read_panel(connection: Connection, app: App, panel: str, parameters: Mapping
         return compute(connection, *app.key, app.label, panel, parameters, now)
     except InvalidQuery as error:
         raise InvalidArgument(str(error)) from None
+
+
+def day_before(connection: Connection, app: App, ago: timedelta) -> str:
+    """Return the day of a moment in the past, such as ``2026-01-31``, in the time zone of an application.
+
+    :raise InvalidArgument: if it is too long ago.
+    """
+    if ago > MAX_AGO:
+        raise InvalidArgument(f"use a time of at most {MAX_AGO.days} days")
+    return str(value(connection, _DAY_BEFORE, ago, *app.key))
 
 
 def refresh(connection: Connection, sleep: Sleep, progress: aggregator.Progress = lambda _: None) -> bool:
