@@ -43,7 +43,7 @@ END
 $$;
 
 -- These rows exist already when they are restored: the applied migrations, and the sizes of the quarantine, which are
--- counted while it is restored (then this trigger is not the first one).
+-- counted while it is restored (by a trigger, which is therefore not the first one).
 
 CREATE OR REPLACE FUNCTION tkserver_keep_existing_row() RETURNS trigger
 LANGUAGE plpgsql SET search_path FROM CURRENT AS $$
@@ -56,7 +56,7 @@ BEGIN
         is_known := EXISTS (SELECT FROM _yoyo_log WHERE id = NEW.id);
     ELSIF TG_TABLE_NAME = '_yoyo_version' THEN
         is_known := EXISTS (SELECT FROM _yoyo_version WHERE version = NEW.version);
-    ELSIF pg_trigger_depth() = 1 THEN
+    ELSIF pg_trigger_depth() = 1 AND NEW.events > 0 THEN  -- servers insert rows without events
         UPDATE quarantine_usage SET dropped = NEW.dropped WHERE app_id = NEW.app_id AND org_id = NEW.org_id;
         is_known := FOUND;
     END IF;

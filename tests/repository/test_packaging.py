@@ -66,7 +66,9 @@ COMMANDS = (
     "shares list",
     "shares revoke 1",
     "serve --help",
-    "psql -c TABLE/**/orgs",
+    "psql -At -c SELECT/**/name/**/FROM/**/orgs",
+    "apps create staged --staging --json",
+    "apps promote staged --yes",
     "apps list --json",
     "quarantine list",
     "quarantine show my-tool",
@@ -309,5 +311,5 @@ def normalized(text: str, places: Mapping[str, str]) -> str:
     text = re.sub(r"/python[\d.]+", "/python", text)
     text = re.sub(r'"last_used_at": (null|"[^"]+")', '"last_used_at": #', text)  # written every 30 seconds
     text = re.sub(r"/shared/[\w-]{22}", "/shared/#", text)
-    text = re.sub(rf"{uuid}|anon_[0-9a-f]+|[0-9a-f]{{16,}}|[-+]?\d+(?:\.\d+)?", "#", text)
+    text = re.sub(rf"{uuid}|anon_[0-9a-f]+|[0-9a-f]{{16,}}|\b[0-9a-f]{{8}}\b|[-+]?\d+(?:\.\d+)?", "#", text)
     return "\n".join(sorted(re.sub(r"[ ─━]+", " ", line) for line in text.splitlines()))

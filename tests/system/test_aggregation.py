@@ -34,7 +34,7 @@ LOCKED = "SELECT count(*) FROM pg_locks WHERE NOT granted"
 
 
 @contextmanager
-def running(directory: Path, dsn: str, admin_port: int | str = "", **settings: str) -> Iterator[Twistd]:
+def running(directory: Path, dsn: str, admin_port: int | str = "none", **settings: str) -> Iterator[Twistd]:
     """Run a server that aggregates. Unless the test has killed it, it must stop normally."""
     admin = {"TK__ADMIN__PORT": str(admin_port)}
     with Twistd(directory, {"TK__DATABASE__URL": dsn, **ENABLED, **admin, **settings}) as server:
@@ -293,9 +293,9 @@ def test_first_start_with_many_events(directory: Path, database: Database, admin
     app = App().install(database)
     store(database, app, 50_000)
     with running(directory, database.dsn, admin_port) as server:
-        server.wait_for_line(r"aggregated 0 events, about 50000 remain")
+        server.wait_for_line(r"events aggregated: 0; about 50000 remain")
         send(server, app, 1)
-        server.wait_for_line(r"aggregated 5000\d events, none remain")
+        server.wait_for_line(r"events aggregated: 5000\d; none remain")
         wait_until_aggregated(database, server)
     assert aggregated_events(database, app) == 50_001
 
@@ -321,7 +321,7 @@ def test_older_server_leaves_newer_aggregates_alone(directory: Path, database: D
         send(server, app, 1)
         server.wait_for_line("a newer version of tkserver has computed the statistics")
         command = Command.on(database, directory)
-        assert "1 events are not included yet" in command("stats", app.app_id, code=0).errors
+        assert "Not included yet: about 1 event." in command("stats", app.app_id, code=0).errors
         assert "use that version" in command("stats", "rebuild", app.app_id, code=2).errors
     assert database.query("SELECT watermark, definitions FROM insight_progress") == [(0, 1000000)]
 
@@ -338,7 +338,7 @@ def test_commands_while_another_process_aggregates(directory: Path, database: Da
             send(server, app, 3)
             done = command("stats", app.app_id, "--json", code=0)
             assert done.json["totals"]["events"] == 2
-            assert done.errors == "Another process is aggregating: about 3 events are not included yet.\n"
+            assert done.errors == "Another process is aggregating. Not included yet: about 3 events.\n"
         database.query("UPDATE insight_cells SET events = 99")
         command("stats", "rebuild", app.app_id, code=0)
         assert aggregated_events(database, app) == 5

@@ -506,7 +506,6 @@ class TestOptionsAndSettings:
             ({"TK__INGEST__MAX_BODY_BYTES": "0"}, (), "TK__INGEST__MAX_BODY_BYTES: Input should be greater"),
             ({"TK__DATABASE__URL": "mysql://u:hunter2@h/d"}, (), "TK__DATABASE__URL: not a PostgreSQL URL such as"),
             ({"TK__DATABASE__URL": "postgresql://u:hunter2@h/d?x=y"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
-            ({"TK__DATABASE__URL": ""}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
             ({"TK__DATABASE__URL": "postgresql://u:hunter2@h:x/d"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
             ({"TK__DATABASE__URL": "postgresql://u:hun@ter2@h/d"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),
             ({"TK__DATABASE__URL": "postgresql://h/d?sslmode=yes"}, (), "TK__DATABASE__URL: not a PostgreSQL URL"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from functools import cache
+from typing import Any
 
 from psycopg2 import _psycopg
 
@@ -51,7 +52,7 @@ def effective_parameters(dsn: str) -> dict[str, str]:
     return parameters
 
 
-def _values(options: ctypes._Pointer[_Option]) -> Iterator[tuple[str, str]]:
+def _values(options: Any) -> Iterator[tuple[str, str]]:
     index = 0
     while options[index].keyword is not None:
         if options[index].value:
