@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.support.command import Command
+from tests.support.command import Command, InProcessCommand
 from tests.support.database import Database
 from tests.support.terminal import run_on_terminal
+from tkserver.storage.embedded.exceptions import EmbeddedError
 from tkserver.storage.psql import without_password
 
 NEEDS_PSQL = pytest.mark.skipif(shutil.which("psql") is None, reason="needs psql")
@@ -35,10 +36,22 @@ def test_configured_database(database: Database, directory: Path) -> None:
 
 
 def test_without_psql(database: Database, directory: Path) -> None:
-    """Without psql, the command says what to install."""
+    """If psql is not installed, the one of the embedded database is used."""
     empty = directory / "empty"
     empty.mkdir()
     command = Command.on(database, directory, PATH=str(empty))
+    assert command("psql", "-At", "-c", "SELECT 1", code=0).out == "1\n"
+
+
+def test_without_any_psql(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without both, the command says what to install."""
+
+    def not_installed() -> Path:
+        raise EmbeddedError("not installed")
+
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setattr("tkserver.cli.psql.wheel_programs", not_installed)
+    command = InProcessCommand({"TK__DATABASE__URL": database.dsn})
     assert "psql is not installed" in command("psql", code=1).errors
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import time
 from contextlib import closing
 from datetime import datetime, timezone
 from pathlib import Path
@@ -35,7 +36,7 @@ async def use(database: Database, app: App) -> None:
     tkserver("apps", "set-quota", "my-cli", "1000")
     with closing(BlockingConnections().connect(database.dsn)) as connection:
         erasure.record(connection, ERASED, None)
-        publishing.publish(connection, find_app(connection, "my-cli"), None, datetime.now(timezone.utc))
+        publishing.publish(connection, find_app(connection, "my-cli"), None, datetime.now(timezone.utc), time.sleep)
     tkserver("shares", "create", "my-cli", "--name", "Board", "--url", "https://stats.example.org")
     tkserver("dashboard", "--no-browser", "--url", "https://stats.example.org")
     async with running_server(database) as server:

@@ -78,7 +78,7 @@ def test_promotion(connection: Connection, database: Database) -> None:
         put(database, client_of(one), "{}", "{}")
         erasure.record(connection, "client_x", one)
         create_read_token(connection, one)
-    publishing.publish(connection, app, None, datetime.now(timezone.utc))
+    publishing.publish(connection, app, None, datetime.now(timezone.utc), time.sleep)
     statistics.refresh(connection, time.sleep)
     database.query("INSERT INTO insight_duplicates SELECT org_id, app_id, now(), 3 FROM apps")
     tokens = list_tokens(connection, app)

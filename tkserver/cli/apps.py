@@ -172,7 +172,7 @@ def publish(app: str, slug: str | None, as_json: bool) -> None:
     """
     with open_database(load({})) as connection:
         found = find_app(connection, app)
-        page = publishing.publish(connection, found, slug, datetime.now(timezone.utc))
+        page = publishing.publish(connection, found, slug, datetime.now(timezone.utc), time.sleep)
     paths = {"page": page.path, "json": f"{page.path}.json", "badge": f"{page.path}/badge/users.svg"}
     print_record({"name": found.name, "slug": page.slug, **paths, "last_day": page.last_day}, as_json=as_json)
     if not as_json:

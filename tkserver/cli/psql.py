@@ -13,6 +13,7 @@ import click
 from tkserver.cli.exit_codes import Failed
 from tkserver.config import Settings, load
 from tkserver.operations.database import running_database
+from tkserver.storage.embedded.exceptions import EmbeddedError
 from tkserver.storage.embedded.postgres import wheel_programs
 from tkserver.storage.psql import without_password
 
@@ -36,10 +37,13 @@ def psql(arguments: tuple[str, ...]) -> None:
 
 
 def _program(settings: Settings) -> str:
-    """Return the path of psql: that of the embedded PostgreSQL, or otherwise the one that is installed."""
-    if settings.database.url is None:
+    """Return the path of psql: the installed one, or otherwise, and for the embedded database, that of its package."""
+    installed = shutil.which("psql")
+    if settings.database.url is not None and installed is not None:
+        return installed
+    try:
         return str(wheel_programs() / "psql")
-    program = shutil.which("psql")
-    if program is None:
-        raise Failed("psql is not installed: install the PostgreSQL client of your system, such as postgresql-client")
-    return program
+    except EmbeddedError:
+        if settings.database.url is None:
+            raise
+    raise Failed("psql is not installed: install the PostgreSQL client of your system, such as postgresql-client")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -12,6 +11,7 @@ from tkserver.operations import statistics
 from tkserver.operations.exceptions import InvalidArgument, NameTaken, UnknownObject, UnnamedApplication
 from tkserver.operations.models import App
 from tkserver.operations.names import check_public_slug
+from tkserver.operations.paced import Sleep
 from tkserver.storage.blocking import Connection, rows, value
 from tkserver.storage.errors import DuplicateKey
 
@@ -40,10 +40,11 @@ class Published:
         return f"/public/{self.slug}"
 
 
-def publish(connection: Connection, app: App, slug: str | None, now: datetime) -> Published:
+def publish(connection: Connection, app: App, slug: str | None, now: datetime, sleep: Sleep) -> Published:
     """Let everybody see totals of an application. If it is published already, change the slug.
 
     :param slug: the name of the page in its path; by default, the current one, or the slug of the application.
+    :param sleep: waits for a number of seconds.
     :raise InvalidArgument: if there is no slug, or if it is not valid.
     :raise NameTaken: if another application has this page.
     :raise UnnamedApplication: if the application has no name.
@@ -54,7 +55,7 @@ def publish(connection: Connection, app: App, slug: str | None, now: datetime) -
     if slug is None:
         raise InvalidArgument("the application has no slug, which would be the name of the page: specify --slug")
     check_public_slug(slug)
-    statistics.refresh(connection, time.sleep)
+    statistics.refresh(connection, sleep)
     last_day, numbers = public_pages.compute(connection, *app.key, now)
     try:
         rows(connection, _PUBLISH, slug, *app.key, last_day, json.dumps(numbers), now)

@@ -51,7 +51,7 @@ def promote(
         counts = [len(rows(connection, _delete_statement(table), *app.key)) for table in DELETED_TABLES]
         rows(connection, _LIFT, *app.key)
     if public_slug(connection, app) is not None:  # its page still shows the events of the tests
-        publish(connection, app, None, datetime.now(timezone.utc))
+        publish(connection, app, None, datetime.now(timezone.utc), sleep)
     return deleted + counts[0]
 
 

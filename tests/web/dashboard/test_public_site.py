@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -76,7 +77,7 @@ def client(server: Supervisor) -> Client:
 
 
 def publish_now(connection: Connection, slug: str | None = None) -> None:
-    publish(connection, find_app(connection, "my-cli"), slug, datetime.now(timezone.utc))
+    publish(connection, find_app(connection, "my-cli"), slug, datetime.now(timezone.utc), time.sleep)
 
 
 async def comparable(client: Client, method: str, path: str) -> tuple[int, dict[str, str], bytes]:
