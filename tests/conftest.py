@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Generator, Iterator
@@ -48,7 +49,12 @@ _processes_allowed = True
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Create a directory for all processes of the test run, and remove it at the end."""
+    """Create a directory for all processes of the test run, and remove it at the end.
+
+    Processes that tests start inherit ignored signals, such as those of a test run in the background, or with nohup.
+    """
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):  # this process starts the others
         directory = create_shared_directory()
         config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))

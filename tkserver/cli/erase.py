@@ -9,12 +9,14 @@ import click
 from tkserver.cli.confirmation import confirm, dry_run_option, yes_option
 from tkserver.cli.database import open_database, sleep
 from tkserver.cli.output import Record, counted, json_option, print_record
-from tkserver.cli.parameters import USER_ID
+from tkserver.cli.parameters import CheckedText
 from tkserver.config import load
 from tkserver.operations import erasure
 from tkserver.operations.apps import find_app
 from tkserver.operations.models import App
 from tkserver.storage.blocking import Connection
+
+USER_ID = CheckedText("user id", erasure.check_user_id)
 
 
 @click.command()

@@ -12,7 +12,6 @@ import click
 import msgspec
 
 from tkserver.config import origin_of
-from tkserver.operations.erasure import check_user_id
 from tkserver.operations.exceptions import InvalidArgument
 from tkserver.operations.names import check_name, check_public_slug, check_slug
 
@@ -42,7 +41,6 @@ class CheckedText(click.ParamType[str]):
 NAME = CheckedText("name", check_name)
 SLUG = CheckedText("slug", check_slug)
 PUBLIC_SLUG = CheckedText("slug", check_public_slug)
-USER_ID = CheckedText("user id", check_user_id)
 
 
 class HttpUrl(click.ParamType[str]):

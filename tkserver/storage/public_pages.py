@@ -64,7 +64,7 @@ class PublicPages:
 
     async def find(self, slug: str) -> PublicPage | None:
         """Return the page with a slug; ``None`` if there is none, or if the pages could not be read yet."""
-        if self._clock() >= self._valid_until:
+        while self._clock() >= self._valid_until:  # again, if the pages have changed in the meantime
             if self._reading is None or self._reading.done:
                 self._reading = SharedDeferred(ensureDeferred(self._read(self._generation)))
             await self._reading.wait()

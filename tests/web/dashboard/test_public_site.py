@@ -239,3 +239,11 @@ async def test_numbers_are_computed_once_a_day(connection: Connection, database:
     assert public_pages.update_due(connection, now + timedelta(days=1, seconds=29)) == 0
     assert public_pages.update_due(connection, now + timedelta(days=1, seconds=31)) == 1
     assert public_pages.update_due(connection, now + timedelta(days=1, seconds=32)) == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_changes_while_pages_are_read(client: Client, connection: Connection) -> None:
+    """A request that arrives while pages change finds a page that was published before it, however often it happens."""
+    for number in range(30):
+        publish_now(connection, f"page-{number}")
+        assert (await client.request("GET", f"/public/page-{number}")).status == 200
