@@ -28,20 +28,6 @@ BEGIN
 END
 $$;
 
-DO $$
-DECLARE
-    of_table TEXT;
-BEGIN
-    FOREACH of_table IN ARRAY ARRAY['erasure_key', 'dashboard_key', 'insight_progress', 'nonce_window'] LOOP
-        EXECUTE format('DROP TRIGGER IF EXISTS %I ON %I', of_table || '_restored', of_table);
-        EXECUTE format(
-            'CREATE TRIGGER %I BEFORE INSERT ON %I FOR EACH ROW EXECUTE FUNCTION tkserver_replace_unused_row()',
-            of_table || '_restored', of_table
-        );
-    END LOOP;
-END
-$$;
-
 -- These rows exist already when they are restored: the applied migrations, and the sizes of the quarantine, which are
 -- counted while it is restored (by a trigger, which is therefore not the first one).
 
@@ -67,12 +53,22 @@ $$;
 DO $$
 DECLARE
     of_table TEXT;
+    function TEXT;
 BEGIN
-    FOREACH of_table IN ARRAY ARRAY['_yoyo_migration', '_yoyo_log', '_yoyo_version', 'quarantine_usage'] LOOP
+    FOR of_table, function IN VALUES
+        ('erasure_key', 'tkserver_replace_unused_row'),
+        ('dashboard_key', 'tkserver_replace_unused_row'),
+        ('insight_progress', 'tkserver_replace_unused_row'),
+        ('nonce_window', 'tkserver_replace_unused_row'),
+        ('_yoyo_migration', 'tkserver_keep_existing_row'),
+        ('_yoyo_log', 'tkserver_keep_existing_row'),
+        ('_yoyo_version', 'tkserver_keep_existing_row'),
+        ('quarantine_usage', 'tkserver_keep_existing_row')
+    LOOP
         EXECUTE format('DROP TRIGGER IF EXISTS %I ON %I', of_table || '_restored', of_table);
         EXECUTE format(
-            'CREATE TRIGGER %I BEFORE INSERT ON %I FOR EACH ROW EXECUTE FUNCTION tkserver_keep_existing_row()',
-            of_table || '_restored', of_table
+            'CREATE TRIGGER %I BEFORE INSERT ON %I FOR EACH ROW EXECUTE FUNCTION %I()',
+            of_table || '_restored', of_table, function
         );
     END LOOP;
 END

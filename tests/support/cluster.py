@@ -34,6 +34,10 @@ def version(programs: Path) -> str:
     return subprocess.check_output([programs / "postgres", "--version"], text=True).split()[2]
 
 
+NEWEST = max(installations(), key=version)
+"""The newest installation."""
+
+
 def supports_tls(programs: Path) -> bool:
     """Return true if an installation was built with TLS."""
     libraries = subprocess.run(["ldd", programs / "postgres"], capture_output=True, text=True, check=False).stdout

@@ -11,14 +11,12 @@ import pytest
 
 from tests.support.blocking_client import is_ready, post_batch
 from tests.support.client import App, batch
-from tests.support.cluster import PASSWORD, Cluster, installations, version
+from tests.support.cluster import NEWEST, PASSWORD, Cluster
 from tests.support.command import Command
 from tests.support.events import make_event
 from tests.support.ports import reserved_port
 from tests.support.process import Twistd
 from tests.support.waiting import wait_for
-
-NEWEST = max(installations(), key=version)
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -26,13 +24,6 @@ SESSIONS = "SELECT sessions FROM pg_stat_database WHERE datname = current_databa
 
 FEW_SESSIONS = 60
 """A server opens about fifteen sessions when it starts, and this test a few more."""
-
-
-@pytest.fixture
-def cluster(directory: Path) -> Iterator[Cluster]:
-    """A database server for one test."""
-    with Cluster(NEWEST, directory) as cluster:
-        yield cluster
 
 
 @contextmanager
@@ -134,7 +125,7 @@ def cluster_url(*clusters: Cluster, parameters: str = "") -> str:
 
 @pytest.mark.parametrize("parameters", ["", "?target_session_attrs=read-write", "?target_session_attrs=primary"])
 def test_standby_server_is_first(directory: Path, parameters: str) -> None:
-    """Of a standby server and a primary server, migrations, commands and the pool use the primary server."""
+    """Migrations, commands and the pool use the primary server, although the standby server is the first host."""
     with primary_and_standby(directory) as (primary, standby):
         dsn = cluster_url(standby, primary, parameters=parameters)
         check_server_and_command(directory, primary, TK__DATABASE__URL=dsn)

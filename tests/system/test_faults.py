@@ -20,25 +20,16 @@ import pytest
 from bench.flood import flood
 from tests.support.blocking_client import get_json, is_ready
 from tests.support.client import App
-from tests.support.cluster import Cluster, installations, version
+from tests.support.cluster import NEWEST, Cluster
 from tests.support.load import LoadGenerator
 from tests.support.ports import reserved_port
 from tests.support.process import Twistd
 from tests.support.waiting import wait_for
 
-NEWEST = max(installations(), key=version)
-
 pytestmark = pytest.mark.timeout(180)
 
 HANG_SECONDS = 30
 """How long the database hangs: longer than every timeout of the server."""
-
-
-@pytest.fixture
-def cluster(directory: Path) -> Iterator[Cluster]:
-    """A database server for one test."""
-    with Cluster(NEWEST, directory) as cluster:
-        yield cluster
 
 
 @contextmanager

@@ -7,19 +7,14 @@ from __future__ import annotations
 
 import json
 from datetime import date, datetime, timedelta
-from zoneinfo import ZoneInfo
 
+from tkserver.insight.catalog import read_version
 from tkserver.insight.public_numbers import PANELS, PERIODS, Json, public_numbers
 from tkserver.insight.stats import compute_parts, snapshot
-from tkserver.storage.blocking import Connection, rows, transaction, value
+from tkserver.storage.blocking import Connection, rows, transaction
 
 ERASURE_SECONDS = 30
 """Seconds after which an erasure is in all numbers."""
-
-_TIMEZONE = """
-SELECT coalesce((SELECT timezone FROM insight_apps WHERE app_id = %s AND org_id = %s), a.timezone, 'UTC')
-FROM apps AS a WHERE app_id = %s AND org_id = %s
-"""
 
 _DUE = """
 SELECT p.app_id::text, p.org_id::text
@@ -39,8 +34,9 @@ UPDATE public_pages SET last_day = %s, numbers = %s, computed_at = %s WHERE app_
 
 def compute(connection: Connection, app_id: str, org_id: str, now: datetime) -> tuple[date, Json]:
     """Return the day before today, in the time zone of an application, and the public numbers up to that day."""
-    timezone = value(connection, _TIMEZONE, *[app_id, org_id] * 2)
-    last = now.astimezone(ZoneInfo(timezone)).date() - timedelta(1)
+    version = read_version(connection, app_id, org_id)
+    assert version is not None, "only an application with a name has a public page"
+    last = version.app.today(now) - timedelta(1)
 
     def panel(name: str, days: int) -> Json:
         parameters = {"from": str(last - timedelta(days - 1)), "to": str(last)}

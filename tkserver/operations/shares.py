@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from tkserver.operations.apps import list_apps
 from tkserver.operations.exceptions import UnknownObject
 from tkserver.operations.models import App
 from tkserver.storage.blocking import Connection, rows, value
-from tkserver.storage.share_links import DELETE, DELETE_EXPIRED, INSERT, PATH, SELECT_ALL, ShareLink, new_share_token
+from tkserver.storage.share_links import (
+    DELETE,
+    DELETE_EXPIRED,
+    INSERT,
+    PATH,
+    SELECT_ALL,
+    ShareLink,
+    new_share_token,
+    of_app,
+)
 from tkserver.storage.sign_in import hash_token
-
-_LABELS = """
-SELECT a.org_id::text, a.app_id::text, CASE WHEN o.name IS NULL THEN a.name ELSE o.name || '/' || a.name END
-FROM apps AS a LEFT JOIN orgs AS o USING (org_id)
-"""
 
 
 @dataclass(frozen=True)
@@ -43,9 +48,10 @@ def create_share(
 
 def list_shares(connection: Connection, app: App | None) -> list[Share]:
     """Return the links of an application, or of all, that have not expired."""
-    labels = {(org_id, app_id): label for org_id, app_id, label in rows(connection, _LABELS)}
-    links = [ShareLink.from_row(row) for row in rows(connection, SELECT_ALL, *_of(app))]
-    return [Share(link, labels.get((link.org_id, link.app_id), link.app_id)) for link in links]
+    labels = {found.key: found.label for found in list_apps(connection)}
+    selected = of_app(*((None, None) if app is None else app.key))
+    links = [ShareLink.from_row(row) for row in rows(connection, SELECT_ALL, *selected)]
+    return [Share(link, labels.get((link.app_id, link.org_id), link.app_id)) for link in links]
 
 
 def revoke_share(connection: Connection, link_id: int) -> str:
@@ -53,12 +59,6 @@ def revoke_share(connection: Connection, link_id: int) -> str:
 
     :raise UnknownObject: if there is none with this id.
     """
-    for (name,) in rows(connection, DELETE, link_id, *_of(None)):
+    for (name,) in rows(connection, DELETE, link_id, *of_app(None, None)):
         return str(name)
     raise UnknownObject(f"there is no share link {link_id}: tkserver shares list shows all")
-
-
-def _of(app: App | None) -> tuple[str | None, str | None, str | None]:
-    """Return the parameters that select the links of an application, or all."""
-    app_id, org_id = (None, None) if app is None else app.key
-    return app_id, app_id, org_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timezone
+from datetime import datetime
 
 from tkserver.insight.aggregation import lock_progress
 from tkserver.operations.exceptions import NotStaging
@@ -51,7 +51,7 @@ def promote(
         counts = [len(rows(connection, _delete_statement(table), *app.key)) for table in DELETED_TABLES]
         rows(connection, _LIFT, *app.key)
     if public_slug(connection, app) is not None:  # its page still shows the events of the tests
-        publish(connection, app, None, datetime.now(timezone.utc), sleep)
+        publish(connection, app, None, now, sleep)
     return deleted + counts[0]
 
 

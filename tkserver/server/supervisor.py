@@ -191,7 +191,7 @@ class Supervisor(Service):
         await self._when_available(migrations.migrate)
         if self._embedded is not None:
             await self._prepare_demo()
-        if not await self._when_available(has_credentials):
+        if not self._has_demo and not await self._when_available(has_credentials):
             _log.info(
                 "no application can send events yet: create one with: tkserver apps create NAME",
                 event="no_application",

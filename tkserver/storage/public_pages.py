@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import date
+from hashlib import blake2b
 from typing import Any
 
 import msgspec
@@ -36,12 +37,14 @@ class PublicPage(msgspec.Struct, frozen=True):
     :ivar name: of the application.
     :ivar last_day: the last day that is in the numbers.
     :ivar numbers: see :func:`tkserver.insight.public_numbers.public_numbers`.
+    :ivar version: changes whenever anything else does.
     """
 
     slug: str
     name: str
     last_day: date
     numbers: Mapping[str, Mapping[str, Any]]
+    version: str
 
 
 class PublicPages:
@@ -88,4 +91,5 @@ class PublicPages:
 
 
 def _page(slug: str, name: str, last_day: str, numbers: str) -> PublicPage:
-    return PublicPage(slug, name, date.fromisoformat(last_day), msgspec.json.decode(numbers))
+    version = blake2b(msgspec.json.encode([slug, name, last_day, numbers]), digest_size=15).hexdigest()
+    return PublicPage(slug, name, date.fromisoformat(last_day), msgspec.json.decode(numbers), version)

@@ -72,6 +72,11 @@ class ShareLink(NamedTuple):
         return cls(*row)
 
 
+def of_app(app_id: str | None, org_id: str | None) -> tuple[str | None, str | None, str | None]:
+    """Return the parameters that select the links of an application, or all if the ids are ``None``."""
+    return app_id, app_id, org_id
+
+
 def new_share_token() -> str:
     """Return a token with 128 random bits."""
     return secrets.token_urlsafe(16)

@@ -7,7 +7,7 @@ import gzip
 import io
 import json
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from html import unescape
 from urllib.parse import quote
 
@@ -18,7 +18,6 @@ from tests.support.browser import Browser, signed_in
 from tests.support.database import Database, DatabaseServer
 from tests.support.pages import cells_of, html_of, text_of
 from tests.support.sample_statistics import aggregate, install_named, store_recent
-from tests.support.server import running_server
 from tests.support.stored import store
 from tkserver.server.supervisor import Supervisor
 from tkserver.web.dashboard.html import HEADERS
@@ -50,19 +49,6 @@ def module_database(database_server: DatabaseServer) -> Iterator[Database]:
         install_named(database, "empty")
         aggregate(database)
         yield database
-
-
-@pytest_twisted.async_yield_fixture(scope="module")
-async def server(module_database: Database) -> AsyncIterator[Supervisor]:
-    """A server of :func:`module_database`."""
-    async with running_server(module_database) as running:
-        yield running
-
-
-@pytest_twisted.async_yield_fixture
-async def browser(module_database: Database, server: Supervisor) -> AsyncIterator[Browser]:
-    """A browser that is signed in."""
-    yield await signed_in(module_database, server.admin_port)
 
 
 @pytest.mark.parametrize("page", ALL_PAGES)

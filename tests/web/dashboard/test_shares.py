@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from html import unescape
 from urllib.parse import urlsplit
@@ -37,17 +37,10 @@ def module_database(database_server: DatabaseServer) -> Iterator[Database]:
         yield database
 
 
-@pytest_twisted.async_yield_fixture(scope="module")
-async def server(module_database: Database) -> AsyncIterator[Supervisor]:
-    """A server of :func:`module_database`."""
-    async with running_server(module_database) as running:
-        yield running
-
-
-@pytest_twisted.async_yield_fixture
-async def owner(module_database: Database, server: Supervisor) -> AsyncIterator[Browser]:
+@pytest.fixture
+def owner(browser: Browser) -> Browser:
     """The browser of somebody who may share all applications."""
-    yield await signed_in(module_database, server.admin_port)
+    return browser
 
 
 @pytest.fixture

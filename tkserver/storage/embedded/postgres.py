@@ -142,10 +142,11 @@ class EmbeddedPostgres:
         with self._locked():
             self._prepare()
             self._remove_stale_pid_files()
-            if self._is_running() and not (self._socket_dir / _SOCKET).exists():
+            is_running = self._run("pg_ctl", "status", "-D", self._data, check=False).returncode == 0
+            if is_running and not (self._socket_dir / _SOCKET).exists():
                 # Programs that clean temporary directories have deleted the socket.
-                self._run("pg_ctl", "stop", "-D", self._data, "-m", "fast", "-w", "-t", _STOP_TIMEOUT, check=False)
-            if not self._is_running():
+                is_running = self._stop() != 0
+            if not is_running:
                 self._start()
 
     def stop(self) -> None:
@@ -155,7 +156,7 @@ class EmbeddedPostgres:
         self._user = DatabaseUser.for_this_process(self._user_name)
         with self._lock("start"), suppress(BlockingIOError):
             fcntl.flock(self._usage_lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._run("pg_ctl", "stop", "-D", self._data, "-m", "fast", "-w", "-t", _STOP_TIMEOUT, check=False)
+            self._stop()
         os.close(self._usage_lock)
         self._usage_lock = None
 
@@ -231,8 +232,10 @@ class EmbeddedPostgres:
                 raise EmbeddedError(f"processes of an earlier PostgreSQL still use {self._data}: stop them")
             time.sleep(0.1)
 
-    def _is_running(self) -> bool:
-        return self._run("pg_ctl", "status", "-D", self._data, check=False).returncode == 0
+    def _stop(self) -> int:
+        """Stop the server, and return 0 if it has stopped."""
+        stop = self._run("pg_ctl", "stop", "-D", self._data, "-m", "fast", "-w", "-t", _STOP_TIMEOUT, check=False)
+        return stop.returncode
 
     def _start(self) -> None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

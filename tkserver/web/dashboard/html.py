@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Mapping
 from functools import cache
 from hashlib import blake2b
 from importlib.resources import files
@@ -11,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from tkserver.insight.facts import clean
+from tkserver.web.http.request import ApiRequest
 from tkserver.web.http.response import NO_STORE, Response
 
 HEADERS = {
@@ -69,17 +71,30 @@ def static_url(name: str) -> str:
     return f"/dashboard/static/{static_version(name)}/{name}"
 
 
-def page(template: str, status: int = 200, *, is_compressed: bool = False, **values: object) -> Response:
+def page(
+    template: str,
+    status: int = 200,
+    *,
+    is_compressed: bool = False,
+    headers: Mapping[str, str] = HEADERS,
+    cache_control: str = NO_STORE,
+    **values: object,
+) -> Response:
     """Return a page.
 
     :param template: the name of a file in ``templates/``.
     :param is_compressed: true if the client accepts gzip.
     :param values: of the variables in the template.
     """
-    body, headers = environment().get_template(template).render(values).encode(), HEADERS
+    body = environment().get_template(template).render(values).encode()
     if is_compressed:
-        body, headers = gzip.compress(body, COMPRESSION), {**HEADERS, "Content-Encoding": "gzip"}
-    return Response(status, body, headers, content_type="text/html; charset=utf-8", cache_control=NO_STORE)
+        body, headers = gzip.compress(body, COMPRESSION), {**headers, "Content-Encoding": "gzip"}
+    return Response(status, body, headers, content_type="text/html; charset=utf-8", cache_control=cache_control)
+
+
+def accepts_gzip(request: ApiRequest) -> bool:
+    """True if the client accepts compressed pages."""
+    return "gzip" in (request.header("accept-encoding") or "")
 
 
 def redirect(location: str) -> Response:

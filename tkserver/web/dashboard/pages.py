@@ -119,8 +119,7 @@ class DashboardPages:
             return html.redirect(CatalogUrls(asked.catalog).page(asked.app, page, asked.filters))
         if asked.app.changed_at is None and page != "data":
             return await self._start(request, viewer, asked, page)
-        panels = await self._renderer.panels_of(asked.catalog, asked.app, page, asked.filters)
-        panels["values"] = await self._renderer.panel(asked.catalog, asked.app, "values")
+        panels = await self._renderer.panels_of(asked.catalog, asked.app, page, asked.filters, ("values",))
         values = {"app": asked.app, "page": page, "panels": panels, **panels, "filters": asked.filters}
         if page == "data":
             (app_status,) = await self._status.of([asked.app])

@@ -5,12 +5,11 @@ A path of an application that is not published gets the response of a path that 
 
 from __future__ import annotations
 
-import gzip
 from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from hashlib import blake2b, sha256
+from hashlib import sha256
 from typing import Any, TypeVar, cast
 
 import msgspec
@@ -24,10 +23,10 @@ from tkserver import __version__
 from tkserver.insight.public_numbers import MIN_USERS, PERIODS
 from tkserver.log.access import NO_ROUTE
 from tkserver.storage.public_pages import PublicPage, PublicPages
+from tkserver.web.dashboard import html
 from tkserver.web.dashboard.badges import BADGES, badge, shields_badge, svg_badge
 from tkserver.web.dashboard.charts import bar
 from tkserver.web.dashboard.formats import Formats
-from tkserver.web.dashboard.html import COMPRESSION, STYLE, environment, static_file
 from tkserver.web.entity_tags import conditional
 from tkserver.web.error_responses import ErrorResponses
 from tkserver.web.http.request import ApiRequest
@@ -101,7 +100,7 @@ class PublicSite:
         if name.endswith(JSON_SUFFIX):
             return self._respond(request, page, ("json",), lambda: _json(json_content(page)))
         formats = Formats.for_languages(request.header("accept-language"))
-        is_compressed = "gzip" in (request.header("accept-encoding") or "")
+        is_compressed = html.accepts_gzip(request)
         key = ("page", formats, is_compressed)
         return self._respond(request, page, key, lambda: self._page(page, formats, is_compressed=is_compressed))
 
@@ -136,28 +135,26 @@ class PublicSite:
         self, request: ApiRequest, page: PublicPage, variant: tuple[object, ...], create: Callable[[], Response]
     ) -> Response:
         """Return a response, which is created once for each version of the page."""
-        version = blake2b(msgspec.json.encode([__version__, page]), digest_size=15).hexdigest()
+        version = f"{page.version}-{__version__}"
         response = self._responses.get((version, *variant))
         if response is None:
             response = self._responses[(version, *variant)] = create()
         return conditional(request, response, f'W/"{version}"')
 
     def _page(self, page: PublicPage, formats: Formats, *, is_compressed: bool) -> Response:
-        style = static_file(STYLE).decode()
-        context = {
-            "page": page,
-            "periods": PERIODS,
-            "tables": {title: rows for name, title in CATEGORIES.items() if (rows := table(page, name))},
-            "min_users": MIN_USERS,
-            "f": formats,
-            "bar": bar,
-            "css": Markup(style),  # noqa: S704 -- a file of this package
-        }
-        body = environment().get_template("public.html").render(context).encode()
-        headers = {**_HEADERS, **self._page_policy(), "Vary": "Accept-Language, Accept-Encoding"}
-        if is_compressed:
-            body, headers = gzip.compress(body, COMPRESSION), {**headers, "Content-Encoding": "gzip"}
-        return Response(200, body, headers, content_type="text/html; charset=utf-8", cache_control=CACHE_CONTROL)
+        return html.page(
+            "public.html",
+            is_compressed=is_compressed,
+            headers={**_HEADERS, **self._page_policy(), "Vary": "Accept-Language, Accept-Encoding"},
+            cache_control=CACHE_CONTROL,
+            page=page,
+            periods=PERIODS,
+            tables={title: rows for name, title in CATEGORIES.items() if (rows := table(page, name))},
+            min_users=MIN_USERS,
+            f=formats,
+            bar=bar,
+            css=Markup(html.static_file(html.STYLE).decode()),  # noqa: S704 -- a file of this package
+        )
 
     def _page_policy(self) -> Mapping[str, str]:
         ancestors = " ".join(self._embedders) or "'none'"
@@ -168,7 +165,7 @@ class PublicSite:
 
 @cache
 def _style_hash() -> str:
-    return f"sha256-{b64encode(sha256(static_file(STYLE)).digest()).decode()}"
+    return f"sha256-{b64encode(sha256(html.static_file(html.STYLE)).digest()).decode()}"
 
 
 def json_content(page: PublicPage) -> dict[str, object]:

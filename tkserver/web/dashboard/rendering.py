@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -75,13 +75,16 @@ class PageRenderer:
         content: Json = msgspec.json.decode(found.body)
         return content
 
-    async def panels_of(self, catalog: Catalog, app: AppState, page: str, filters: Filters) -> dict[str, Json]:
-        """Return the panels of a page by name."""
+    async def panels_of(
+        self, catalog: Catalog, app: AppState, page: str, filters: Filters, others: Sequence[str] = ()
+    ) -> dict[str, Json]:
+        """Return the panels of a page, and others, by name. They are computed at the same time."""
         own, recent = PAGES[page], filters.end(app.today(self.panels.now), RECENT_DAYS)
+        names = (*own.panels, *others)
         found = await all_of(
-            self.panel(catalog, app, name, recent if name in own.recent_panels else filters) for name in own.panels
+            self.panel(catalog, app, name, recent if name in own.recent_panels else filters) for name in names
         )
-        return dict(zip(own.panels, found, strict=True))
+        return dict(zip(names, found, strict=True))
 
     async def export(self, catalog: Catalog, app: AppState, panel: str, file: str, filters: Filters) -> Response:
         """Return a panel as JSON, or one of its lists as CSV.
@@ -106,7 +109,7 @@ class PageRenderer:
         """
         formats = Formats.for_languages(request.header("accept-language"))
         own = {"app_url": _escaped(urls.page), "export_url": _escaped(urls.file), "f": formats}
-        is_compressed = "gzip" in (request.header("accept-encoding") or "")
+        is_compressed = html.accepts_gzip(request)
         context = {**_COMMON, **own, **values}
         return await self._in_thread(partial(_page, template, context, formats, is_compressed=is_compressed))
 

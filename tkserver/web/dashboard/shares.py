@@ -24,6 +24,7 @@ from tkserver.storage.share_links import (
     ShareLink,
     is_share_token,
     new_share_token,
+    of_app,
 )
 from tkserver.storage.sign_in import hash_token
 from tkserver.web.admission import IngestAdmission
@@ -87,11 +88,10 @@ class SharedPages:
         :raise InvalidShareLink: if the link is not valid.
         :raise NotFound: if it does not show this page.
         """
-        link, app, filters = await self._find(request, token)
+        link, catalog, app, filters = await self._find(request, token)
         page = page or link.pages[0]
         if page not in link.pages:
             raise NotFound("this link does not show this page")
-        catalog = await self._watch.current(grace=False)
         panels = await self._renderer.panels_of(catalog, app, page, filters)
         values = {"app": app, "page": page, "panels": panels, **panels, "filters": filters}
         urls = SharedUrls(token, link, filters)
@@ -104,15 +104,14 @@ class SharedPages:
         :raise InvalidShareLink: if the link is not valid.
         :raise NotFound: if it does not show this panel.
         """
-        link, app, filters = await self._find(request, token)
+        link, catalog, app, filters = await self._find(request, token)
         if not any(panel in PAGES[page].panels for page in link.pages):
             raise NotFound("this link does not show these numbers")
-        catalog = await self._watch.current(grace=False)
         response = await self._renderer.export(catalog, app, panel, file, filters)
         return response.with_headers(_SHARED_HEADERS)
 
-    async def _find(self, request: ApiRequest, token: str) -> tuple[ShareLink, AppState, Filters]:
-        """Return a link, its application, and its filters.
+    async def _find(self, request: ApiRequest, token: str) -> tuple[ShareLink, Catalog, AppState, Filters]:
+        """Return a link, the catalog, its application, and its filters.
 
         :raise InvalidShareLink: if the link is not valid.
         """
@@ -127,7 +126,8 @@ class SharedPages:
             )
         link = ShareLink.from_row(found[0])
         catalog = await self._watch.current(grace=False)
-        return link, find_app(catalog, link.app_id, Scope(link.app_id, link.org_id)), Filters.from_query(link.filters)
+        app = find_app(catalog, link.app_id, Scope(link.app_id, link.org_id))
+        return link, catalog, app, Filters.from_query(link.filters)
 
 
 class ShareLinks:
@@ -171,7 +171,7 @@ class ShareLinks:
         """Return the page that lists the links."""
         viewer = self._sharer(await self._access.viewer(request))
         catalog = await self._watch.current(grace=True)
-        rows = await self._watch.query(SELECT_ALL, _of_scope(viewer.scope))
+        rows = await self._watch.query(SELECT_ALL, of_app(viewer.scope.app_id, viewer.scope.org_id))
         shares = [_listed(catalog, ShareLink.from_row(row)) for row in rows]
         urls = CatalogUrls(catalog)
         return await self._renderer.render(request, "shares.html", urls, viewer=viewer, shares=shares)
@@ -181,7 +181,9 @@ class ShareLinks:
         viewer, _ = await self._access.submission(request)
         self._sharer(viewer)
         is_id = link_id.isascii() and link_id.isdigit() and int(link_id[:20]) <= MAX_ID
-        if not is_id or not await self._watch.query(DELETE, (link_id, *_of_scope(viewer.scope))):
+        if not is_id or not await self._watch.query(
+            DELETE, (link_id, *of_app(viewer.scope.app_id, viewer.scope.org_id))
+        ):
             raise NotFound("there is no such link")
         return html.redirect(LIST_PATH)
 
@@ -194,10 +196,6 @@ class ShareLinks:
         if not viewer.can_share:
             raise Forbidden("you may see numbers, but not share them: see tkserver dashboard --share")
         return viewer
-
-
-def _of_scope(scope: Scope) -> tuple[str | None, str | None, str | None]:
-    return scope.app_id, scope.app_id, scope.org_id
 
 
 def _listed(catalog: Catalog, link: ShareLink) -> tuple[ShareLink, str, Filters]:

@@ -128,6 +128,8 @@ _NO_PATH = "/\0"
 
 def without_host(path: bytes) -> bytes:
     """Return the path of a request target, which may have a scheme and a host (RFC 9112, section 3.2.2)."""
+    if path.startswith(b"/"):
+        return path
     absolute = _ABSOLUTE.match(path)
     return path[absolute.end() :] or b"/" if absolute else path
 
