@@ -106,7 +106,7 @@ def test_other_closed_streams(command: Command, name: str, redirection: str) -> 
 
 
 def test_encodings(command: Command, database: Database) -> None:
-    """What the encoding of the terminal cannot represent is printed as an escape."""
+    """Characters that the encoding of the terminal cannot represent are printed as escape sequences."""
     settings = {**command.environment, "PYTHONIOENCODING": "latin-1"}
     for arguments in (["apps", "create", "日本"], ["apps", "list"], ["apps", "show", "日本"]):
         done = subprocess.run([PROGRAM, *arguments], cwd=command.directory, env=settings, capture_output=True)

@@ -37,7 +37,7 @@ def test_old_token_works_until_the_overlap_ends(tkserver: InProcessCommand, twis
 
 
 def test_rotation_reports_older_tokens(tkserver: InProcessCommand) -> None:
-    """For people, a rotation prints how many older tokens remain active and how to revoke them."""
+    """A rotation prints how many older tokens remain active, and how to revoke them, unless it prints JSON."""
     tkserver("apps", "create", "a")
     output = tkserver("tokens", "rotate", "a", "--overlap", "30m").out
     assert "Active for at most 30 minutes: 1 older token. " in output

@@ -15,7 +15,7 @@ from tkserver.cli.output import counted, duration
 
 @pytest.mark.parametrize(("number", "text"), [(0, "0 events"), (1, "1 event"), (2, "2 events"), (1234, "1,234 events")])
 def test_counted(number: int, text: str) -> None:
-    """One is singular."""
+    """The noun is in the singular after one, and otherwise in the plural."""
     assert counted(number, "event") == text
 
 
@@ -47,7 +47,7 @@ def test_rotation_without_overlap(tkserver: InProcessCommand) -> None:
 
 
 def test_one_event(tkserver: InProcessCommand, database: Database) -> None:
-    """One event is not called events."""
+    """Commands use the singular for one event and for one day."""
     app = tkserver("apps", "create", "my-cli", "--json").app
     store(database, app, 1)
     assert tkserver("export").errors == "1 event\n"

@@ -54,7 +54,7 @@ def test_json() -> None:
 
 
 def test_text() -> None:
-    """In a text line, further lines begin with a tab, and ids are at the end."""
+    """A text record has its ids after the message. Each further line of it begins with a tab."""
     line = formatters.format_text(
         LogRecord.from_event(event(format="one\ntwo", request_id="r", other=1), "info")
     ).decode()

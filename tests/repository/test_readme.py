@@ -81,7 +81,7 @@ def test_all_rust_examples_are_tested() -> None:
 
 @pytest.mark.timeout(300)
 def test_new_user(directory: Path) -> None:
-    """In a fresh checkout, the start command, the first event, its export and the Python example work."""
+    """A new user can start the server from a fresh checkout, send the first event, export it, and run the example."""
     checkout = copy_tracked(directory / "checkout")
     start = block_with("sh", "twistd -n tkserver").strip()
     install, _, command = start.rpartition(" && ")

@@ -160,7 +160,7 @@ def choose(sessions: Sessions, ports: str, *, writes: bool) -> str | None:
     ],
 )
 def test_session_attributes_select_a_server(sessions: Sessions, reader: str, writer: str | None) -> None:
-    """Of several servers, the one is used that ``target_session_attrs`` selects, and that accepts writes if needed."""
+    """``target_session_attrs`` selects one of several servers. It accepts writes if the connection needs that."""
     assert choose(sessions, "321", writes=False) == reader
     assert choose(sessions, "321", writes=True) == writer
 

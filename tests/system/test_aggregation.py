@@ -246,7 +246,7 @@ def test_stop_during_an_aggregation(directory: Path, other_directory: Path, data
 def test_two_servers(
     directory: Path, other_directory: Path, database: Database, admin_port: int, other_admin_port: int
 ) -> None:
-    """One of two servers aggregates, both report the lag, and the other one continues when the first one is killed."""
+    """Two servers report the lag, and one of them aggregates. When it is killed, the other one continues."""
     app = App().install(database)
     with running(directory, database.dsn, admin_port) as first:
         first.wait_for_line("this server aggregates")

@@ -35,7 +35,7 @@ class Writer(Protocol):
 
 
 class NdjsonWriter:
-    """One event per line, in the format of the API: as it was sent, and as it can be sent again."""
+    """Writes one event per line, in the format of the API: as it was sent, and as it can be sent again."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file

@@ -65,7 +65,7 @@ class Aggregation:
 
     @property
     def lag_seconds(self) -> float:
-        """How long the oldest event that is not aggregated has been waiting, as far as it is known."""
+        """Seconds for which the oldest event that is not aggregated has been waiting, as far as that is known."""
         silent = self._reactor.seconds() - self._reported_at
         is_silent = silent > max(MAX_STATE_AGE, 3 * self._task.interval)
         return self.state.lag_seconds + (silent if is_silent else 0.0)

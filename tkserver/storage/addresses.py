@@ -45,7 +45,7 @@ _FIXED = {
 
 @dataclass(frozen=True)
 class Address:
-    """One address of the database.
+    """An address of the database.
 
     :ivar name: for messages.
     :ivar timeout: seconds for an attempt to connect.
@@ -58,7 +58,7 @@ class Address:
 
 
 class Sessions(Enum):
-    """Which sessions are acceptable: ``target_session_attrs`` of libpq."""
+    """The sessions that are acceptable: the values of ``target_session_attrs`` in libpq."""
 
     ANY = "any"
     READ_WRITE = "read-write"
@@ -74,7 +74,7 @@ SELECT_STATE = "SELECT current_setting('transaction_read_only') = 'on', pg_is_in
 
 @dataclass(frozen=True)
 class State:
-    """What a session can do.
+    """The state of a session.
 
     :ivar read_only: it cannot write.
     :ivar standby: its server is a standby server.
